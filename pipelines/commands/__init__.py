@@ -1,0 +1,1 @@
+"""The groups of commands that the command line is made of."""

@@ -1,0 +1,312 @@
+"""Files and objects by URL: the one place that knows fsspec."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+import fsspec.core
+import stamina
+from fsspec.implementations.local import LocalFileSystem
+
+from operators.errors import HilbertflowError
+from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
+from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart
+from storage.references import package_path
+
+_T = TypeVar("_T")
+_ATTEMPTS, _TIMEOUT_S = 5, 30.0
+
+
+@dataclass
+class Traffic:
+    """Requests and bytes that went through a location and everything joined from it; safe to share between threads."""
+
+    requests: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, requests: int = 1, read: int = 0, written: int = 0) -> None:
+        """Count one or more requests and the bytes they moved."""
+        with self._lock:
+            self.requests += requests
+            self.bytes_read += read
+            self.bytes_written += written
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file, an object or a prefix, named by URL.
+
+    A plain path (made absolute, so that a worker with another working directory means the same file), ``file://``,
+    ``s3://``, ``memory://``, ``hf://`` or any protocol that fsspec knows, and ``package://NAME/path`` for files that an
+    installed package carries. The file system behind it is made on first use, in the process and thread group that
+    uses it (s3fs does not survive a fork); a pickled location is its URL. ``path`` arguments are relative, with ``/``.
+
+    Every method raises `HilbertflowError` naming the URL, `MissingFileError` when there is no such file. Timeouts,
+    broken connections, HTTP 5xx and throttling are tried again up to 5 times within 30 seconds.
+    """
+
+    url: str
+    traffic: Traffic = field(default_factory=Traffic, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        url = os.fspath(self.url)
+        if not url or "\0" in url:
+            raise HilbertflowError("an empty path or one with a NUL character names nothing", where=repr(url))
+        if "://" not in url and "::" not in url:
+            url = os.path.abspath(os.path.expanduser(url))
+        object.__setattr__(self, "url", url if url.endswith("://") or url == "/" else url.rstrip("/"))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Location, (self.url,)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def join(self, *path: str) -> Location:
+        """The location of ``path`` below this one; its traffic counts here too."""
+        return Location(self._url("/".join(path)), self.traffic)
+
+    @property
+    def name(self) -> str:
+        """Last component of the URL."""
+        return self.url.rsplit("/", 1)[-1]
+
+    @property
+    def local_path(self) -> str | None:
+        """Path on this machine's file system, for memory maps; None for an object store."""
+        system, path = self._at("")
+        return path if isinstance(system, LocalFileSystem) else None
+
+    def exists(self, path: str = "") -> bool:
+        """True when there is a file, an object or a prefix of this name."""
+        return bool(self._try(path, "read", lambda fs, p: (fs.invalidate_cache(), fs.exists(p))[1]))
+
+    def is_dir(self, path: str = "") -> bool:
+        """True for a directory or a non-empty prefix."""
+        return bool(self._try(path, "read", lambda fs, p: (fs.invalidate_cache(), fs.isdir(p))[1]))
+
+    def size(self, path: str = "") -> int:
+        """Bytes of a file or an object."""
+
+        def ask(fs: Any, where: str) -> int:
+            fs.invalidate_cache()
+            info = fs.info(where)
+            if info.get("type") == "directory":
+                raise HilbertflowError("is a directory where a file is expected", where=self._url(path))
+            if info.get("size") is None:
+                raise HilbertflowError("the server does not tell its size", where=self._url(path))
+            return int(info["size"])
+
+        return self._try(path, "read", ask)
+
+    def read(self, path: str = "", start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes ``start`` (included) to ``stop`` (excluded, default the end); raises when fewer are there."""
+        if start < 0 or (stop is not None and stop < start):
+            raise HilbertflowError(f"no such byte range: {start} to {stop}", where=self._url(path))
+        if stop == start:
+            return b""
+        whole = start == 0 and stop is None
+        data = self._try(path, "read", lambda fs, p: fs.cat_file(p) if whole else fs.cat_file(p, start=start, end=stop))
+        self.traffic.add(0, read=len(data))
+        if stop is not None and len(data) != stop - start:
+            raise self._short(path, start, stop, len(data))
+        return bytes(data)
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> tuple[bytes, ...]:
+        """Many ``(path, start, stop)`` at once, concurrently where the store allows it, in the order asked."""
+        if not ranges:
+            return ()
+        system, _ = self._at("")
+        asked = [(self._at(path)[1], start, stop) for path, start, stop in ranges]
+        paths, starts, stops = [list(part) for part in zip(*asked, strict=True)]
+        self.traffic.add(len(ranges) - 1)
+        parts = self._try(ranges[0][0], "read", lambda *_: system.cat_ranges(paths, starts, stops, on_error="raise"))
+        for (path, start, stop), part in zip(ranges, parts, strict=True):
+            if len(part) != stop - start:
+                raise self._short(path, start, stop, len(part))
+        self.traffic.add(0, read=sum(map(len, parts)))
+        return tuple(bytes(part) for part in parts)
+
+    def open(self, path: str = "") -> BinaryIO:
+        """A seekable, read-only file of ranged reads, for libraries that want a file object."""
+        return cast("BinaryIO", io.BufferedReader(_RangeFile(self, path), 1 << 16))
+
+    def write_atomic(self, path: str, data: bytes | bytearray | memoryview) -> None:
+        """Write a whole file or object; a reader sees the old bytes or the new ones, never a part."""
+        with self.create(path) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def create(self, path: str = "") -> Iterator[BinaryIO]:
+        """Write a file of any length in a stream; it appears, whole, when the block ends without an error.
+
+        On disk: a temporary file in the same directory, fsync, rename. On an object store: one put, or one multipart
+        upload that is completed at the end.
+        """
+        system, where = self._at(path)
+        part: Part
+        if isinstance(system, LocalFileSystem):
+            part = LocalPart(where)
+        else:
+            part = RemotePart(lambda put: self._try(path, "written", put))
+        try:
+            self._guarded(path, "written", part.begin)
+            yield cast("BinaryIO", _Writer(self, path, part))
+            self._guarded(path, "written", part.commit)
+        except BaseException:
+            part.abandon()
+            raise
+        if isinstance(part, LocalPart):
+            self.traffic.add()
+
+    def list(self, prefix: str = "") -> tuple[str, ...]:
+        """Paths of all files below a prefix, relative to this location, sorted; none when there is no such prefix."""
+        return tuple(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every file below a prefix, by path relative to this location, sorted."""
+        root = self._at("")[1].rstrip("/")
+        found = self._try(prefix, "listed", lambda fs, p: (fs.invalidate_cache(), fs.find(p, detail=True))[1])
+        pairs = ((str(name)[len(root) :].lstrip("/"), int(info.get("size") or 0)) for name, info in found.items())
+        return dict(sorted((name, size) for name, size in pairs if name and not name.endswith(TEMPORARY)))
+
+    def delete(self, path: str = "", *, recursive: bool = False) -> None:
+        """Remove a file, or with ``recursive`` all below a prefix; not an error when there is nothing."""
+
+        def remove(fs: Any, where: str) -> None:
+            fs.invalidate_cache()
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm(where, recursive=True) if recursive else fs.rm_file(where)
+
+        self._try(path, "deleted", remove)
+
+    def _url(self, path: str) -> str:
+        path = _relative(path)
+        if not path:
+            return self.url
+        return self.url + path if self.url.endswith("/") else f"{self.url}/{path}"
+
+    def _at(self, path: str) -> tuple[Any, str]:
+        system, root = _resolve(self.url, os.getpid())
+        path = _relative(path)
+        if not path:
+            return system, root
+        return system, f"{root.rstrip('/')}/{path}" if root else path
+
+    def _short(self, path: str, start: int, stop: int, got: int) -> HilbertflowError:
+        return HilbertflowError(
+            f"ends after byte {start + got}, bytes {start} to {stop} are expected", where=self._url(path),
+            remedy="the file is truncated: copy it again",
+        )  # fmt: skip
+
+    def _try(self, path: str, doing: str, action: Callable[[Any, str], _T]) -> _T:
+        """Run a request: tried again while the fault may pass, explained when it does not."""
+
+        def attempt() -> _T:
+            system, where = self._at(path)
+            for retry in stamina.retry_context(
+                on=is_transient, attempts=_ATTEMPTS, timeout=_TIMEOUT_S, wait_initial=0.1, wait_max=4.0
+            ):
+                with retry:
+                    self.traffic.add()
+                    return action(system, where)
+            raise AssertionError("a retry context ends by a result or by an error")
+
+        return self._guarded(path, doing, attempt)
+
+    def _guarded(self, path: str, doing: str, action: Callable[[], _T]) -> _T:
+        try:
+            return action()
+        except Exception as error:
+            if isinstance(error, HilbertflowError) or not is_storage_fault(error):
+                raise
+            raise explained(error, self._url(path), doing) from error
+
+
+def _relative(path: str) -> str:
+    path = path.strip("/")
+    if ".." in path.split("/"):  # a name from a file must not lead out of the place the user named
+        raise HilbertflowError("a path may not climb with '..'", where=path)
+    return path
+
+
+@functools.lru_cache(maxsize=256)
+def _resolve(url: str, pid: int) -> tuple[Any, str]:
+    """The file system and the path in it; ``pid`` keeps a forked worker from using its parent's connections."""
+    if url.startswith("package://"):
+        url = package_path(url)
+    protocol = url.partition("://")[0] if "://" in url else "file"
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        remedy = f"pip install {EXTRAS[protocol]}" if protocol in EXTRAS else str(error)
+        raise HilbertflowError(f"{protocol}:// needs a missing package", where=url, remedy=remedy) from error
+    except ValueError as error:
+        known = ", ".join(f"{name}://" for name in ("file", "s3", "gs", "abfs", "http", "hf", "memory", "package"))
+        raise HilbertflowError(f"unknown protocol {protocol}:// ({error})", where=url, remedy=f"use {known}") from error
+    except Exception as error:
+        if not is_storage_fault(error):
+            raise
+        raise explained(error, url, "read") from error
+    return system, str(path)
+
+
+class _RangeFile(io.RawIOBase):
+    """A read-only file whose every read is one ranged request."""
+
+    def __init__(self, location: Location, path: str) -> None:
+        super().__init__()
+        self._location, self._path, self._at = location, path, 0
+        self._size = location.size(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError("a seek before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        stop = min(self._at + len(view), self._size)
+        if stop <= self._at:
+            return 0
+        data = self._location.read(self._path, self._at, stop)
+        view[: len(data)] = data
+        self._at = stop
+        return len(data)
+
+
+class _Writer(io.RawIOBase):
+    """What `Location.create` hands out: counts what is written and explains a full disk."""
+
+    def __init__(self, location: Location, path: str, part: Part) -> None:
+        super().__init__()
+        self._location, self._path, self._part = location, path, part
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        done = self._location._guarded(self._path, "written", lambda: self._part.write(data))
+        self._location.traffic.add(0, written=done)
+        return done

@@ -1,0 +1,121 @@
+"""Writing a file so that it is seen whole or not at all, on disk and on an object store."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import secrets
+import tempfile
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol
+
+TEMPORARY = ".hfpart"
+_IN_MEMORY = 64 << 20
+
+
+class Part(Protocol):
+    """A file on its way: begun, written, then committed or abandoned."""
+
+    def begin(self) -> None:
+        """Make room for it."""
+
+    def write(self, data: Any) -> int:
+        """Append bytes and return their number."""
+
+    def commit(self) -> None:
+        """Let it appear under its name."""
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+
+
+class LocalPart:
+    """A temporary file in the same directory, flushed to the device, then renamed over the name."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._part = ""
+        self._file: BinaryIO | None = None
+
+    def begin(self) -> None:
+        """Create the temporary file, and the directory when there is none."""
+        folder, name = os.path.split(self._path)
+        os.makedirs(folder, exist_ok=True)
+        if os.path.isdir(self._path):
+            raise IsADirectoryError(self._path)
+        self._part = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
+        # Not mkstemp: its mode 0600 would hide an archive from the other users of a shared disk.
+        self._file = os.fdopen(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        assert self._file is not None
+        return self._file.write(data)
+
+    def commit(self) -> None:
+        """Sync, rename, sync the directory."""
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self._path)
+        folder = os.open(os.path.dirname(self._path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def abandon(self) -> None:
+        """Remove the temporary file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        if self._part:
+            with contextlib.suppress(OSError):
+                os.unlink(self._part)
+
+
+class RemotePart:
+    """Held in memory up to 64 MiB, beyond that in a local temporary file, and put as one object at the end.
+
+    Parameters
+    ----------
+    attempt: runs a request ``put(file system, path)`` with retries; the whole put is repeated, never a part of it.
+    """
+
+    def __init__(self, attempt: Callable[[Callable[[Any, str], None]], None]) -> None:
+        self._attempt = attempt
+        self._buffer = io.BytesIO()
+        self._spool: Any = None
+
+    def begin(self) -> None:
+        """Nothing to do: the store makes prefixes by itself."""
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        if self._spool is None and self._buffer.tell() + memoryview(data).nbytes > _IN_MEMORY:
+            self._spool = tempfile.NamedTemporaryFile(suffix=TEMPORARY)  # noqa: SIM115 - abandon() closes it
+            self._spool.write(self._buffer.getbuffer())
+            self._buffer = io.BytesIO()
+        return int((self._buffer if self._spool is None else self._spool).write(data))
+
+    def commit(self) -> None:
+        """Put the object."""
+
+        def put(system: Any, path: str) -> None:
+            if self._spool is None:
+                system.pipe_file(path, self._buffer.getvalue())
+            else:
+                self._spool.flush()
+                system.put_file(self._spool.name, path)
+
+        self._attempt(put)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Forget the bytes."""
+        self._buffer = io.BytesIO()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None

@@ -1,0 +1,281 @@
+"""The recipe: what a pipeline YAML may say, checked in full before anything starts.
+
+A recipe reads like the flow: source, operators, sink, index, compute. Every part is chosen by its ``kind`` from a
+closed registry, every key is known, and what is wrong is named by file, line and key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from operators.errors import HilbertflowError
+from operators.operator import Operator
+from operators.registry import OPERATORS
+from pipelines import yaml_lines
+from pipelines.recipe_errors import Settings, first_error, is_text_error, part
+from storage.references import package_path
+
+SCHEMA_VERSION = 1
+RECIPES = Path(__file__).parent / "recipes"
+
+if TYPE_CHECKING:
+    AnyOperator = Operator
+else:
+    AnyOperator = Annotated[Union[tuple(OPERATORS.values())], Field(discriminator="kind")]  # noqa: UP007
+
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+
+
+def parse_bytes(value: Any) -> Any:
+    """``2GB`` (powers of 1000) or ``2GiB`` (powers of 1024) as a number of bytes; anything but text passes through."""
+    if not isinstance(value, str):
+        return value
+    if (found := _SIZE.fullmatch(value)) is None:
+        raise ValueError(f"'{value}' is not a size such as 500MB, 2GB or 1GiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2].upper() or " "))
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=Union[int, str]), Field(ge=1_000_000)]  # noqa: UP007
+
+
+class Part(BaseModel):
+    """Base of every part of a recipe: frozen, and no key that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class CheckpointSource(Part):
+    """Tensors of a checkpoint: one safetensors file, or a directory of them."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    path: Text = Field(description="file or directory, local or a URL; package://NAME/inside for an installed package")
+
+
+class VectorsSource(Part):
+    """Rows of vectors: one .npy or Parquet file, or a directory of either."""
+
+    kind: Literal["vectors"] = "vectors"
+    path: Text = Field(description="file or directory, local or a URL")
+    column: Text = Field("vector", description="Parquet: the column that holds the vectors")
+    id_column: Text | None = Field(None, description="Parquet: the column of row ids; left out, rows are numbered")
+    metric: Literal["ip", "l2", "cosine"] = Field("ip", description="how rows are compared when searched")
+
+
+class DocstringsSource(Part):
+    """Docstrings of public functions and classes, read from source files; nothing is imported."""
+
+    kind: Literal["docstrings"] = "docstrings"
+    path: Text = Field(description="installed packages, 'numpy,pyarrow', or a directory of Python files")
+    limit: PositiveInt | None = Field(None, description="at most this many, evenly spread; left out, all of them")
+    metric: Literal["ip", "l2", "cosine"] = "ip"
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Names of the packages; empty when ``path`` is a directory."""
+        if "/" in self.path or os.path.isdir(self.path):
+            return ()
+        return tuple(name.strip() for name in self.path.split(",") if name.strip())
+
+
+SOURCES: dict[str, type[Part]] = {
+    "checkpoint": CheckpointSource,
+    "vectors": VectorsSource,
+    "docstrings": DocstringsSource,
+}
+Source = Annotated[CheckpointSource | VectorsSource | DocstringsSource, Field(discriminator="kind")]
+
+
+class ArchiveSink(Part):
+    """Where the archive goes: a root, and the archive's name under it."""
+
+    kind: Literal["archive"] = "archive"
+    path: Text = Field(description="root of archives, a directory or a URL")
+    name: Name | None = Field(None, description="name of the archive; left out, the recipe's name")
+
+
+IndexKind = Literal["ivfpq", "hnsw"]
+
+
+class Index(Part):
+    """In-memory indexes built over the collection once it is written."""
+
+    kind: IndexKind | Annotated[tuple[IndexKind, ...], Field(min_length=1)] = "ivfpq"
+    shards: PositiveInt = 1
+    target_recall: float | None = Field(None, gt=0, lt=1, description="recall@10 that the settings are tuned to")
+
+    @property
+    def kinds(self) -> tuple[IndexKind, ...]:
+        """The kinds, one or several, in the order given."""
+        return (self.kind,) if isinstance(self.kind, str) else tuple(dict.fromkeys(self.kind))
+
+
+class Compute(Part):
+    """How much of the cluster a run takes; changes no byte of the archive but for the two sizes of a unit."""
+
+    actors: PositiveInt | None = Field(None, description="workers of a stage; left out, one a core")
+    memory: Bytes = Field(1_000_000_000, description="of one worker: bytes, or text such as 2GB")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    planes_per_unit: PositiveInt = Field(64, description="planes written, journalled and resumed together")
+    rows_per_unit: PositiveInt = Field(4096, description="rows written, journalled and resumed together")
+
+
+class Recipe(Part):
+    """A whole pipeline."""
+
+    name: Name
+    source: Source
+    operators: tuple[AnyOperator, ...] = Field(min_length=1)
+    sink: ArchiveSink
+    index: Index | None = None
+    compute: Compute = Compute()
+
+    @property
+    def archive_name(self) -> str:
+        """Name of the archive under the sink's root."""
+        return self.sink.name or self.name
+
+    @property
+    def collection(self) -> bool:
+        """Whether the archive holds rows to search rather than tensors."""
+        return not isinstance(self.source, CheckpointSource)
+
+    @model_validator(mode="after")
+    def _index_needs_rows(self) -> Recipe:
+        if self.index is not None and not self.collection:
+            raise HilbertflowError("a checkpoint has no rows to index", where="index", remedy="remove index")
+        return self
+
+
+def load(path: str | os.PathLike[str], sets: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file, or one of those that come along by name, and apply ``key.path=value`` settings.
+
+    Raises :class:`HilbertflowError`, one line that names file, line and key, for anything that cannot be run as it
+    stands: unknown keys and kinds, wrong types, missing values, a source that is not there.
+    """
+    file = find(str(path))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HilbertflowError(
+            f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(file)
+        ) from None
+    return parse(text, name=str(file), sets=sets)
+
+
+def parse(text: str, *, name: str = "recipe", sets: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """The same from text; ``name`` is how errors call it."""
+    document = yaml_lines.parse(text, name)
+    if not isinstance(document.data, dict):
+        raise HilbertflowError("not a recipe: the file must hold keys such as name, source, operators", where=name)
+    settings = Settings(document)
+    for setting in sets:
+        settings.apply(setting)
+    while True:
+        try:
+            # As JSON and strict: a list may stand for a tuple, but "256" is no number and 1 is no text.
+            recipe = Recipe.model_validate_json(json.dumps(settings.data), strict=True)
+            break
+        except ValidationError as error:
+            if settings.reread_as_text(is_text_error(error, settings.data)):
+                continue  # --set source.path=2024: text after all
+            raise first_error(error, settings, _part_keys) from None
+    _check_inputs(recipe, settings)
+    return recipe
+
+
+def find(path: str) -> Path:
+    """The recipe file at ``path``, or the bundled one of that name (``quickstart-model``)."""
+    if (file := Path(path)).is_file():
+        return file
+    bundled = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
+    if os.sep not in path and (found := bundled.get(path.removesuffix(".yaml"))) is not None:
+        return found
+    parent = file.parent if file.parent.is_dir() else Path()
+    choices = {str(other): None for other in sorted(parent.glob("*.y*ml"))} | dict.fromkeys(bundled)
+    near = difflib.get_close_matches(path, choices, n=1) or difflib.get_close_matches(file.stem, bundled, n=1)
+    what = "is a directory, not a recipe" if file.is_dir() else "no such recipe"
+    remedy = f"did you mean '{near[0]}'?" if near else f"those that come along: {', '.join(bundled)}"
+    raise HilbertflowError(what, where=path, remedy=remedy)
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256, as hex, of what in a recipe determines the archive's bytes.
+
+    That is the operators, how the source is read (not where it lies), and the size of a unit; names, the sink, the
+    index and the rest of ``compute`` are not in it. The source's content has a fingerprint of its own.
+    """
+    source = recipe.source.model_dump(mode="json", exclude={"path"})
+    sizes = recipe.compute.rows_per_unit if recipe.collection else recipe.compute.planes_per_unit
+    said = {
+        "schema": SCHEMA_VERSION,
+        "source": source,
+        "operators": [dataclasses.asdict(operator) for operator in recipe.operators],  # type: ignore[call-overload]
+        "unit": sizes,
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
+
+
+def _part_keys(path: yaml_lines.Path, data: Any) -> list[str]:
+    """Keys that may stand at ``path`` in a recipe, or kinds when it ends in ``kind``; empty when not known."""
+    here = part(data, path)
+    kind = here.get("kind") if isinstance(here, dict) else None
+    cls: Any = None
+    match path:
+        case ():
+            cls = Recipe
+        case ("source", "kind"):
+            return list(SOURCES)
+        case ("operators", int(), "kind"):
+            return list(OPERATORS)
+        case ("source",):
+            cls = SOURCES.get(kind) if isinstance(kind, str) else None
+        case ("operators", int()):
+            cls = OPERATORS.get(kind) if isinstance(kind, str) else None
+        case (str() as key,):
+            cls = {"sink": ArchiveSink, "index": Index, "compute": Compute}.get(key)
+    if cls is None:
+        return []
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else list(cls.model_fields)
+
+
+def _check_inputs(recipe: Recipe, settings: Settings) -> None:
+    """See that local inputs are there; what lies behind a URL is met when it is opened."""
+    inputs: dict[yaml_lines.Path, str] = {("source", "path"): recipe.source.path}
+    if isinstance(recipe.source, DocstringsSource) and recipe.source.packages:
+        inputs.clear()  # names of packages; the source says which are not installed
+    for i, operator in enumerate(recipe.operators):
+        if isinstance(model := getattr(operator, "model", None), str):
+            inputs["operators", i, "model"] = model
+    for path, url in inputs.items():
+        key, where = ".".join(map(str, path)), settings.where(path)
+        try:
+            found = package_path(url) if url.startswith("package://") else os.path.expanduser(url)
+        except HilbertflowError as error:
+            raise HilbertflowError(f"{key}: {error.what}", where=where, remedy=error.remedy) from None
+        if "://" not in found and not os.path.exists(found):
+            raise HilbertflowError(f"{key}: no such file or directory: {url}", where=where)

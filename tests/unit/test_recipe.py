@@ -1,0 +1,158 @@
+"""A recipe is checked in full before anything starts, and what is wrong is one line that says where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from operators.errors import HilbertflowError
+from pipelines import recipe, yaml_lines
+
+GOOD = """\
+name: minilm
+source: {kind: checkpoint, path: SOURCE}
+operators:
+  - {kind: sample}
+  - {kind: hilbert_map, side: 256, layout: auto}
+  - kind: quantize
+    method: uniform
+    sqnr_db: 20
+  - {kind: layerize}
+  - {kind: frame_encode, coder: auto}
+sink: {kind: archive, path: "s3://bucket/root"}
+compute: {actors: 4, memory: 2GB, device: auto}
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    return GOOD.replace("SOURCE", str(tmp_path / "model.safetensors"))
+
+
+def error_of(text: str, *sets: str) -> str:
+    with pytest.raises(HilbertflowError) as caught:
+        recipe.parse(text, name="recipe.yaml", sets=sets)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_good_recipe_is_read_and_typed(good: str) -> None:
+    read = recipe.parse(good)
+    assert [operator.kind for operator in read.operators] == [
+        "sample", "hilbert_map", "quantize", "layerize", "frame_encode",
+    ]  # fmt: skip
+    assert read.operators[2].sqnr_db == 20.0 and isinstance(read.operators[2].sqnr_db, float)
+    assert read.compute.memory == 2_000_000_000
+    assert read.archive_name == "minilm" and not read.collection
+    with pytest.raises(ValueError):
+        read.name = "other"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("method:", "metod:", "recipe.yaml:7: operators.2.metod: unknown key; did you mean 'method'?"),
+        ("sqnr_db: 20", "sqnr_db: twenty", "recipe.yaml:8: operators.2.sqnr_db: must be a number, not the text"),
+        ("sqnr_db: 20", "sqnr_db: '20'", "recipe.yaml:8: operators.2.sqnr_db: must be a number, not the text '20'"),
+        ("kind: sample", "kind: sampel", "recipe.yaml:4: operators.0.kind: unknown kind 'sampel'; did you mean"),
+        ("kind: sample", "max_params: 3", "recipe.yaml:4: operators.0.kind: missing (kinds: sample"),
+        ("{kind: sample}", "sample", "recipe.yaml:4: operators.0: must be keys and values, not the text 'sample'"),
+        ("side: 256", "side: 100", "recipe.yaml:5: operators.1: side is 100; use a power of two"),
+        ("layout: auto", "layout: hilbrt", "recipe.yaml:5: operators.1.layout: the text 'hilbrt' is not a choice; did"),
+        ("coder: auto", "coder: {level0: hevcc}", "recipe.yaml:10: operators.4.coder.level0: the text 'hevcc' is not"),
+        ("kind: checkpoint", "kind: chekpoint", "recipe.yaml:2: source.kind: unknown kind 'chekpoint'; did you mean"),
+        ("model.safetensors", "nope", "recipe.yaml:2: source.path: no such file or directory"),
+        ("memory: 2GB", "memory: lots", "recipe.yaml:12: compute.memory: 'lots' is not a size such as 500MB"),
+        ("actors: 4", "actors: 0", "recipe.yaml:12: compute.actors: should be greater than 0"),
+        ("device: auto", "device: gpu", "recipe.yaml:12: compute.device: the text 'gpu' is not a choice; did you mean"),
+        ("sink:", "snik:", "recipe.yaml:11: snik: unknown key (and 1 more error); did you mean 'sink'?"),
+        ("name: minilm\n", "", "recipe.yaml:1: name: missing"),
+        ("name: minilm", "name: a/b", "recipe.yaml:1: name: the text 'a/b' is not a name"),
+        ("name: minilm", "name: x\nname: y", "recipe.yaml:2: name: key given twice"),
+        ("compute:", "index: {kind: ivf}\ncompute:", "recipe.yaml:12: index.kind: the text 'ivf' is not a choice; did"),
+        ("compute:", "index: {kind: hnsw}\ncompute:", "recipe.yaml:12: index: a checkpoint has no rows to index"),
+        ("{kind: sample}", "{kind: sample", "recipe.yaml:5: not YAML"),
+        ("{kind: sample}", "!!python/name:os.system {}", "recipe.yaml:4: tag tag:yaml.org,2002:python/name:os.system"),
+        ("{kind: sample}", "&a {kind: sample}", "recipe.yaml:4: anchors and aliases are not read"),
+    ],
+    ids=lambda text: text.strip()[:24],
+)  # fmt: skip
+def test_what_is_wrong_is_named_by_line_and_key(good: str, old: str, new: str, expected: str) -> None:
+    assert old in good
+    assert error_of(good.replace(old, new, 1)).startswith(expected)
+
+
+def test_set_overrides_and_errors_name_the_command_line(good: str, tmp_path: Path) -> None:
+    read = recipe.parse(good, sets=["operators.2.sqnr_db=24", "sink.path=2024", "compute.memory=1GiB"])
+    assert read.operators[2].sqnr_db == 24.0
+    assert read.sink.path == "2024"  # text, because a path is text
+    assert read.compute.memory == 2**30
+    spaced = tmp_path / "a #b"
+    spaced.write_bytes(b"")
+    assert recipe.parse(good, sets=[f"source.path={spaced}"]).source.path == str(spaced)
+    assert error_of(good, "operators.2.metod=3").startswith(
+        "--set: operators.2.metod: unknown key; did you mean 'method'?"
+    )
+    assert error_of(good, "operators.9.side=8").startswith("--set operators.9.side=8: operators has no item 9")
+    assert error_of(good, "source.path=/no/such").startswith("--set: source.path: no such file")
+    assert error_of(good, "nonsense").startswith("--set nonsense: not a setting")
+
+
+def test_set_makes_parts_that_are_missing(tmp_path: Path) -> None:
+    text = GOOD.replace("SOURCE", str(tmp_path)).replace("checkpoint", "vectors")
+    read = recipe.parse(text, sets=["index.kind=[ivfpq, hnsw]", "index.shards=4"])
+    assert read.index is not None and read.index.kinds == ("ivfpq", "hnsw") and read.index.shards == 4
+
+
+def test_the_hash_covers_what_determines_bytes_and_nothing_else(good: str) -> None:
+    base = recipe.recipe_hash(recipe.parse(good))
+    same = ["name=other", "sink.path=/elsewhere", "compute.actors=1", "compute.memory=9GB", "compute.device=cpu"]
+    assert all(recipe.recipe_hash(recipe.parse(good, sets=[s])) == base for s in same)
+    other = ["operators.2.sqnr_db=21", "operators.1.layout=raster", "compute.planes_per_unit=8"]
+    hashes = {recipe.recipe_hash(recipe.parse(good, sets=[s])) for s in other}
+    assert len(hashes) == len(other) and base not in hashes
+    assert recipe.recipe_hash(recipe.parse(good, sets=["operators.2.sqnr_db=20.0"])) == base
+
+
+def test_files_are_found_by_path_and_by_name(tmp_path: Path) -> None:
+    assert recipe.find("quickstart-model").name == "quickstart-model.yaml"
+    with pytest.raises(HilbertflowError, match="no such recipe; did you mean 'quickstart-model'"):
+        recipe.find("quickstart-modle")
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with pytest.raises(HilbertflowError, match=r"mine\.yaml'\?"):
+        recipe.find(str(tmp_path / "mime.yaml"))
+    with pytest.raises(HilbertflowError, match=r"mine\.yaml:1: a: unknown key"):
+        recipe.load(tmp_path / "mine.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(HilbertflowError, match=r"binary\.yaml: cannot be read"):
+        recipe.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("file", sorted(recipe.RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_recipes_that_come_along_are_sound(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    read = recipe.load(file, [f"source.path={tmp_path / 'source'}", f"sink.path={tmp_path}"])
+    assert read.sink.path == str(tmp_path)
+    assert read.source.path == str(tmp_path / "source")
+
+
+def test_docstrings_name_packages_or_a_directory(tmp_path: Path) -> None:
+    assert recipe.DocstringsSource(path="numpy, pyarrow").packages == ("numpy", "pyarrow")
+    assert recipe.DocstringsSource(path=str(tmp_path)).packages == ()
+
+
+def test_the_schema_knows_every_operator_and_is_json() -> None:
+    schema = json.loads(json.dumps(recipe.json_schema()))
+    tags = schema["properties"]["operators"]["items"]["discriminator"]["mapping"]
+    assert set(tags) == set(recipe.OPERATORS)
+    assert schema["additionalProperties"] is False
+
+
+def test_scalars_follow_the_core_schema() -> None:
+    text = "a: 1e-3\nb: no\nc: 2024-01-01\nd: 0x10\ne: -.inf\nf: '1'\ng: ~\nh: 012\ni: true\n"
+    assert yaml_lines.parse(text, "f").data == {
+        "a": 1e-3, "b": "no", "c": "2024-01-01", "d": 16, "e": float("-inf"), "f": "1", "g": None, "h": 12, "i": True,
+    }  # fmt: skip

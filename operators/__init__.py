@@ -1,0 +1,1 @@
+"""What happens to a chunk: array code without Ray and without files."""

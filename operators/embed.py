@@ -1,0 +1,56 @@
+"""Embed the texts of a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+
+from operators.encode import TextEncoder
+from operators.errors import HilbertflowError
+from operators.operator import Operator, Over, Resources
+
+
+@dataclass(frozen=True)
+class Embed(Operator):
+    """Replace ``text`` by ``vector``, with a model that each worker loads once.
+
+    Parameters
+    ----------
+    model: a sentence-transformers model directory on every worker, or ``package://DISTRIBUTION/path`` for one that an
+        installed Python package carries.
+    max_tokens: longer texts are cut; 0 takes the model's own limit.
+    batch: texts a forward pass.
+    cpus, gpus: of one worker.
+    """
+
+    kind: Literal["embed"] = "embed"
+    model: str = ""
+    max_tokens: int = 128
+    batch: int = 32
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    over: ClassVar[Over] = "texts"
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise HilbertflowError("no model is named", where="embed", remedy="set model: to a model directory")
+
+    def parallel(self) -> Resources:
+        """Embedding has its own workers, so that the model is not loaded where planes are coded."""
+        return Resources(self.cpus, self.gpus)
+
+    def apply(self, batch: pa.Table) -> pa.Table:
+        """Texts (``text`` str) to ``vector`` FixedSizeList<float32>; other columns stay."""
+        encoder = _encoder(self.model, self.max_tokens, max(1, round(self.cpus)))
+        vectors = encoder.encode(batch.column("text").to_pylist(), self.batch)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        return batch.drop_columns(["text"]).append_column("vector", values)
+
+
+@lru_cache(maxsize=2)
+def _encoder(directory: str, max_tokens: int, threads: int) -> TextEncoder:
+    return TextEncoder(directory, max_tokens, threads)

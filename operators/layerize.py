@@ -1,0 +1,110 @@
+"""Split what is known of a plane into levels: a base, refinements, and the residual that makes it bit-exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from operators import exact, uniform
+from operators.errors import HilbertflowError
+from operators.floats import to_float32
+from operators.hilbert_map import from_layout, to_layout
+from operators.operator import Operator, Over
+from operators.planes import with_arrays, with_column
+from operators.scales import row_steps
+
+Level = Literal["base", "fine", "finer", "exact"]
+ORDER = ("base", "fine", "finer", "exact")
+
+
+@dataclass(frozen=True)
+class Layerize(Operator):
+    """Turn lattice indices into levels, each coded given those beneath it.
+
+    By the chain rule, H(v) = H(base) + H(refinement | base) + H(v | both): the layers together need not cost more than
+    one lossless copy.
+
+    Parameters
+    ----------
+    levels: ``base`` first, then ``fine`` and ``finer`` if wanted, then ``exact`` if the source's bytes are to come back.
+    fine_bits: how many bits a refinement adds to the lattice index, about 6 dB each; 1 to 6.
+    """
+
+    kind: Literal["layerize"] = "layerize"
+    levels: tuple[Level, ...] = ("base", "fine", "exact")
+    fine_bits: int = 3
+
+    over: ClassVar[Over] = "planes"
+
+    def __post_init__(self) -> None:
+        if not self.levels or self.levels[0] != "base" or list(self.levels) != [n for n in ORDER if n in self.levels]:
+            raise HilbertflowError(
+                f"levels are {list(self.levels)}", where="layerize", remedy="use base, then any of fine, finer, exact"
+            )
+        if not 1 <= self.fine_bits <= 6:
+            raise HilbertflowError(f"fine_bits is {self.fine_bits}", where="layerize", remedy="use 1 to 6")
+
+    @property
+    def refinements(self) -> int:
+        """Number of levels between base and exact."""
+        return sum(name in ("fine", "finer") for name in self.levels)
+
+    def apply(self, batch: pa.Table) -> pa.Table:
+        """Add ``level1`` …, ``exact``, ``crc``, ``energy``, ``error0`` …; drop ``bits`` and ``index``."""
+        split = [self._plane(row) for row in batch.to_pylist()]
+        batch = batch.drop_columns(["bits", "index"])
+        for level in range(1, self.refinements + 1):
+            batch = with_arrays(batch, f"level{level}", [plane.refinements[level - 1] for plane in split])
+        batch = with_arrays(batch, "exact", [plane.exact for plane in split])
+        batch = with_column(batch, "crc", pa.array([plane.crc for plane in split], pa.uint32()))
+        batch = with_column(batch, "energy", pa.array([plane.energy for plane in split], pa.float64()))
+        for level in range(self.refinements + 1):
+            errors = [plane.errors[level] for plane in split]
+            batch = with_column(batch, f"error{level}", pa.array(errors, pa.float64()))
+        return batch
+
+    def _plane(self, row: dict[str, Any]) -> _Split:
+        word, layout, dtype = f"u{row['word']}", row["layout"], row["dtype"]
+        plane = np.frombuffer(row["bits"], word)
+        bits = from_layout(plane, layout)
+        crc = google_crc32c.value(bits.tobytes())
+        if row["opaque"]:
+            nothing = [b""] * self.refinements
+            return _Split(nothing, plane.tobytes(), crc, 0.0, [0.0] * (self.refinements + 1))
+        shape = row["height"], row["width"]
+        values = to_float32(bits, dtype).reshape(shape)
+        codes = np.frombuffer(row["scales"], np.uint16)
+        index = np.frombuffer(row["index"], np.int32).reshape(shape)
+        refinements, errors = [], [_squared_error(values, index, codes, row["step"], 0)]
+        for level in range(1, self.refinements + 1):
+            symbols, index = uniform.refine(values, codes, index, row["step"], self.fine_bits, level)
+            refinements.append(to_layout(symbols.reshape(-1), layout).tobytes())
+            errors.append(_squared_error(values, index, codes, row["step"], self.fine_bits * level))
+        residual = b""
+        if self.levels[-1] == "exact":
+            steps = row_steps(codes, row["step"], self.fine_bits * self.refinements)
+            residual = exact.encode(bits.reshape(shape), dtype, index, steps).tobytes()
+        finite = values[np.isfinite(values)].astype(np.float64)
+        return _Split(refinements, residual, crc, float(finite @ finite), errors)
+
+
+@dataclass(frozen=True)
+class _Split:
+    refinements: list[bytes]
+    exact: bytes
+    crc: int
+    energy: float
+    errors: list[float]
+
+
+def _squared_error(
+    values: npt.NDArray[np.float32], index: npt.NDArray[np.int32], codes: npt.NDArray[np.uint16], step: float, bits: int
+) -> float:
+    difference = uniform.reconstruct(index, codes, step, bits).astype(np.float64) - values
+    difference = difference[np.isfinite(difference)]
+    return float(np.einsum("i,i->", difference, difference))

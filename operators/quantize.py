@@ -1,0 +1,68 @@
+"""Map the values of a plane to integer lattice indices at an asked fidelity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from operators import scales, uniform
+from operators.errors import HilbertflowError
+from operators.floats import to_float32
+from operators.hilbert_map import from_layout, to_layout
+from operators.operator import Operator, Over
+from operators.planes import with_arrays, with_column
+
+
+@dataclass(frozen=True)
+class Quantize(Operator):
+    """Quantize each row (a run of ``width`` values in source order) on a lattice scaled to its deviation.
+
+    Parameters
+    ----------
+    method: ``uniform``, nearest point of the lattice; with entropy coding it lies 0.25 bit above the Gaussian
+        rate-distortion bound at high rate (Gish and Pierce, 1968).
+    sqnr_db: signal to quantization-noise ratio of the base level on Gaussian rows, in decibels, 3 to 60.
+    """
+
+    kind: Literal["quantize"] = "quantize"
+    method: Literal["uniform"] = "uniform"
+    sqnr_db: float = 20.0
+
+    over: ClassVar[Over] = "planes"
+
+    def __post_init__(self) -> None:
+        if not 3 <= self.sqnr_db <= 60:
+            raise HilbertflowError(
+                f"sqnr_db is {self.sqnr_db:g}", where="quantize", remedy="use 3 to 60 decibels (20 is about 3.6 bits)"
+            )
+
+    @property
+    def step(self) -> float:
+        """Lattice step in units of a row's deviation."""
+        return uniform.step_for(self.sqnr_db)
+
+    def apply(self, batch: pa.Table) -> pa.Table:
+        """Add ``scales``, ``level0``, ``index`` and ``step``; opaque planes get empty ones."""
+        codes, symbols, indices = [], [], []
+        for row in batch.select(["dtype", "opaque", "word", "height", "width", "layout", "bits"]).to_batches():
+            columns = row.to_pydict()
+            for dtype, opaque, word, height, width, layout, bits in zip(*columns.values(), strict=True):
+                if opaque:
+                    codes.append(b"")
+                    symbols.append(b"")
+                    indices.append(b"")
+                    continue
+                source = from_layout(np.frombuffer(bits, f"u{word}"), layout)
+                values = to_float32(source, dtype).reshape(height, width)
+                code = scales.encode(values)
+                index = uniform.quantize(values, code, self.step)
+                codes.append(code.tobytes())
+                symbols.append(to_layout(index.reshape(-1), layout).astype(np.int16).tobytes())
+                indices.append(index.astype(np.int32).tobytes())
+        batch = with_arrays(batch, "scales", codes)
+        batch = with_arrays(batch, "level0", symbols)
+        batch = with_arrays(batch, "index", indices)
+        return with_column(batch, "step", pa.array([self.step] * batch.num_rows, pa.float32()))

@@ -1,0 +1,24 @@
+"""The closed registry of operators."""
+
+from __future__ import annotations
+
+from operators.embed import Embed
+from operators.frame_encode import FrameEncode
+from operators.hilbert_map import HilbertMap
+from operators.layerize import Layerize
+from operators.operator import Operator
+from operators.quantize import Quantize
+from operators.row_blocks import RowBlocks
+from operators.sample import Sample
+
+OPERATORS: dict[str, type[Operator]] = {
+    "sample": Sample,
+    "embed": Embed,
+    "row_blocks": RowBlocks,
+    "hilbert_map": HilbertMap,
+    "quantize": Quantize,
+    "layerize": Layerize,
+    "frame_encode": FrameEncode,
+}
+"""Every operator a recipe can name. To add one: one file, one line here."""
+

@@ -1,0 +1,80 @@
+"""Compile a plan to a Ray Data graph: one stage of actors for neighbouring operators of equal resources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from operators.operator import Operator, Resources
+from pipelines.plan import Plan
+from pipelines.ray_io import ArchiveSink, UnitSource
+
+IO_CPUS = 0.25
+"""What a read or a write asks for: they wait more than they work, and must not starve the coders."""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """Operators that run in one process, one after another, so that no plane is copied between them."""
+
+    operators: tuple[Operator, ...]
+    resources: Resources
+
+    @property
+    def name(self) -> str:
+        """For logs and progress."""
+        return " → ".join(o.kind for o in self.operators)  # type: ignore[attr-defined]
+
+
+class Stage:
+    """The actor of a stage."""
+
+    def __init__(self, operators: tuple[Operator, ...]) -> None:
+        self.operators = operators
+        pa.set_cpu_count(1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Apply the operators to whole units."""
+        for operator in self.operators:
+            batch = operator.apply(batch)
+        return batch
+
+
+def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
+    """Fuse neighbours of equal resources; embedding keeps workers of its own."""
+    grouped = groupby(operators, key=lambda o: (o.over == "texts", o.parallel()))
+    return tuple(StageSpec(tuple(members), key[1]) for key, members in grouped)
+
+
+def execute(plan: Plan, pending: list[range], report: Callable[[Any], None] | None, progress: Any = None) -> None:
+    """Stream the pending units through the stages into the archive.
+
+    Nothing is gathered: the driver sees receipts only, through the ``progress`` actor. Blocks hold whole units, because
+    Ray cuts a block only where one addition takes it from below its target to one and a half times that.
+    """
+    context = DataContext.get_current()
+    context.target_max_block_size = int(2.5 * plan.source.unit_bytes)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False  # type: ignore[attr-defined]
+    compute = plan.recipe.compute
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    data = ray.data.read_datasource(
+        UnitSource(plan.source, pending), ray_remote_args={"num_cpus": IO_CPUS, "memory": compute.memory},
+        override_num_blocks=UnitSource.tasks(pending, cores),
+    )  # fmt: skip
+    parts = stages(plan.operators)
+    for stage in parts:
+        actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
+        share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
+        data = data.map_batches(
+            Stage, fn_constructor_args=(stage.operators,), batch_size=None, batch_format="pyarrow",
+            zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
+            num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
+        )  # fmt: skip
+    data.write_datasink(ArchiveSink(plan.spec, progress), ray_remote_args={"num_cpus": IO_CPUS})

@@ -1,0 +1,105 @@
+"""Tell the user how a run goes: a bar with units, MB/s and time left, or one JSON event a line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+POLL_S = 0.25
+
+
+@ray.remote(num_cpus=0)
+class Tally:
+    """Collects what the sink's workers have written; the driver asks it now and then."""
+
+    def __init__(self) -> None:
+        self.fresh: list[tuple[int, int, int]] = []
+
+    def done(self, unit: int, source_bytes: int, archive_bytes: int) -> None:
+        """A unit is written and journalled."""
+        self.fresh.append((unit, source_bytes, archive_bytes))
+
+    def take(self) -> list[tuple[int, int, int]]:
+        """What was done since the last call."""
+        fresh, self.fresh = self.fresh, []
+        return fresh
+
+
+class Reporter:
+    """Context manager that shows a run's units as they are written.
+
+    Parameters
+    ----------
+    name: of the archive.
+    units, done: of the whole run, and those that an earlier run wrote.
+    json_log: one JSON object a line on standard output instead of a bar on standard error.
+    """
+
+    def __init__(self, name: str, units: int, done: int, json_log: bool) -> None:
+        self.name, self.units, self.done, self.json_log = name, units, done, json_log
+        self.source_bytes = self.archive_bytes = 0
+        self.tally = Tally.remote()  # type: ignore[attr-defined]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._began = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"),
+            TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=Console(stderr=True), disable=json_log,
+        )  # fmt: skip
+        self._task = self._bar.add_task(name, total=units, completed=done, rate="")
+
+    def __enter__(self) -> Reporter:
+        self._event("start", units=self.units, done=self.done)
+        self._bar.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            self._poll()
+        self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._began
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_S):
+            try:
+                self._poll()
+            except Exception:  # the cluster is gone: the run itself will say so
+                return
+
+    def _poll(self) -> None:
+        for unit, source, archive in ray.get(self.tally.take.remote(), timeout=30):
+            self.done += 1
+            self.source_bytes += source
+            self.archive_bytes += archive
+            rate = self.source_bytes / 1e6 / max(self.seconds, 1e-9)
+            self._event("unit", unit=unit, done=self.done, units=self.units, source_bytes=source,
+                        archive_bytes=archive, mb_per_s=round(rate, 2))  # fmt: skip
+            self._bar.update(self._task, completed=self.done, rate=f"{rate:6.1f} MB/s")
+
+    def _event(self, event: str, **fields: Any) -> None:
+        if self.json_log:
+            emit(event, archive=self.name, **fields)
+
+
+def emit(event: str, **fields: Any) -> None:
+    """One JSON event on a line of standard output."""
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,117 @@
+"""Our sources and our archive as a Ray Datasource and Datasink: ``ray.data.read_datasource(UnitSource(…))``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from ray.data.datasource import Datasink, Datasource, ReadTask
+from ray.data.datasource.datasink import WriteResult
+
+from pipelines.plan import Units
+from storage.spec import ArchiveSpec
+from storage.writer import write_unit
+
+TASKS_A_CORE = 16
+
+
+class UnitSource(Datasource):
+    """The pending units of a source.
+
+    Planning takes time and memory in proportion to the number of read tasks, never to that of units or of rows.
+
+    Parameters
+    ----------
+    source: reads a unit as an Arrow table.
+    pending: the units to read, as ranges.
+    """
+
+    def __init__(self, source: Units, pending: list[range]) -> None:
+        super().__init__()
+        self._source, self._pending = source, pending
+
+    @staticmethod
+    def tasks(pending: list[range], cores: int) -> int:
+        """How many read tasks to ask for: enough to balance the load, no more than there are units."""
+        return max(1, min(sum(map(len, pending)), TASKS_A_CORE * cores))
+
+    def get_name(self) -> str:
+        """Name in Ray's logs."""
+        return "Units"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Bytes of all pending units in the stream."""
+        return sum(map(len, self._pending)) * self._source.unit_bytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """At most ``parallelism`` tasks of about equal numbers of units."""
+        del per_task_row_limit, data_context
+        total = sum(map(len, self._pending))
+        tasks = []
+        for k in range(min(parallelism, total)):
+            mine = _slice(self._pending, k * total // parallelism, (k + 1) * total // parallelism)
+            count = sum(map(len, mine))
+            if count:
+                size = count * self._source.unit_bytes
+                metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
+                tasks.append(ReadTask(partial(_read, self._source, mine), metadata))
+        return tasks
+
+
+class ArchiveSink(Datasink[int]):
+    """Writes each whole unit to an archive.
+
+    Parameters
+    ----------
+    spec: the archive, already opened for writing; its manifest is written by whoever started the run.
+    progress: an actor handle whose ``done`` takes each receipt's unit and bytes; may be None.
+    """
+
+    def __init__(self, spec: ArchiveSpec, progress: Any = None) -> None:
+        self._spec, self._progress = spec, progress
+
+    def get_name(self) -> str:
+        """Name in Ray's logs."""
+        return "Archive"
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> int:
+        """Write the units of these blocks; returns how many."""
+        del ctx
+        written = 0
+        for block in blocks:
+            table = BlockAccessor.for_block(block).to_arrow()
+            if not table.num_rows:
+                continue
+            for unit in pc.unique(table.column("unit")).to_pylist():
+                receipt = write_unit(self._spec, table.filter(pc.equal(table.column("unit"), unit)))
+                written += 1
+                if self._progress is not None:
+                    size = sum(o.size for o in receipt.objects)
+                    self._progress.done.remote(receipt.unit, receipt.source_bytes, size)
+        return written
+
+    def on_write_complete(self, write_result: WriteResult[int]) -> None:
+        """Nothing: the manifest is written by the run, which knows whether all units are there."""
+
+
+def _read(source: Units, pending: list[range]) -> Iterator[pa.Table]:
+    for units in pending:
+        for unit in units:
+            yield source.read(unit)
+
+
+def _slice(ranges: list[range], start: int, stop: int) -> list[range]:
+    out = []
+    for units in ranges:
+        part = units[max(0, start) : max(0, stop)]
+        if part:
+            out.append(part)
+        start -= len(units)
+        stop -= len(units)
+    return out

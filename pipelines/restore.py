@@ -1,0 +1,130 @@
+"""Bring back what was archived, at any level, streamed: safetensors for a model, .npy or Parquet for a collection."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from operators.errors import HilbertflowError
+from storage import archive
+from storage.archive import Level
+from storage.collection import CollectionArchive
+from storage.fs import Location
+from storage.model import ModelArchive
+
+Tick = Callable[[int, int], None]
+BATCH_ROWS = 8192
+
+
+def restore(url: str, out: str, level: Level = "exact", tensor: str | None = None, tick: Tick | None = None) -> int:
+    """Write the archive at ``url``, or one tensor of it, to the file ``out``; returns the bytes written.
+
+    ``out`` ends in ``.safetensors`` (models, in the source's dtypes), ``.npy`` (one tensor, or a collection's vectors)
+    or ``.parquet`` (a collection with ids and metadata). The file appears whole or not at all. ``tick(done, total)``
+    reports bytes.
+    """
+    handle = archive.open(url)
+    handle.check_level(level)
+    suffix = Path(out).suffix
+    if isinstance(handle, ModelArchive):
+        if tensor is None and suffix == ".safetensors":
+            return _write(out, lambda file: _safetensors(handle, list(handle), level, file, tick))
+        if tensor is not None and suffix in (".safetensors", ".npy"):
+            chosen = handle[tensor].place.name
+            if suffix == ".safetensors":
+                return _write(out, lambda file: _safetensors(handle, [chosen], level, file, tick))
+            return _write(out, lambda file: _npy_tensor(handle, chosen, level, file))
+        raise HilbertflowError(
+            f"a model does not restore to {suffix or 'a file without suffix'}", where=out,
+            remedy="use OUT.safetensors, or --tensor NAME and OUT.npy",
+        )  # fmt: skip
+    if tensor is not None:
+        raise HilbertflowError("a collection has no tensors", where=url, remedy="leave --tensor out")
+    if suffix == ".npy":
+        return _write(out, lambda file: _npy_rows(handle, level, file, tick))
+    if suffix == ".parquet":
+        return _write(out, lambda file: _parquet(handle, level, file, tick))
+    raise HilbertflowError(
+        f"a collection does not restore to {suffix or 'a file without suffix'}", where=out,
+        remedy="use OUT.npy or OUT.parquet",
+    )  # fmt: skip
+
+
+def _write(out: str, fill: Callable[[BinaryIO], None]) -> int:
+    place = Location(out)
+    with place.create() as file:
+        fill(file)
+    return place.size()
+
+
+def _safetensors(handle: ModelArchive, names: list[str], level: Level, file: BinaryIO, tick: Tick | None) -> None:
+    header: dict[str, Any] = {}
+    offset = 0
+    for name in names:
+        place = handle[name].place
+        header[name] = {
+            "dtype": place.dtype, "shape": list(place.shape), "data_offsets": [offset, offset + place.nbytes]
+        }  # fmt: skip
+        offset += place.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(struct.pack("<Q", len(text)) + text)
+    done = 0
+    for name in names:
+        for piece in handle[name].as_bytes(level):
+            file.write(piece)
+            done += len(piece)
+            if tick:
+                tick(done, offset)
+
+
+def _npy_tensor(handle: ModelArchive, name: str, level: Level, file: BinaryIO) -> None:
+    tensor = handle[name]
+    if tensor.dtype.startswith(("BF", "F8")):
+        # NumPy has no name for these: their exact values as float32.
+        _npy_header(file, np.dtype(np.float32), tensor.shape)
+        for values in tensor.values(level):
+            file.write(values.tobytes())
+        return
+    lossy = level != "exact" and not tensor.place.opaque
+    dtype = np.dtype(np.float32) if lossy else tensor.read(level, rows=slice(0, 0)).dtype
+    _npy_header(file, dtype, tensor.shape)
+    for piece in tensor.chunks(level, 0, tensor.place.words):
+        file.write(piece.tobytes())
+
+
+def _npy_rows(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
+    _npy_header(file, np.dtype(np.float32), (handle.count, handle.dim))
+    done = 0
+    for batch in handle.iter_batches(level, BATCH_ROWS):
+        file.write(batch.tobytes())
+        done += batch.nbytes
+        if tick:
+            tick(done, handle.count * handle.dim * 4)
+
+
+def _parquet(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
+    writer = None
+    for start in range(0, handle.count, BATCH_ROWS):
+        stop = min(handle.count, start + BATCH_ROWS)
+        vectors = handle.read(start, stop, level)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), handle.dim)
+        table = handle.table(start, stop).append_column("vector", column)
+        writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+        writer.write_table(table)
+        if tick:
+            tick(stop * handle.dim * 4, handle.count * handle.dim * 4)
+    if writer:
+        writer.close()
+
+
+def _npy_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})

@@ -1,0 +1,147 @@
+"""Run a recipe: plan it, stream what is missing, seal the archive, build its indexes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ray
+
+from operators.errors import HilbertflowError
+from pipelines.plan import Plan, make_plan
+from pipelines.progress import Reporter, emit
+from pipelines.recipe import Recipe
+from storage import catalog
+from storage import manifest as manifests
+from storage.fs import Location
+from storage.manifest import Manifest
+from storage.spec import open_for_writing
+from storage.writer import finish, written_units
+
+LOCAL_OBJECT_STORE = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did.
+
+    Parameters
+    ----------
+    url: the archive.
+    manifest: its manifest; None after a dry run.
+    plan: what was planned.
+    written, skipped: units of this run and of earlier ones.
+    seconds: of streaming.
+    indexes: kinds of the indexes that were built by this run.
+    """
+
+    url: str
+    manifest: Manifest | None
+    plan: Plan
+    written: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    indexes: tuple[str, ...] = field(default=())
+
+
+def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, dry_run: bool = False) -> Report:
+    """Run a recipe to the end, or on from where an earlier run of it stopped.
+
+    Raises :class:`HilbertflowError` for whatever can be told before Ray starts: the source, the sink, the operators.
+    """
+    from pipelines.graph import execute
+
+    plan = make_plan(recipe)
+    spec, place = plan.spec, Location(plan.spec.url)
+    if dry_run:
+        return Report(spec.url, None, plan)
+    manifest = _finished(plan)
+    if manifest is not None:
+        with _cluster(address) if recipe.index else _nothing():
+            return Report(spec.url, manifest, plan, skipped=spec.units, indexes=_index(plan, json_log))
+    open_for_writing(spec)
+    done = written_units(spec)
+    pending = missing(spec.units, done)
+    with _cluster(address):
+        with Reporter(spec.name, spec.units, len(done), json_log) as reporter:
+            if pending:
+                execute(plan, pending, reporter.tally)
+        manifest = finish(spec, plan.extra)
+        catalog.add(Location(recipe.sink.path), manifest)
+        if json_log:
+            emit("archived", url=place.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
+        indexes = _index(plan, json_log)
+    return Report(spec.url, manifest, plan, spec.units - len(done), len(done), reporter.seconds, indexes)
+
+
+def missing(units: int, done: set[int]) -> list[range]:
+    """Units not in ``done``, as ascending ranges."""
+    ranges, start = [], 0
+    for unit in [*sorted(done), units]:
+        if unit > start:
+            ranges.append(range(start, unit))
+        start = unit + 1
+    return ranges
+
+
+def _finished(plan: Plan) -> Manifest | None:
+    """The manifest when this recipe has archived this source already."""
+    place = Location(plan.spec.url)
+    if not place.exists(manifests.NAME):
+        return None
+    manifest = manifests.load(place)
+    if (manifest.fingerprint, manifest.recipe_hash) != (plan.spec.fingerprint, plan.spec.recipe_hash):
+        raise HilbertflowError(
+            "an archive of another source or recipe has this name", where=place.url,
+            remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {place.url}`",
+        )  # fmt: skip
+    place.delete("journal", recursive=True)  # left over when a run died between the manifest and this line
+    catalog.add(Location(plan.recipe.sink.path), manifest)
+    return manifest
+
+
+def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
+    index = plan.recipe.index
+    if index is None:
+        return ()
+    from cluster.build import build_indexes
+
+    built = build_indexes(plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall)
+    if json_log:
+        emit("indexed", url=plan.spec.url, kinds=list(built))
+    return tuple(built)
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """A Ray to run on: the one at ``address``, the one this process has, or a local one that ends with the run."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE,
+                logging_level=logging.ERROR, log_to_driver=False,
+            )  # fmt: skip
+    except (ConnectionError, RuntimeError) as error:
+        raise HilbertflowError(
+            f"no Ray cluster answers ({type(error).__name__})", where=address or "local",
+            remedy="start one with `ray start --head`, or leave --address out to run here",
+        ) from error  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

@@ -1,0 +1,94 @@
+"""Resolve ``auto``: try layouts and coders on sampled planes and keep the cheapest, with what was compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from operators.coders import CODERS
+from operators.frame_encode import FrameEncode
+from operators.hilbert_map import HilbertMap
+from operators.operator import Operator
+from operators.planes import level_columns
+
+if TYPE_CHECKING:
+    from pipelines.plan import Units
+
+SAMPLED_UNITS, SAMPLED_PLANES = 3, 4
+LAYOUTS = ("raster", "hilbert")  # the first of equals wins
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Bytes of each (layout, level, coder) on the sampled planes.
+
+    Parameters
+    ----------
+    planes: how many were sampled.
+    values: how many values they hold.
+    bytes: by ``layout/level/coder``.
+    """
+
+    planes: int = 0
+    values: int = 0
+    bytes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """As kept in the archive; empty when nothing was to be resolved."""
+        return dataclasses.asdict(self) if self.planes else {}
+
+
+def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, ...], Trials]:
+    """The operators with every ``auto`` resolved.
+
+    The layout is the one whose levels, each at its cheapest coder, take the fewest bytes in all; then each level has
+    its cheapest coder. Sampled planes come from units spread evenly over the source.
+    """
+    mapper = next((o for o in stream if isinstance(o, HilbertMap)), None)
+    encoder = next((o for o in stream if isinstance(o, FrameEncode)), None)
+    layouts = LAYOUTS if mapper and mapper.layout == "auto" else (mapper.layout if mapper else "raster",)
+    kinds = tuple(CODERS) if encoder and encoder.coder == "auto" else ()
+    if len(layouts) == 1 and not kinds:
+        return stream, Trials()
+    sample = _sample(source)
+    measured: dict[str, int] = {}
+    best: dict[str, dict[str, str]] = {}
+    for layout in layouts:
+        chain = tuple(dataclasses.replace(o, layout=layout) if isinstance(o, HilbertMap) else o for o in stream)
+        levels = sample
+        for operator in chain:
+            if not isinstance(operator, FrameEncode):
+                levels = operator.apply(levels)
+        best[layout] = {}
+        for column in level_columns(levels.column_names):
+            for kind in kinds or ((encoder.coder_of(column),) if encoder else ()):
+                coded = FrameEncode(coder={column: kind}).apply(levels.select([*_ADDRESS, column]))  # type: ignore[dict-item]
+                measured[f"{layout}/{column}/{kind}"] = sum(len(c) for c in coded.column(column).to_pylist() if c)
+            best[layout][column] = min(
+                kinds or (encoder.coder_of(column) if encoder else "rans",),
+                key=lambda kind, at=f"{layout}/{column}": measured[f"{at}/{kind}"],  # type: ignore[misc]
+            )
+    chosen = min(layouts, key=lambda name: sum(measured[f"{name}/{c}/{k}"] for c, k in best[name].items()))
+    resolved: list[Operator] = []
+    for operator in stream:
+        if isinstance(operator, HilbertMap):
+            operator = dataclasses.replace(operator, layout=chosen)
+        elif isinstance(operator, FrameEncode) and kinds:
+            operator = dataclasses.replace(operator, coder=best[chosen])
+        resolved.append(operator)
+    return tuple(resolved), Trials(sample.num_rows, sum(sample.column("count").to_pylist()), measured)
+
+
+_ADDRESS = ("height", "width", "word", "exact_word")
+
+
+def _sample(source: Units) -> pa.Table:
+    picked = sorted({source.units * (2 * i + 1) // (2 * SAMPLED_UNITS) for i in range(SAMPLED_UNITS)})
+    tables = [source.read(unit) for unit in picked]
+    return pa.concat_tables(
+        [t.take(sorted({t.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)})) for t in tables if t.num_rows]
+    )

@@ -1,0 +1,1 @@
+"""Where bytes lie: sources, Zarr codecs, archives, the catalog."""

@@ -1,0 +1,120 @@
+"""Open what was archived: ``archive.open(url)`` gives a handle on a model or a collection, nothing is read ahead."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from typing import Any, Literal
+
+import zarr
+
+from operators.decode import Ladder
+from operators.errors import HilbertflowError
+from storage import manifest as manifests
+from storage.fs import Location
+from storage.manifest import Manifest
+from storage.zarr_store import read_store
+
+Level = int | Literal["exact"]
+FOLDERS = {"models": "model", "collections": "collection"}
+
+
+class Archive:
+    """What models and collections share: the manifest, the Zarr group, the ladder of levels, the count of bytes read.
+
+    A handle holds no open file and can be pickled: it is its URL.
+    """
+
+    def __init__(self, place: Location, manifest: Manifest) -> None:
+        self.place, self.manifest = place, manifest
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.place.url,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.place.url!r})"
+
+    @property
+    def url(self) -> str:
+        """Where it lies."""
+        return self.place.url
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.manifest.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what its content derives from: the source and the recipe."""
+        return str(self.attributes["identity"])
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes fetched through this handle so far."""
+        return self.place.traffic.bytes_read
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """The group's own attributes."""
+        attributes: dict[str, Any] = json.loads(self.place.read("zarr.json"))["attributes"]["hilbertflow"]
+        return attributes
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        """How its levels were made."""
+        return Ladder(**self.attributes["ladder"])
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Levels that can be asked for, coarse to fine."""
+        exact: tuple[Level, ...] = ("exact",) if self.ladder.exact else ()
+        return (*range(self.ladder.refinements + 1), *exact)
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """One of its Zarr arrays."""
+        return self._arrays[name]
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array[Any]]:
+        group = zarr.open_group(read_store(self.place), mode="r")
+        return dict(group.arrays())
+
+    def check_level(self, level: Level) -> Level:
+        """The level itself; raises when the archive has none such."""
+        if level in self.levels:
+            return level
+        known = ", ".join(str(item) for item in self.levels)
+        raise HilbertflowError(f"no level {level!r}", where=self.url, remedy=f"levels are {known}")
+
+
+def open(url: str) -> Any:  # noqa: A001 - reads as archive.open(url)
+    """A :class:`storage.model.ModelArchive` or :class:`storage.collection.CollectionArchive`.
+
+    ``url`` names an archive, or a root that holds just one. Raises for a half-written, newer or damaged archive.
+    """
+    from storage.collection import CollectionArchive
+    from storage.model import ModelArchive
+
+    place = Location(url)
+    if not place.exists(manifests.NAME) and not place.exists("zarr.json"):
+        found = finished(place)
+        if len(found) != 1:
+            names = ", ".join(f.url.removeprefix(place.url + "/") for f in found[:5])
+            raise HilbertflowError(
+                f"{len(found)} archives under this root" if found else "no archive here", where=place.url,
+                remedy=f"name one: {names}" if found else "`hilbertflow run RECIPE` makes one",
+            )  # fmt: skip
+        place = found[0]
+    manifest = manifests.load(place)
+    handle = {"model": ModelArchive, "collection": CollectionArchive}[manifest.kind]
+    return handle(place, manifest)
+
+
+def finished(root: Location) -> list[Location]:
+    """Places of the archives under a root that have a manifest, sorted."""
+    found = []
+    for folder in FOLDERS:
+        names = root.children(folder)
+        found += [root.join(folder, name) for name in names if root.exists(f"{folder}/{name}/{manifests.NAME}")]
+    return found

@@ -1,0 +1,49 @@
+"""The catalog of a root: one small row an archive, so that listing thousands reads no archive."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from operators.errors import HilbertflowError
+from storage import manifest as manifests
+from storage.archive import finished
+from storage.fs import Location
+from storage.manifest import Manifest
+
+
+def add(root: Location, manifest: Manifest) -> None:
+    """Add or replace an archive's row; called when its manifest is written."""
+    key = f"catalog/{manifest.kind}-{manifest.name}.json"
+    data = json.dumps(row(manifest), sort_keys=True).encode()
+    if not root.exists(key) or root.read(key) != data:
+        root.write_atomic(key, data)
+
+
+def row(manifest: Manifest) -> dict[str, Any]:
+    """What a listing tells of an archive: kind, name, bytes by level, source bytes, quality."""
+    return {
+        "kind": manifest.kind, "name": manifest.name, "path": f"{manifest.kind}s/{manifest.name}",
+        "units": manifest.units, "source_bytes": manifest.source_bytes, "levels": manifest.levels,
+        "quality": manifest.quality, "fingerprint": manifest.fingerprint,
+    }  # fmt: skip
+
+
+def ls(url: str) -> list[dict[str, Any]]:
+    """Rows of the finished archives under a root, sorted by kind and name.
+
+    Rows whose archive has gone are left out; archives without a row (copied here by hand) are read and added.
+    """
+    root = Location(url)
+    if not root.exists():
+        raise HilbertflowError("no such root", where=root.url, remedy="`hilbertflow run RECIPE` makes one")
+    rows = {}
+    for name in root.children("catalog"):
+        if name.endswith(".json"):
+            entry = json.loads(root.read(f"catalog/{name}"))
+            rows[entry["path"]] = entry
+    found = {place.url.removeprefix(root.url).strip("/"): place for place in finished(root)}
+    for path, place in found.items():
+        if path not in rows:
+            rows[path] = row(manifests.load(place))
+    return [rows[path] for path in sorted(found)]

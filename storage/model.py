@@ -1,0 +1,170 @@
+"""A checkpoint in the archive: tensors that are read by name, by rows, at any level."""
+
+from __future__ import annotations
+
+import difflib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import google_crc32c
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from operators.errors import HilbertflowError
+from operators.floats import round_to, to_float32
+from operators.hilbert_map import from_layout
+from storage.archive import Archive, Level
+from storage.layout import Layout, Placement, from_table
+
+NUMPY: dict[str, npt.DTypeLike] = {
+    "F64": "f8", "F32": "f4", "F16": "f2", "BF16": ml_dtypes.bfloat16, "BOOL": "?",
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    **{f"{kind}{8 * size}": f"{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+}  # fmt: skip
+"""NumPy dtype of each format."""
+
+
+class ModelArchive(Archive):
+    """Tensors by name: ``archive["encoder.layer.0.attention.self.query.weight"].read(level=0)``."""
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the tensors lie."""
+        table = pq.read_table(io.BytesIO(self.place.read("tensors.parquet")))
+        return from_table(table, self.attributes["side"], self.attributes["per_unit"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors in order of position."""
+        return tuple(p.name for p in self.layout.placements)
+
+    def __len__(self) -> int:
+        return len(self.layout.placements)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.layout.by_name:
+            near = difflib.get_close_matches(name, self.names, n=1)
+            raise HilbertflowError(
+                f"no tensor {name!r}", where=self.url,
+                remedy=f"did you mean {near[0]!r}?" if near else "`hilbertflow info --tensors` lists them",
+            )  # fmt: skip
+        return Tensor(self, self.layout.by_name[name])
+
+    @cached_property
+    def _checksums(self) -> dict[int, tuple[int, int]]:
+        table = pq.read_table(io.BytesIO(self.place.read("planes.parquet")), columns=["plane", "crc", "count"])
+        columns = table.to_pydict()
+        return {p: (c, n) for p, c, n in zip(columns["plane"], columns["crc"], columns["count"], strict=True)}
+
+    def words(self, first: int, stop: int, level: Level) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Planes ``first … stop - 1`` in source order: their number and (side²,) words or float32 values.
+
+        Opaque planes and the exact level give words of the group's width, checked against the checksum that was taken
+        before encoding; other levels give float32.
+        """
+        ladder, batch = self.ladder, self.attributes["per_unit"]
+        depth = ladder.refinements + 1 if level == "exact" else int(level) + 1
+        start = first
+        while start < stop:
+            group, begin, _ = self.layout.unit_planes(start // batch)
+            end = min(stop, begin + batch)
+            span = slice(start, end)
+            lossy = [] if group.opaque else [np.asarray(self.array(f"level{k}")[span]) for k in range(depth)]
+            codes = np.asarray(self.array("scales")[span]) if lossy else np.empty(0, np.uint16)
+            exact = np.asarray(self.array("exact")[span]) if group.opaque or level == "exact" else None
+            for at in range(end - start):
+                plane = [array[at] for array in lossy]
+                if exact is None:
+                    yield start + at, ladder.values(plane, codes[at]).reshape(-1)
+                    continue
+                word = self.layout.word_of(group)
+                residual = exact[at].astype(f"u{word}", copy=False)
+                if group.opaque:
+                    bits = from_layout(residual.reshape(-1), ladder.layout)
+                else:
+                    bits = ladder.bits(plane, codes[at], residual, group.dtype)
+                if google_crc32c.value(bits.tobytes()) != self._checksums[start + at][0]:
+                    raise HilbertflowError(
+                        f"plane {start + at} does not decode to its source's bytes", where=self.url,
+                        remedy="`hilbertflow verify` names damaged objects",
+                    )  # fmt: skip
+                yield start + at, bits
+            start = end
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array-like handle on one tensor; nothing is read until it is asked for."""
+
+    archive: ModelArchive
+    place: Placement
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape as archived."""
+        return self.place.shape
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype in the spelling of safetensors."""
+        return self.place.dtype
+
+    def __getitem__(self, rows: slice | int) -> npt.NDArray[Any]:
+        """Leading-dimension rows at the exact level, or the finest there is."""
+        picked = rows if isinstance(rows, slice) else slice(rows, rows + 1 or None)
+        values = self.read(rows=picked)
+        return values if isinstance(rows, slice) else values[0]
+
+    def read(self, level: Level | None = None, rows: slice | None = None) -> npt.NDArray[Any]:
+        """The tensor, or some leading rows (step 1), as an array.
+
+        Level ``exact`` gives the source's dtype (bfloat16 and float8 through ``ml_dtypes``), other levels float32;
+        without a level the finest one. Opaque tensors (small ones, integers) give their own dtype at every level.
+        """
+        level = self.archive.check_level(self.archive.levels[-1] if level is None else level)
+        first, stop, shape = self._rows(rows)
+        per_row = self.place.words // max(1, self.shape[0]) if self.shape else self.place.words
+        parts = list(self.chunks(level, first * per_row, stop * per_row))
+        flat = np.concatenate(parts) if parts else np.empty(0, f"u{self.place.word}")
+        if level != "exact" and not self.place.opaque:
+            return flat.astype(np.float32, copy=False).reshape(shape)
+        return flat.view(NUMPY[self.dtype]).reshape(shape)
+
+    def as_bytes(self, level: Level = "exact") -> Iterator[bytes]:
+        """The tensor in its own dtype as consecutive pieces; levels below exact are rounded to that dtype."""
+        for part in self.chunks(level, 0, self.place.words):
+            lossy = level != "exact" and not self.place.opaque
+            yield (round_to(part, self.dtype) if lossy else part).tobytes()
+
+    def values(self, level: Level) -> Iterator[npt.NDArray[np.float32]]:
+        """Consecutive pieces as float32; for float dtypes only."""
+        for part in self.chunks(level, 0, self.place.words):
+            yield part if part.dtype == np.float32 else to_float32(part, self.dtype)
+
+    def chunks(self, level: Level, low: int, high: int) -> Iterator[npt.NDArray[Any]]:
+        """Words or float32 values ``low … high - 1`` of the tensor, plane by plane."""
+        if low >= high:
+            return
+        area = self.archive.layout.area
+        begin, end = self.place.start + low, self.place.start + high
+        for plane, values in self.archive.words(begin // area, -(-end // area), level):
+            base = plane * area
+            yield values[max(begin - base, 0) : min(end - base, area)]
+
+    def _rows(self, rows: slice | None) -> tuple[int, int, tuple[int, ...]]:
+        if rows is None or not self.shape:
+            length = self.shape[0] if self.shape else 1
+            return 0, length, self.shape
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise HilbertflowError("rows are read with step 1", where=self.place.name)
+        stop = max(start, stop)
+        return start, stop, (stop - start, *self.shape[1:])

@@ -1,0 +1,70 @@
+"""Units of planes read from a checkpoint: what a source gives to the stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from storage.checkpoint import Checkpoint, TensorSpec
+from storage.layout import Layout
+
+
+@dataclass(frozen=True)
+class PlaneUnits:
+    """The units of a checkpoint under a layout; picklable, so that each worker reads its own."""
+
+    checkpoint: Checkpoint
+    layout: Layout
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return self.layout.units
+
+    @property
+    def unit_bytes(self) -> int:
+        """The most bytes a unit takes in the stream."""
+        return self.layout.per_unit * self.layout.area * self.layout.word
+
+    @cached_property
+    def _specs(self) -> dict[str, TensorSpec]:
+        return {spec.name: spec for spec in self.checkpoint.tensors}
+
+    def read(self, unit: int) -> pa.Table:
+        """One row a plane, as :mod:`operators.planes` describes; reads each byte of the source once."""
+        layout = self.layout
+        group, first, stop = layout.unit_planes(unit)
+        word = layout.word_of(group)
+        planes = np.zeros((max(0, stop - first), layout.area * word), np.uint8)
+        counts = np.zeros(len(planes), np.int32)
+        runs: dict[str, list[tuple[int, int, int, int]]] = {}
+        for plane in range(first, stop):
+            for tensor, source, target, words in layout.pieces(plane):
+                runs.setdefault(tensor.name, []).append((source, plane - first, target, words))
+                counts[plane - first] = max(counts[plane - first], target + words)
+        for name, parts in runs.items():
+            # The parts of a tensor on neighbouring planes are neighbours in the source: one request for all.
+            low, high = parts[0][0], parts[-1][0] + parts[-1][3]
+            data = np.frombuffer(self.checkpoint.read(self._specs[name], low * word, high * word), np.uint8)
+            for source, plane, target, words in parts:
+                piece = data[(source - low) * word : (source - low + words) * word]
+                planes[plane, target * word : (target + words) * word] = piece
+        n = len(planes)
+        return pa.table(
+            {
+                "unit": pa.array([unit] * n, pa.int64()),
+                "plane": pa.array(range(first, stop), pa.int64()),
+                "planes": pa.array([n] * n, pa.int32()),
+                "dtype": pa.array([group.dtype] * n, pa.string()),
+                "opaque": pa.array([group.opaque] * n, pa.bool_()),
+                "word": pa.array([word] * n, pa.int8()),
+                "exact_word": pa.array([layout.word] * n, pa.int8()),
+                "height": pa.array([layout.side] * n, pa.int32()),
+                "width": pa.array([layout.side] * n, pa.int32()),
+                "count": pa.array(counts, pa.int32()),
+                "bits": pa.array([row.tobytes() for row in planes], pa.binary()),
+            }
+        )

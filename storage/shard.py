@@ -1,0 +1,32 @@
+"""Pack coded chunks into one Zarr v3 shard, so that a worker writes an object without decoding what it encoded.
+
+Layout of the specification (zarr-specs, ``sharding_indexed``): the chunks one after another, each followed by its
+crc32c; then for every chunk of the shard its offset and length as little-endian u64 (all ones where it is missing), then
+the crc32c of that index. Stock zarr reads the result; a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import google_crc32c
+import numpy as np
+
+MISSING = 2**64 - 1
+
+
+def pack(chunks: Sequence[bytes | None], slots: int) -> bytes | None:
+    """The shard of ``chunks`` (``None`` reads as the fill value) with room for ``slots``; ``None`` if all are missing."""
+    if all(chunk is None for chunk in chunks):
+        return None
+    index = np.full((slots, 2), MISSING, "<u8")
+    parts: list[bytes] = []
+    offset = 0
+    for at, chunk in enumerate(chunks):
+        if chunk is not None:
+            parts += (chunk, struct.pack("<I", google_crc32c.value(chunk)))
+            index[at] = offset, len(chunk) + 4
+            offset += len(chunk) + 4
+    table = index.tobytes()
+    return b"".join((*parts, table, struct.pack("<I", google_crc32c.value(table))))

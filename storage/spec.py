@@ -1,0 +1,132 @@
+"""What an archive will be, fixed before its first byte is written: arrays, codecs, attributes, units."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import zarr
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from operators.errors import HilbertflowError
+from storage.codecs import CODECS
+from storage.fs import Location
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array.
+
+    Parameters
+    ----------
+    name: ``level0`` …, ``exact`` or ``scales``.
+    shape: along axis 0 lie the planes of a model or the rows of a collection.
+    dtype: NumPy name.
+    chunk: shape of what one plane becomes.
+    shard: chunks along axis 0 in one object; a unit writes one shard.
+    coder: kind of the codec.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    chunk: tuple[int, ...]
+    shard: int
+    coder: str
+
+    def key(self, unit: int) -> str:
+        """Key of the object that holds the unit's chunks."""
+        return "/".join((self.name, "c", str(unit), *("0" for _ in self.shape[1:])))
+
+
+@dataclass(frozen=True)
+class ArchiveSpec:
+    """A whole archive.
+
+    Parameters
+    ----------
+    url: its place, ``ROOT/models/NAME`` or ``ROOT/collections/NAME``.
+    kind: ``model`` or ``collection``.
+    fingerprint, recipe_hash: what its bytes derive from; another pair never mixes with it.
+    recipe: as run.
+    attributes: what a reader needs, kept in the group's ``zarr.json``.
+    arrays: the Zarr arrays.
+    units: number of units.
+    """
+
+    url: str
+    kind: str
+    name: str
+    fingerprint: str
+    recipe_hash: str
+    recipe: dict[str, Any]
+    attributes: dict[str, Any]
+    arrays: tuple[ArraySpec, ...]
+    units: int
+
+    @property
+    def identity(self) -> str:
+        """Hash of source and recipe."""
+        return hashlib.sha256(f"{self.fingerprint}:{self.recipe_hash}".encode()).hexdigest()
+
+    def unit_name(self, unit: int) -> str:
+        """Name of a unit, the same in every run of this recipe on this source."""
+        return f"{unit:08d}-{hashlib.sha256(f'{self.identity}:{unit}'.encode()).hexdigest()[:12]}"
+
+    def metadata(self) -> dict[str, bytes]:
+        """The ``zarr.json`` documents by key, as stock zarr writes them."""
+        store = MemoryStore()
+        attributes = {"hilbertflow": {**self.attributes, "kind": self.kind, "identity": self.identity}}
+        group = zarr.create_group(store, attributes=attributes)
+        for array in self.arrays:
+            codec: ArrayBytesCodec = CODECS[array.coder]()
+            outer = (array.chunk[0] * array.shard, *array.chunk[1:])
+            sharded = array.name != "scales"
+            group.create_array(
+                array.name, shape=array.shape, dtype=array.dtype, fill_value=0,
+                chunks=array.chunk if sharded else outer, shards=outer if sharded else None,
+                serializer=codec, compressors=[Crc32cCodec()], filters=[],
+            )  # fmt: skip
+        return {key: data for key, data in sorted(_contents(store).items()) if key.endswith("zarr.json")}
+
+
+def open_for_writing(spec: ArchiveSpec) -> dict[str, bytes]:
+    """Write the ``zarr.json`` documents, unless an earlier run of the same recipe on the same source did.
+
+    Raises when another archive has the name.
+    """
+    place = Location(spec.url)
+    documents = spec.metadata()
+    if place.exists("zarr.json"):
+        try:
+            there = json.loads(place.read("zarr.json"))["attributes"]["hilbertflow"]["identity"]
+        except (ValueError, KeyError, TypeError):
+            there = None
+        if there != spec.identity:
+            raise HilbertflowError(
+                "an archive of another source or recipe has this name", where=spec.url,
+                remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {spec.url}`",
+            )  # fmt: skip
+    for key, data in documents.items():
+        if key != "zarr.json" and not place.exists(key):
+            place.write_atomic(key, data)
+    if not place.exists("zarr.json"):
+        place.write_atomic("zarr.json", documents["zarr.json"])
+    return documents
+
+
+def _contents(store: MemoryStore) -> dict[str, bytes]:
+    async def collect() -> dict[str, bytes]:
+        found = {}
+        async for key in store.list():
+            value = await store.get(key, zarr.core.buffer.default_buffer_prototype())
+            if value is not None:
+                found[key] = value.to_bytes()
+        return found
+
+    return sync(collect())

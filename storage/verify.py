@@ -1,0 +1,57 @@
+"""Recompute every checksum of an archive."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from storage import manifest as manifests
+from storage.fs import Location
+from storage.fs_errors import MissingFileError
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One object that is not what the manifest says."""
+
+    key: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of a verification."""
+
+    url: str
+    objects: int
+    bytes: int
+    damaged: tuple[Damage, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether every object is as it was written."""
+        return not self.damaged
+
+
+def verify(place: Location, tick: Tick | None = None) -> Verdict:
+    """Read every object of the archive at ``place`` and compare size and SHA-256; ``tick(done, total)`` reports."""
+    manifest = manifests.load(place)
+    objects = manifests.load_objects(place, manifest)
+    damaged, total = [], 0
+    for done, item in enumerate(objects, 1):
+        try:
+            data = place.read(item.key)
+        except MissingFileError:
+            damaged.append(Damage(item.key, "missing"))
+        else:
+            total += len(data)
+            if len(data) != item.size:
+                damaged.append(Damage(item.key, f"{len(data)} bytes instead of {item.size}"))
+            elif hashlib.sha256(data).hexdigest() != item.sha256:
+                damaged.append(Damage(item.key, "checksum differs"))
+        if tick:
+            tick(done, len(objects))
+    return Verdict(place.url, len(objects), total, tuple(damaged))

@@ -1,0 +1,155 @@
+"""Write an archive unit by unit: objects first, then the journal entry; the manifest when every unit is there."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+
+from operators.coders import CODERS
+from operators.errors import HilbertflowError
+from storage import manifest as manifests
+from storage.fs import Location
+from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
+from storage.shard import pack
+from storage.spec import ArchiveSpec, ArraySpec, open_for_writing
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the journal keeps of a written unit.
+
+    Parameters
+    ----------
+    unit: its number.
+    objects: what was written.
+    planes: by column, the numbers, checksums and error sums of its planes.
+    source_bytes: size of its share of the source.
+    """
+
+    unit: int
+    objects: list[Object]
+    planes: dict[str, list[Any]]
+    source_bytes: int
+
+
+def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
+    """Write one whole unit from its encoded planes; writing it twice writes the same bytes to the same keys."""
+    place = Location(spec.url)
+    table = table.combine_chunks().sort_by("plane")
+    unit = int(table.column("unit")[0].as_py())
+    planes = table.column("plane").to_pylist()
+    expected = table.column("planes")[0].as_py()
+    if planes != list(range(planes[0], planes[0] + expected)):
+        raise HilbertflowError(f"unit {unit} arrived in pieces: planes {planes} of {expected}", where=spec.url)
+    payloads: dict[str, bytes] = {}
+    for array in spec.arrays:
+        first = unit * array.shard
+        chunks: list[bytes | None] = [None] * array.shard
+        if array.name == "scales":
+            data = _scales(array, table, [p - first for p in planes])
+        else:
+            for at, chunk in zip(planes, table.column(array.name).to_pylist(), strict=True):
+                chunks[at - first] = chunk
+            data = pack(chunks, array.shard)
+        if data is not None:
+            payloads[array.key(unit)] = data
+    if "attributes" in table.column_names:
+        payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
+    objects = []
+    for key, data in payloads.items():
+        place.write_atomic(key, data)
+        objects.append(Object.of(key, data, unit))
+    kept = [c for c in table.column_names if c in ("plane", "crc", "energy", "count") or c.startswith("error")]
+    words = np.array(table.column("word").to_pylist()) * np.array(table.column("count").to_pylist())
+    receipt = Receipt(unit, objects, {c: table.column(c).to_pylist() for c in kept}, int(words.sum()))
+    place.write_atomic(f"journal/{spec.unit_name(unit)}.json", json.dumps(asdict(receipt), sort_keys=True).encode())
+    return receipt
+
+
+def written_units(spec: ArchiveSpec) -> set[int]:
+    """Units that the journal holds, from one listing."""
+    names = (key.rsplit("/", 1)[-1].removesuffix(".json") for key in Location(spec.url).list("journal"))
+    return {int(name[:8]) for name in names if name[:8].isdigit() and name == spec.unit_name(int(name[:8]))}
+
+
+def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
+    """Gather the journal into tables and write the manifest; then the journal is no longer needed.
+
+    ``extra`` are further objects that belong to the archive (the table of tensors). Raises when a unit is missing.
+    """
+    place = Location(spec.url)
+    missing = set(range(spec.units)) - written_units(spec)
+    if missing:
+        raise HilbertflowError(
+            f"{len(missing)} of {spec.units} units are not written", where=spec.url, remedy="run the recipe again"
+        )
+    objects = [Object.of(key, data) for key, data in open_for_writing(spec).items()]
+    columns: dict[str, list[Any]] = {}
+    source_bytes = 0
+    for receipt in _journal(spec):
+        objects += receipt.objects
+        source_bytes += receipt.source_bytes
+        for name, values in receipt.planes.items():
+            columns.setdefault(name, []).extend(values)
+    for key, data in (extra | {"planes.parquet": parquet_bytes(pa.table(columns))}).items():
+        place.write_atomic(key, data)
+        objects.append(Object.of(key, data))
+    listing = dump_objects(objects)
+    place.write_atomic(manifests.OBJECTS, listing)
+    manifest = Manifest(
+        kind=spec.kind, name=spec.name, fingerprint=spec.fingerprint, recipe_hash=spec.recipe_hash, recipe=spec.recipe,
+        units=spec.units, levels=_bytes_by_array(spec, objects), source_bytes=source_bytes,
+        objects=Object.of(manifests.OBJECTS, listing).sha256, quality=_quality(columns),
+    )  # fmt: skip
+    place.write_atomic(manifests.NAME, manifest.dump())
+    place.delete("journal", recursive=True)
+    return manifest
+
+
+def _journal(spec: ArchiveSpec) -> Iterator[Receipt]:
+    place = Location(spec.url)
+    for unit in range(spec.units):
+        body = json.loads(place.read(f"journal/{spec.unit_name(unit)}.json"))
+        yield Receipt(body["unit"], [Object(**o) for o in body["objects"]], body["planes"], body["source_bytes"])
+
+
+def _scales(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None:
+    codes = np.zeros((array.shard, array.chunk[1]), np.uint16)
+    for slot, row in zip(slots, table.column("scales").to_pylist(), strict=True):
+        if row:
+            codes[slot] = np.frombuffer(row, np.uint16)
+    if not codes.any():
+        return None
+    data: bytes = CODERS[array.coder]().encode(codes)
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def _rows(table: pa.Table) -> pa.Table:
+    structs = table.column("attributes").combine_chunks()
+    structs = structs.chunk(0) if isinstance(structs, pa.ChunkedArray) else structs
+    return pa.Table.from_struct_array(structs.flatten())
+
+
+def _bytes_by_array(spec: ArchiveSpec, objects: list[Object]) -> dict[str, int]:
+    sizes = {array.name: 0 for array in spec.arrays} | {"tables": 0}
+    for item in objects:
+        top = item.key.split("/")[0]
+        sizes[top if top in sizes and not item.key.endswith("zarr.json") else "tables"] += item.size
+    return sizes
+
+
+def _quality(columns: dict[str, list[Any]]) -> dict[str, Any]:
+    # Rounded: sums of float64 may differ in the last bits between machines, an archive's bytes must not.
+    energy = sum(columns["energy"])
+    errors = {c: sum(v) for c, v in columns.items() if c.startswith("error")}
+    ratios = {c: 10 * float(np.log10(energy / e)) if e > 0 and energy > 0 else None for c, e in errors.items()}
+    return {f"sqnr_db_level{c[5:]}": None if r is None else round(r, 3) for c, r in ratios.items()}
+
+

@@ -22,7 +22,7 @@ from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart
 from storage.references import package_path
 
 _T = TypeVar("_T")
-_ATTEMPTS, _TIMEOUT_S = 5, 30.0
+_ATTEMPTS, _TIMEOUT_S = 5, 15.0  # s3fs repeats inside each attempt as well
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Location:
     uses it (s3fs does not survive a fork); a pickled location is its URL. ``path`` arguments are relative, with ``/``.
 
     Every method raises `HilbertflowError` naming the URL, `MissingFileError` when there is no such file. Timeouts,
-    broken connections, HTTP 5xx and throttling are tried again up to 5 times within 30 seconds.
+    broken connections, HTTP 5xx and throttling are tried again up to 5 times within 15 seconds.
     """
 
     url: str
@@ -179,6 +179,19 @@ class Location:
         found = self._try(prefix, "listed", lambda fs, p: (fs.invalidate_cache(), fs.find(p, detail=True))[1])
         pairs = ((str(name)[len(root) :].lstrip("/"), int(info.get("size") or 0)) for name, info in found.items())
         return dict(sorted((name, size) for name, size in pairs if name and not name.endswith(TEMPORARY)))
+
+    def children(self, prefix: str = "") -> tuple[str, ...]:
+        """Names directly below a prefix, files and folders, sorted; none when there is no such prefix."""
+
+        def ask(fs: Any, where: str) -> tuple[str, ...]:
+            fs.invalidate_cache()
+            try:
+                found = fs.ls(where, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return ()
+            return tuple(sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found}))
+
+        return self._try(prefix, "listed", ask)
 
     def delete(self, path: str = "", *, recursive: bool = False) -> None:
         """Remove a file, or with ``recursive`` all below a prefix; not an error when there is nothing."""

@@ -105,6 +105,8 @@ def explained(error: BaseException, where: str, doing: str) -> HilbertflowError:
         return HilbertflowError("is a directory where a file is expected", where=where)
     if isinstance(error, NotADirectoryError | FileExistsError):
         return HilbertflowError(f"cannot be {doing}: a file stands where a directory is needed", where=where)
+    if number == errno.EINVAL and "satisfiable" in text:  # HTTP 416: the range begins past the end
+        return HilbertflowError("is shorter than expected", where=where, remedy="it is truncated: copy it again")
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
         return HilbertflowError(
             "no credentials for the object store", where=where,

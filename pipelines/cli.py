@@ -1,0 +1,123 @@
+"""The command line. Starting it imports next to nothing: every command imports what it needs when it runs.
+
+Exit codes: 0 done; 1 the work could not be done (one line says why); 2 the command line was wrong, or the command is
+not there yet; 130 interrupted; 141 the reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from pipelines import console
+from pipelines.commands import archives, flow, searching, serving
+
+app = typer.Typer(
+    name="hilbertflow",
+    help="Archive model checkpoints and embeddings in layers, and search them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+COMMANDS = {
+    command.__name__: command
+    for command in (
+        flow.run, flow.submit,
+        archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
+        searching.search, searching.similar,
+        archives.export,
+        serving.serve, serving.bench,
+        flow.schema,
+    )
+}  # fmt: skip
+for name, command in COMMANDS.items():
+    app.command(name, no_args_is_help=name != "schema")(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            console.say(f"hilbertflow {version('hilbertflow')}")
+        except PackageNotFoundError:
+            console.say("hilbertflow (a checkout that is not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Archive model checkpoints and embeddings in layers, and search them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(call(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def call(arguments: list[str]) -> int:
+    """Run the command line and return its exit code; every failure is one line on standard error."""
+    try:
+        code = app(args=arguments, prog_name="hilbertflow", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        console.fail("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: let the last flush succeed
+        return 141
+    except Exception as error:
+        return _report(error, arguments)
+
+
+def _report(error: Exception, arguments: list[str]) -> int:
+    usage = getattr(error, "format_message", None)
+    if usage is not None:  # of typer's parser
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            known = [name for name in arguments[:1] if name in COMMANDS]
+            console.fail(f"{usage().rstrip('.')}; see {' '.join(['hilbertflow', *known, '--help'])}")
+        return 2
+    if os.environ.get("HILBERTFLOW_DEBUG"):
+        traceback.print_exception(error)
+    from operators.errors import HilbertflowError
+
+    cause = _cause(error, HilbertflowError)
+    if cause is not None:
+        console.fail(str(cause))
+    else:
+        frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
+        place = f" at {os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}{place}: {lines[-1] if lines else ''}"
+        console.fail(f"unexpected error: {what} (HILBERTFLOW_DEBUG=1 shows where it came from)")
+    return 1
+
+
+def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | None:
+    """The error of our own inside what Ray wrapped around it, as another process raised it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, kind) and not type(error).__name__.startswith("RayTaskError"):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+if __name__ == "__main__":
+    main()

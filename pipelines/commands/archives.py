@@ -1,0 +1,161 @@
+"""Commands on what is archived: ls, info, verify, restore, export."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import console
+from pipelines.commands.options import Json, Root, Url, later, level
+
+
+def ls(root: Root, as_json: Json = False) -> None:
+    """List the archives under a root."""
+    from storage import catalog
+
+    rows = catalog.ls(root)
+    if as_json:
+        console.print_json(rows)
+        return
+    if not rows:
+        console.say("no archives here; `hilbertflow run RECIPE` makes one")
+        return
+    names = list(dict.fromkeys(name for row in rows for name in row["levels"]))
+    console.table(
+        ("archive", "units", "source", "archived", *names),
+        [
+            (row["path"], row["units"], console.size(row["source_bytes"]), console.size(sum(row["levels"].values())),
+             *(console.size(row["levels"][name]) if name in row["levels"] else "" for name in names))
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def info(url: Url, as_json: Json = False) -> None:
+    """Tell what an archive holds, by level."""
+    from storage import archive
+
+    described = describe(archive.open(url))
+    if as_json:
+        console.print_json(described)
+        return
+    source = described["source_bytes"]
+    nested = ("levels", "quality", "recipe", "level_names")
+    console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
+    sqnr = described["quality"]
+    console.table(
+        ("level", "bytes", "of the source", "SQNR dB"),
+        [
+            (name, count, f"{100 * count / source:.1f} %" if source else "", sqnr.get(f"sqnr_db_{name}"))
+            for name, count in described["levels"].items()
+        ],
+    )
+
+
+def describe(handle: Any) -> dict[str, Any]:
+    """What ``info --json`` prints of a model or a collection."""
+    manifest = handle.manifest
+    told: dict[str, Any] = {"url": handle.url, "kind": manifest.kind, "name": manifest.name, "format": manifest.format}
+    if manifest.kind == "model":
+        table = handle.layout.table()
+        counts = [_product(shape) for shape in table.column("shape").to_pylist()]
+        told |= {
+            "tensors": table.num_rows, "parameters": sum(counts),
+            "dtypes": ", ".join(sorted(set(table.column("dtype").to_pylist()))),
+        }  # fmt: skip
+    else:
+        told |= {"rows": handle.count, "dim": handle.dim, "metric": handle.metric, "encoder": handle.encoder}
+    return told | {
+        "units": manifest.units, "source_bytes": manifest.source_bytes,
+        "archive_bytes": sum(manifest.levels.values()), "fingerprint": manifest.fingerprint,
+        "recipe_hash": manifest.recipe_hash, "levels": manifest.levels, "level_names": list(handle.levels),
+        "quality": manifest.quality, "recipe": manifest.recipe,
+    }  # fmt: skip
+
+
+def verify(url: Url, as_json: Json = False) -> None:
+    """Recompute every checksum of an archive.
+
+    Exit code 1 when an object is not what was written; each such object is named.
+    """
+    from storage import archive
+    from storage.verify import verify as check
+
+    verdict = check(archive.open(url).place)
+    if as_json:
+        damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
+        console.print_json(
+            {"url": verdict.url, "sound": verdict.sound, "objects": verdict.objects, "bytes": verdict.bytes,
+             "damaged": damaged}
+        )  # fmt: skip
+    elif verdict.sound:
+        console.say(f"{verdict.url}: all {verdict.objects} objects are sound ({console.size(verdict.bytes)} read)")
+    for item in verdict.damaged:
+        console.fail(f"{verdict.url}/{item.key}: {item.what}; restore this object from a copy")
+    if not verdict.sound:
+        raise typer.Exit(1)
+
+
+def restore(
+    url: Url,
+    out: Annotated[
+        str, typer.Argument(help="A .safetensors file for a model; a .npy or .parquet file for a collection.")
+    ],
+    at: Annotated[
+        str, typer.Option("--level", metavar="N|exact", help="Fidelity: a level's number from 0, or exact.")
+    ] = "exact",
+    tensor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only this tensor, as .npy or .safetensors.")
+    ] = None,
+) -> None:
+    """Write an archive back as a file.
+
+    Streamed, tensor by tensor or batch by batch; level exact gives the source's values bit for bit.
+    """
+    from pipelines.restore import restore as write
+
+    write(url, out, level=level(at), tensor=tensor)
+
+
+def rm(
+    url: Annotated[str, typer.Argument(help="The archive itself: ROOT/models/NAME or ROOT/collections/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove an archive, finished or half-written."""
+    from operators.errors import HilbertflowError
+    from storage import manifest
+    from storage.archive import FOLDERS
+    from storage.fs import Location
+
+    place = Location(url)
+    folder, name = place.url.split("/")[-2:] if "/" in place.url else ("", "")
+    if folder not in FOLDERS or not (place.exists(manifest.NAME) or place.exists("zarr.json")):
+        raise HilbertflowError(
+            "no archive here", where=place.url, remedy="name it: ROOT/models/NAME, as `ls` prints it"
+        )
+    if not yes:
+        typer.confirm(f"remove {place.url} and all its bytes?", abort=True)
+    root = Location(place.url.removesuffix(f"/{folder}/{name}"))
+    # The manifest goes first: what is interrupted from here on is half-written, not damaged.
+    for here, key in ((place, manifest.NAME), (root, f"catalog/{FOLDERS[folder]}-{name}.json")):
+        if here.exists(key):
+            here.delete(key)
+    place.delete(recursive=True)
+    console.say(f"removed {place.url}")
+
+
+def export(
+    url: Url,
+    tensor: Annotated[str, typer.Argument(help="Name of the tensor.")],
+    out: Annotated[str, typer.Argument(help="Where the picture goes: OUT.png, or OUT.mp4 for one plane a frame.")],
+) -> None:
+    """Look at a tensor's planes."""
+    raise later("export", "writing pictures and videos of planes")
+
+
+def _product(shape: list[int]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count

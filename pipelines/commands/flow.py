@@ -1,0 +1,134 @@
+"""Commands that run recipes: run, submit, schema."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines import console
+from pipelines.commands.options import Sets, later
+
+if TYPE_CHECKING:
+    from pipelines.plan import Plan
+    from pipelines.run import Report
+
+RecipeFile = Annotated[str, typer.Argument(help="A recipe file, or one that comes along, such as quickstart-model.")]
+
+
+def run(
+    recipe: RecipeFile,
+    sets: Sets = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; left out, Ray starts on this machine.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the graph, the units and the estimated bytes; write nothing.")
+    ] = False,
+    json_log: Annotated[
+        bool, typer.Option("--json", help="Log one JSON event a line instead of a progress bar.")
+    ] = False,
+) -> None:
+    """Run a pipeline.
+
+    A pipeline streams from its source through its operators into an archive, unit by unit, and builds the indexes
+    that the recipe asks for. The archive exists once everything is written. A run that was stopped goes on where it
+    stopped; one that is finished does nothing.
+    """
+    from pipelines.recipe import load
+
+    loaded = load(recipe, sets or [])  # every error of the recipe comes before Ray is as much as imported
+    from pipelines.run import run as run_recipe
+
+    report = run_recipe(loaded, address=address, json_log=json_log, dry_run=dry_run)
+    if dry_run:
+        _show_plan(report.plan, json_log)
+    elif json_log:
+        console.print_json({"event": "done", **_summary(report)})
+    else:
+        _show(report)
+
+
+def submit(
+    recipe: RecipeFile,
+    address: Annotated[str, typer.Option(help="Of the cluster's job server, such as http://HEAD:8265.")],
+    sets: Sets = None,
+) -> None:
+    """Run a pipeline as a Ray job."""
+    raise later("submit", "running as a Ray job")
+
+
+def schema() -> None:
+    """Print the JSON schema of recipes."""
+    from pipelines.recipe import json_schema
+
+    console.print_json(json_schema())
+
+
+def _summary(report: Report) -> dict[str, Any]:
+    manifest = report.manifest
+    assert manifest is not None  # only a dry run has none
+    return {
+        "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
+        "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": manifest.levels,
+        "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
+    }  # fmt: skip
+
+
+def _show(report: Report) -> None:
+    done = _summary(report)
+    if not report.written:
+        built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
+        console.say(f"{report.url} is finished ({done['units']} units){built}")
+        return
+    rate = done["source_bytes"] * report.written / done["units"] / 1e6 / max(report.seconds, 1e-9)
+    went_on = f", {report.skipped} from an earlier run" if report.skipped else ""
+    console.say(f"{report.url}: {report.written} units in {report.seconds:.1f} s ({rate:.1f} MB/s){went_on}")
+    by_level = ", ".join(f"{name} {console.size(count)}" for name, count in done["levels"].items())
+    share = 100 * done["archive_bytes"] / max(1, done["source_bytes"])
+    console.say(f"{by_level}; in all {share:.1f} % of {console.size(done['source_bytes'])}")
+    if report.indexes:
+        console.say(f"indexes: {', '.join(report.indexes)}")
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    from pipelines.graph import stages
+
+    graph = ["read", *(stage.name for stage in stages(plan.operators)), "write"]
+    estimate = estimated_bytes(plan)
+    said = {
+        "url": plan.spec.url, "graph": graph, "units": plan.spec.units, "source_bytes": plan.source_bytes,
+        "estimated_bytes": estimate, "estimated_total": sum(estimate.values()) or None,
+        "arrays": {a.name: {"shape": a.shape, "dtype": a.dtype, "coder": a.coder} for a in plan.spec.arrays},
+    }  # fmt: skip
+    if as_json:
+        console.print_json(said)
+        return
+    console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
+    console.say(f"{plan.spec.units} units of {console.size(plan.source_bytes)} into {plan.spec.url}")
+    console.table(
+        ("array", "shape", "type", "coder", "estimated"),
+        [
+            (a.name, "×".join(map(str, a.shape)), a.dtype, a.coder,
+             console.size(estimate[a.name]) if a.name in estimate else "")
+            for a in plan.spec.arrays
+        ],
+    )  # fmt: skip
+    if estimate:
+        console.say(f"estimated from {plan.trials.planes} sampled planes: {console.size(sum(estimate.values()))}")
+    else:
+        console.say("no estimate: layout and coders are all named, so none was tried on a sample")
+
+
+def estimated_bytes(plan: Plan) -> dict[str, int]:
+    """Bytes of each level array, scaled up from the planes on which ``auto`` was resolved; empty without a trial."""
+    if not plan.trials.planes:
+        return {}
+    layout = next((o.layout for o in plan.operators if hasattr(o, "layout")), "raster")
+    estimate = {}
+    for array in plan.spec.arrays:
+        sampled = plan.trials.bytes.get(f"{layout}/{array.name}/{array.coder}")
+        if sampled is not None:
+            planes = -(-array.shape[0] // array.chunk[0])
+            estimate[array.name] = round(sampled * planes / plan.trials.planes)
+    return estimate

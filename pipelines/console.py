@@ -1,0 +1,114 @@
+"""What the terminal shows: tables, sizes, JSON, one red line for an error. Rich is imported when something is drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def out() -> Console:
+    """Standard output; colour only on a terminal."""
+    from rich.console import Console
+
+    # A pipe has no width: wide enough that no cell is cut on its way into another program.
+    return Console(soft_wrap=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def say(text: str) -> None:
+    """One plain line on standard output."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """One plain line on standard error: what a person wants to know and a program does not."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(text: str) -> None:
+    """One line on standard error, red on a terminal."""
+    line = " ".join(text.split())
+    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[31m{line}\x1b[0m" if red else line, file=sys.stderr, flush=True)
+
+
+def print_json(data: Any) -> None:
+    """One JSON document on standard output; NaN and infinities, which JSON has not, become null."""
+    print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=_plain), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", stretch: str = "") -> None:
+    """Draw a table; numbers are right-aligned, and the column ``stretch`` is cut where the terminal ends."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    rows = [list(row) for row in rows]
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[i], (int, float)) or _measure(row[i]) for row in rows)
+        cut = column == stretch
+        drawn.add_column(
+            column, justify="right" if numeric else "left", no_wrap=cut, overflow="ellipsis" if cut else "fold",
+            ratio=1 if cut else None,
+        )  # fmt: skip
+    for row in rows:
+        drawn.add_row(*(Text(_cell(value)) for value in row))  # Text: what comes from data is never markup
+    out().print(drawn)
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Names and values, one a line."""
+    rows = [(name, _cell(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        say(f"{name:<{width}}  {value}")
+
+
+def size(count: int | float) -> str:
+    """Bytes for people, powers of 1000: ``90.9 MB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if abs(value) < 1000 or unit == "PB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def _measure(value: Any) -> bool:
+    return isinstance(value, str) and value.rpartition(" ")[2] in ("B", "kB", "MB", "GB", "TB", "PB", "%")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    # Control characters of an id or a docstring must not reach the terminal.
+    return "".join(c if c.isprintable() else " " for c in str(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy
+        return _finite(value.tolist())
+    return str(value)

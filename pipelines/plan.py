@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from operators.embed import Embed
+from operators.encode import TextEncoder
 from operators.errors import HilbertflowError
 from operators.frame_encode import LEVEL_DTYPES, FrameEncode
 from operators.hilbert_map import HilbertMap
@@ -23,6 +25,7 @@ from storage.fs import Location
 from storage.layout import Layout, place
 from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
+from storage.references import local_url
 from storage.rows import RowSource
 from storage.spec import ArchiveSpec, ArraySpec
 
@@ -138,13 +141,15 @@ def _collection_plan(recipe: Recipe) -> Plan:
     units = RowUnits(source, rows, dim)
     if recipe.source.metric == "cosine":
         blocks = dataclasses.replace(blocks, normalize=True)
-    stream: tuple[Operator, ...] = tuple(blocks if isinstance(o, RowBlocks) else o for o in recipe.operators)
+    stream: tuple[Operator, ...] = tuple(
+        blocks if isinstance(o, RowBlocks) else _located(o) if isinstance(o, Embed) else o for o in recipe.operators
+    )
     stream, trials = tune(stream, units)
     arrays = _arrays(stream, layers, (source.count, dim), (blocks.rows, dim), rows // blocks.rows, "uint32")
     attributes = {
         "ladder": _ladder(quantizer, layers, "raster"), "rows": source.count, "dim": dim, "block": blocks.rows,
         "per_unit": rows // blocks.rows, "metric": recipe.source.metric, "trials": trials.report,
-        "encoder": next((o.model for o in stream if hasattr(o, "model")), ""),
+        "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
     }  # fmt: skip
     spec = _spec(recipe, source.fingerprint, attributes, arrays, units.units)
     return Plan(recipe, units, stream, spec, {}, trials, {}, source.count * dim * 4)
@@ -162,7 +167,12 @@ def _spec(
 
 
 def _arrays(
-    stream: tuple[Operator, ...], layers: Layerize, shape: tuple[int, ...], chunk: tuple[int, ...], shard: int, word: str
+    stream: tuple[Operator, ...],
+    layers: Layerize,
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    shard: int,
+    word: str,
 ) -> tuple[ArraySpec, ...]:
     encoder = _one_of(stream, FrameEncode)
     names = [f"level{k}" for k in range(layers.refinements + 1)]
@@ -205,12 +215,14 @@ def _tensor_table(checkpoint: Checkpoint) -> pa.Table:
 
 
 def _embedding_dim(recipe: Recipe) -> int:
-    from operators.encode import TextEncoder
-
-    model = next((o.model for o in recipe.operators if hasattr(o, "model")), None)
-    if model is None:
+    embed = next((o for o in recipe.operators if isinstance(o, Embed)), None)
+    if embed is None:
         raise HilbertflowError("the source has texts and no operator embeds them", remedy="add {kind: embed, model: …}")
-    return TextEncoder(model).dim
+    return TextEncoder(_located(embed).model).dim
+
+
+def _located(embed: Embed) -> Embed:
+    return dataclasses.replace(embed, model=local_url(embed.model))
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def info(url: Url, as_json: Json = False) -> None:
         console.print_json(described)
         return
     source = described["source_bytes"]
-    nested = ("levels", "quality", "recipe", "level_names")
+    nested = ("levels", "quality", "recipe", "level_names", "indexes")
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
     sqnr = described["quality"]
     console.table(
@@ -51,6 +51,8 @@ def info(url: Url, as_json: Json = False) -> None:
             for name, count in described["levels"].items()
         ],
     )
+    for kind, index in described.get("indexes", {}).items():
+        console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
 
 
 def describe(handle: Any) -> dict[str, Any]:
@@ -65,7 +67,11 @@ def describe(handle: Any) -> dict[str, Any]:
             "dtypes": ", ".join(sorted(set(table.column("dtype").to_pylist()))),
         }  # fmt: skip
     else:
+        from cluster.index_store import current_builds, indexes_of
+
+        builds = current_builds(indexes_of(handle))
         told |= {"rows": handle.count, "dim": handle.dim, "metric": handle.metric, "encoder": handle.encoder}
+        told["indexes"] = {kind: {"bytes": build.bytes, "shards": len(build.shards)} for kind, build in builds.items()}
     return told | {
         "units": manifest.units, "source_bytes": manifest.source_bytes,
         "archive_bytes": sum(manifest.levels.values()), "fingerprint": manifest.fingerprint,
@@ -82,7 +88,9 @@ def verify(url: Url, as_json: Json = False) -> None:
     from storage import archive
     from storage.verify import verify as check
 
-    verdict = check(archive.open(url).place)
+    place = archive.open(url).place
+    with console.progress("verifying") as tick:
+        verdict = check(place, tick)
     if as_json:
         damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
         console.print_json(
@@ -115,7 +123,10 @@ def restore(
     """
     from pipelines.restore import restore as write
 
-    write(url, out, level=level(at), tensor=tensor)
+    chosen = level(at)
+    with console.progress("restoring") as tick:
+        written = write(url, out, level=chosen, tensor=tensor, tick=tick)
+    console.say(f"{out}: {console.size(written)} at level {chosen}")
 
 
 def rm(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from cluster.results import Results
     from storage.collection import CollectionArchive
 
 LINE_COLUMNS = ("first_line", "text", "title", "name")
@@ -50,33 +51,17 @@ def search(
         raise HilbertflowError(
             f"pictures need a collection embedded with a CLIP model directory; this one has {model}", where=handle.url
         )
-    own = -1
-    if row_id is not None:
-        import numpy as np
-
-        own = handle.row_of(row_id)
-        queries = handle.take(np.array([own], np.int64))
+    if text is not None:
+        found = search_text(handle.url, text, k, tier.value, where)
+    elif row_id is not None:
+        found = search_row(handle.url, row_id, k, tier.value, where)
     else:
-        queries = _embedded(handle, text) if text is not None else read_queries(str(vector), handle.dim)
-    engine = SearchEngine.open(handle.url)
-    found = engine.search(queries, k=k + (own >= 0), tier=tier.value, filter=where)
-    hits = [
-        [(score, row, name) for score, row, name in zip(scores, rows, ids, strict=True) if row >= 0 and row != own][:k]
-        for scores, rows, ids in zip(found.scores.tolist(), found.rows.tolist(), found.ids.tolist(), strict=True)
-    ]
+        queries = read_queries(str(vector), handle.dim)
+        found = SearchEngine.open(handle.url).search(queries, k, tier=tier.value, filter=where)
     if as_json:
-        console.print_json(
-            {"results": [
-                {"ids": [name for *_, name in query], "scores": [score for score, *_ in query],
-                 "partial": bool(found.partial)}
-                for query in hits
-            ]}
-        )  # fmt: skip
-        return
-    for number, query in enumerate(hits):
-        _draw(handle, query, f"query {number}" if len(hits) > 1 else "")
-    if found.partial:
-        console.note("partial: some shard did not answer")
+        console.print_json({"results": answers(found)})
+    else:
+        print_results(handle, found)
 
 
 def similar(
@@ -114,28 +99,73 @@ def read_queries(path: str, dim: int) -> npt.NDArray[np.float32]:
     return queries
 
 
-def _embedded(handle: CollectionArchive, text: str) -> npt.NDArray[np.float32]:
+def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+    """Rows of a collection nearest to a text, embedded as the collection's own texts were."""
+    from cluster.engine import SearchEngine
     from operators.encode import TextEncoder
+    from storage import archive
     from storage.references import local_url
 
+    handle = archive.open(url)
     if not handle.encoder:
         raise HilbertflowError("was made from vectors, no model embeds texts for it", where=handle.url,
                                remedy="search it with --vector or --id")  # fmt: skip
-    return TextEncoder(local_url(handle.encoder)).encode([text])
+    said = handle.manifest.recipe.get("operators", ())
+    limit = next((operator["max_tokens"] for operator in said if operator.get("kind") == "embed"), 0)
+    query = TextEncoder(local_url(handle.encoder), limit).encode([text])
+    return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where)
 
 
-def _draw(handle: CollectionArchive, hits: list[tuple[float, int, Any]], title: str) -> None:
+def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+    """Rows nearest to the row with the id ``name``, which is not among them."""
+    import dataclasses
+
     import numpy as np
 
-    if not hits:
-        console.say(f"{title}: no row matches" if title else "no row matches")
-        return
-    metadata = handle.metadata(np.array([row for _, row, _ in hits], np.int64))
-    line = next((name for name in LINE_COLUMNS if name in metadata.column_names), None)
-    lines = metadata.column(line).to_pylist() if line else [""] * len(hits)
-    rows = [
-        (rank, f"{score:.4f}", name, words)
-        for rank, ((score, _, name), words) in enumerate(zip(hits, lines, strict=True), 1)
+    from cluster.engine import SearchEngine
+    from storage import archive
+
+    handle = archive.open(url)
+    own = handle.row_of(name)
+    query = handle.take(np.array([own], np.int64))
+    found = SearchEngine.open(handle.url).search(query, k + 1, tier=tier, filter=where)
+    keep = np.flatnonzero(found.rows[0] != own)[:k]
+    return dataclasses.replace(
+        found, ids=found.ids[:, keep], rows=found.rows[:, keep], scores=found.scores[:, keep]
+    )  # fmt: skip
+
+
+def answers(found: Results) -> list[dict[str, Any]]:
+    """What ``--json`` prints: one entry a query, best row first."""
+    return [
+        {
+            "ids": [name for name, row in zip(ids, rows, strict=True) if row >= 0],
+            "scores": [score for score, row in zip(scores, rows, strict=True) if row >= 0],
+            "partial": bool(found.partial),
+        }
+        for ids, rows, scores in zip(found.ids.tolist(), found.rows.tolist(), found.scores.tolist(), strict=True)
     ]
-    columns = ("rank", "score", "id", "first line") if line == "first_line" else ("rank", "score", "id", line or "")
-    console.table(columns, rows, title=title, stretch=columns[-1])
+
+
+def print_results(handle: CollectionArchive, found: Results) -> None:
+    """Draw a ranked table a query: rank, score, id and the line that says what the row is."""
+    import numpy as np
+
+    several = len(found.rows) > 1
+    for number, (ids, rows, scores) in enumerate(zip(found.ids, found.rows, found.scores, strict=True)):
+        title = f"query {number}" if several else ""
+        hit = rows >= 0
+        if not hit.any():
+            console.say(f"{title}: no row matches".removeprefix(": "))
+            continue
+        metadata = handle.metadata(np.asarray(rows[hit], np.int64))
+        line = next((name for name in LINE_COLUMNS if name in metadata.column_names), "")
+        words = metadata.column(line).to_pylist() if line else [""] * int(hit.sum())
+        drawn = zip(scores[hit].tolist(), ids[hit].tolist(), words, strict=True)
+        console.table(
+            ("rank", "score", "id", line.replace("_", " ")),
+            [(rank, f"{score:.4f}", name, said) for rank, (score, name, said) in enumerate(drawn, 1)],
+            title=title, stretch=line.replace("_", " "),
+        )  # fmt: skip
+    if found.partial:
+        console.note("partial: some shard did not answer")

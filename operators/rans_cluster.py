@@ -1,0 +1,174 @@
+"""Which blocks of a plane share a frequency table: agglomerative clustering by coded size.
+
+Blocks that lie side by side are merged first (a plane stored in the order of its context drifts), then any two
+clusters, as long as the table that is saved costs more than the fit that is lost. Sizes are in 1/1024 bits, as
+integers, so that the choice is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from operators.rans_kernels import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32, bit_length
+
+I64 = npt.NDArray[np.int64]
+UNIT = 1024
+_LUT = 1 << 16
+
+
+@lru_cache(maxsize=1)
+def n_log_n() -> I64:
+    """n·log2(n) in 1/1024 bits for n up to 65,536."""
+    n = np.arange(_LUT + 1, dtype=np.float64)
+    n[0] = 1
+    return np.rint(n * np.log2(n) * UNIT).astype(np.int64)
+
+
+@njit(cache=True, nogil=True)
+def _n_log_n(lut: I64, n: int) -> int:
+    if n < lut.size:
+        return lut[n]
+    k = 0  # n = m·2^k (rounded): n·log2(n) ≈ 2^k·(m·log2 m + k·m)
+    while (n >> k) >= lut.size:
+        k += 1
+    m = n >> k
+    return (lut[m] + m * k * UNIT) << k
+
+
+@njit(cache=True, nogil=True)
+def block_shifts(values: U32, block: int, shifts: I32) -> None:
+    """For each block the fewest low bits to take off so that nearly all of it falls among the direct tokens."""
+    seen = np.empty(33, np.int64)
+    for b in range(shifts.size):
+        seen[:] = 0
+        stop = min(values.size, (b + 1) * block)
+        for i in range(b * block, stop):
+            seen[bit_length(np.int64(values[i]))] += 1
+        above, bits = 0, 32
+        while bits > 0 and above + seen[bits] <= (stop - b * block) // 32:
+            above += seen[bits]
+            bits -= 1
+        shifts[b] = min(MAX_SHIFT, max(0, bits - bit_length(DIRECT - 1)))
+
+
+@njit(cache=True, nogil=True)
+def block_counts(tokens: U8, block: int, counts: I32) -> None:
+    """Histogram of each block: ``counts`` is (blocks, TOKENS) of zeros."""
+    for b in range(counts.shape[0]):
+        row = counts[b]
+        for i in range(b * block, min(tokens.size, (b + 1) * block)):
+            row[tokens[i]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _size(a: I32, b: I32, lut: I64) -> int:
+    """Symbols of two histograms together under their own table, and that table."""
+    total, logs, present, last = np.int64(0), np.int64(0), 0, 0
+    for t in range(TOKENS):
+        n = a[t] + b[t]
+        if n:
+            total += n
+            logs += _n_log_n(lut, n)
+            present += 1
+            last = t
+    return _n_log_n(lut, total) - logs + UNIT * (24 + 4 * present + last)
+
+
+@njit(cache=True, nogil=True)
+def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
+    """Merge blocks into at most ``most`` clusters and number them by first use.
+
+    ``counts`` (blocks, TOKENS) and ``shifts`` are overwritten: the first rows become the clusters'. Blocks of unequal
+    shift are never merged unless there are too many shifts; how many clusters remain, or 0 when that happens.
+    """
+    n = counts.shape[0]
+    none = np.zeros(TOKENS, np.int32)
+    owner = np.arange(n)
+    after = np.arange(1, n + 1)  # the next cluster along the plane
+    size = np.empty(n, np.int64)
+    gain = np.empty(n, np.int64)  # of merging with the next
+    low = -(np.int64(1) << 60)
+    alive = n
+    for b in range(n):
+        size[b] = _size(counts[b], none, lut)
+    for b in range(n):
+        gain[b] = low
+        if b + 1 < n and shifts[b] == shifts[b + 1]:
+            gain[b] = size[b] + size[b + 1] - _size(counts[b], counts[b + 1], lut)
+    while True:  # neighbours
+        best = 0
+        for b in range(n):
+            if gain[b] > gain[best]:
+                best = b
+        if gain[best] == low or (gain[best] <= 0 and alive <= 2 * most):
+            break
+        gone = after[best]
+        counts[best] += counts[gone]
+        owner[gone] = best
+        size[best] = size[best] + size[gone] - gain[best]
+        after[best] = after[gone]
+        gain[gone] = low
+        alive -= 1
+        gain[best] = low
+        if after[best] < n and shifts[after[best]] == shifts[best]:
+            gain[best] = size[best] + size[after[best]] - _size(counts[best], counts[after[best]], lut)
+        for b in range(best - 1, -1, -1):
+            if owner[b] == b:
+                if shifts[b] == shifts[best]:
+                    gain[b] = size[b] + size[best] - _size(counts[b], counts[best], lut)
+                break
+    live = np.empty(alive, np.int64)
+    k = 0
+    for b in range(n):
+        if owner[b] == b:
+            live[k] = b
+            k += 1
+    pair = np.full((alive, alive), low, np.int64)
+    for i in range(alive):
+        for j in range(i + 1, alive):
+            if shifts[live[i]] == shifts[live[j]]:
+                pair[i, j] = size[live[i]] + size[live[j]] - _size(counts[live[i]], counts[live[j]], lut)
+    left = alive
+    while True:  # any two
+        bi, bj = 0, 0
+        for i in range(alive):
+            for j in range(i + 1, alive):
+                if pair[i, j] > pair[bi, bj]:
+                    bi, bj = i, j
+        if pair[bi, bj] == low or (pair[bi, bj] <= 0 and left <= most):
+            break
+        a, b = live[bi], live[bj]
+        size[a] = size[a] + size[b] - pair[bi, bj]
+        counts[a] += counts[b]
+        owner[b] = a
+        left -= 1
+        for i in range(alive):
+            pair[i, bj] = low
+            pair[bj, i] = low
+        for i in range(alive):
+            if i != bi and owner[live[i]] == live[i] and shifts[live[i]] == shifts[a]:
+                g = size[a] + size[live[i]] - _size(counts[a], counts[live[i]], lut)
+                if i < bi:
+                    pair[i, bi] = g
+                else:
+                    pair[bi, i] = g
+    if left > most:
+        return 0
+    number = np.full(n, -1)
+    k = 0
+    for b in range(n):
+        root = b
+        while owner[root] != root:
+            root = owner[root]
+        if number[root] < 0:
+            number[root] = k
+            if root != k:  # rows before k are in use by now, row k is free: its cluster has a root behind it or is root
+                counts[k] = counts[root]
+                shifts[k] = shifts[root]
+            k += 1
+        ids[b] = number[root]
+    return k

@@ -1,0 +1,481 @@
+"""Compiled inner loops of the rANS coder: tokens, bit fields, frequency tables and the interleaved states.
+
+Everything a decoder runs checks its bounds itself, because numba does not: a kernel given damaged bytes returns a
+negative code (``ERRORS``) and touches nothing outside its arrays. All arithmetic that a decoder depends on is in
+integers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
+
+DIRECT: Final = 128  # values below are their own token
+TOKENS: Final = 228  # 128 direct, then exponents 7 … 31 with two mantissa bits each
+SLOTS_LOG: Final = 12
+SLOTS: Final = 1 << SLOTS_LOG
+MAX_SHIFT: Final = 24
+
+CUT, BAD_TABLE, BAD_STATE, BAD_SUM, TOO_WIDE = -1, -2, -3, -4, -5
+ERRORS: Final[dict[int, str]] = {
+    CUT: "coded bytes end too early or too late",
+    BAD_TABLE: "a frequency table or its number is malformed",
+    BAD_STATE: "a coder state does not return to its origin",
+    BAD_SUM: "the check sum does not agree",
+    TOO_WIDE: "a value does not fit the data type",
+}
+
+_HALF = np.uint32(1 << 16)
+_LOW = np.uint32(SLOTS - 1)
+_U12, _U16, _U24 = np.uint32(12), np.uint32(16), np.uint32(24)
+
+
+# ---- bit fields, least significant bit first
+
+
+@njit(cache=True, nogil=True)
+def put(out: U8, at: int, value: int, width: int) -> int:
+    """Write ``width`` bits of ``value`` into zeroed ``out`` at bit ``at``; the next bit. The caller made room."""
+    for i in range(width):
+        if (value >> i) & 1:
+            out[(at + i) >> 3] |= np.uint8(1 << ((at + i) & 7))
+    return at + width
+
+
+@njit(cache=True, nogil=True)
+def get(data: U8, at: int, width: int) -> int:
+    """Read ``width`` bits at bit ``at``; -1 past the end."""
+    if at < 0 or at + width > data.size * 8:
+        return -1
+    value = 0
+    for i in range(width):
+        value |= ((np.int64(data[(at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
+    return value
+
+
+@njit(cache=True, nogil=True)
+def bit_length(value: int) -> int:
+    """Bits of a number that is not negative."""
+    n = 0
+    while value >> n:
+        n += 1
+    return n
+
+
+# ---- frequency tables
+
+
+@njit(cache=True, nogil=True)
+def put_table(out: U8, at: int, counts: I32, shift: int, mantissa: int, weights: I32) -> int:
+    """Write a table for ``counts`` and set ``weights`` to what the reader will see; the next bit.
+
+    A weight is the count scaled to 2^14, its bit length sent as a difference to the one before, and ``mantissa``
+    bits below the leading one: coding with a frequency that is off by a 2^-4th part costs a 10^-4th bit.
+    """
+    total, last = 0, 0
+    for t in range(counts.size):
+        total += counts[t]
+        if counts[t]:
+            last = t
+    at = put(out, at, shift, 5)
+    at = put(out, at, mantissa, 3)
+    at = put(out, at, last, 8)
+    before = 0
+    weights[:] = 0
+    for t in range(last + 1):
+        weight = 0
+        if counts[t]:
+            weight = max(1, (np.int64(counts[t]) * 16384 + total // 2) // total)
+        bits = bit_length(weight)
+        drop = max(0, bits - 1 - mantissa)
+        if drop:
+            weight += 1 << (drop - 1)
+            bits = bit_length(weight)
+            drop = max(0, bits - 1 - mantissa)
+        if bits == before:
+            at = put(out, at, 0, 1)
+        elif bits == before + 1 or bits == before - 1:
+            at = put(out, at, 1, 2)
+            at = put(out, at, 1 if bits > before else 0, 1)
+        else:
+            at = put(out, at, 3, 2)
+            at = put(out, at, bits, 4)
+        before = bits
+        if bits > 1:
+            at = put(out, at, (weight >> drop) & ((1 << (bits - 1 - drop)) - 1), bits - 1 - drop)
+        weights[t] = (weight >> drop) << drop
+    return at
+
+
+@njit(cache=True, nogil=True)
+def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
+    """Read a table into ``weights`` (TOKENS of them); the next bit or an error, and the shift."""
+    shift, mantissa, last = get(data, at, 5), get(data, at + 5, 3), get(data, at + 8, 8)
+    if last < 0 or last >= TOKENS or shift > MAX_SHIFT:
+        return BAD_TABLE, 0
+    at += 16
+    weights[:] = 0
+    bits, total = 0, 0
+    for t in range(last + 1):
+        kind = get(data, at, 1)
+        at += 1
+        if kind == 1:
+            if get(data, at, 1) == 0:
+                step = get(data, at + 1, 1)
+                bits += 1 if step == 1 else -1
+                at += 2
+            else:
+                bits = get(data, at + 1, 4)
+                at += 5
+        if bits < 0 or bits > 15:
+            return BAD_TABLE, 0
+        weight = 0
+        if bits > 0:
+            kept = min(bits - 1, mantissa)
+            low = get(data, at, kept)
+            at += kept
+            if low < 0:
+                return CUT, 0
+            weight = ((1 << kept) | low) << (bits - 1 - kept)
+        weights[t] = weight
+        total += weight
+    if kind < 0 or total == 0:
+        return BAD_TABLE, 0
+    return at, shift
+
+
+@njit(cache=True, nogil=True)
+def frequencies(weights: I32, freq: I32) -> None:
+    """Scale weights to frequencies that sum to SLOTS, at least 1 for each token present and none above SLOTS - 1."""
+    total = np.int64(0)
+    for t in range(TOKENS):
+        total += weights[t]
+    left, top = SLOTS, 0
+    for t in range(TOKENS):
+        freq[t] = 0
+        if weights[t]:
+            freq[t] = max(1, (np.int64(weights[t]) * SLOTS + total // 2) // total)
+            left -= freq[t]
+            if freq[t] > freq[top]:
+                top = t
+    while left != 0:  # rounding: take from or give to the most frequent, where it costs least
+        step = left
+        if left < 0:
+            step = -min(-left, max(1, freq[top] // 64))
+        freq[top] += step
+        left -= step
+        for t in range(TOKENS):
+            if freq[t] > freq[top]:
+                top = t
+    if freq[top] == SLOTS:  # a frequency must fit 12 bits
+        freq[top] = SLOTS - 1
+        freq[top + 1 if top + 1 < TOKENS else top - 1] = 1
+
+
+@njit(cache=True, nogil=True)
+def decoder_table(freq: I32, out: U32) -> None:
+    """Fill SLOTS entries: token << 24 | frequency << 12 | slot - start."""
+    at = 0
+    for t in range(TOKENS):
+        entry = (np.uint32(t) << _U24) | (np.uint32(freq[t]) << _U12)
+        for j in range(freq[t]):
+            out[at + j] = entry | np.uint32(j)
+        at += freq[t]
+
+
+@njit(cache=True, nogil=True)
+def encoder_table(freq: I32, code: U32, inverse: npt.NDArray[np.float64]) -> None:
+    """Fill TOKENS entries: frequency << 12 | start, and 1 / frequency (0 for a token that cannot be coded)."""
+    start = 0
+    for t in range(TOKENS):
+        code[t] = (np.uint32(freq[t]) << _U12) | np.uint32(start & (SLOTS - 1))
+        # a hair above 1/f: state · inverse then never rounds below a whole quotient, and stays below the next
+        inverse[t] = (1.0 + 2.0**-48) / freq[t] if freq[t] else 0.0
+        start += freq[t]
+
+
+# ---- values and tokens
+
+
+@njit(cache=True, nogil=True)
+def zigzag(values: I32, signed: bool, out: U32) -> int:
+    """Fold signed values to unsigned ones; the bitwise or of all."""
+    every = np.uint32(0)
+    if signed:
+        for i in range(values.size):
+            v = values[i]
+            u = np.uint32((v << np.int32(1)) ^ (v >> np.int32(31)))
+            out[i] = u
+            every |= u
+    else:
+        for i in range(values.size):
+            u = np.uint32(values[i])
+            out[i] = u
+            every |= u
+    return np.int64(every)
+
+
+@njit(cache=True, nogil=True)
+def token_of(high: np.uint32) -> np.uint8:
+    """Token of a value whose low bits were taken off."""
+    if high < np.uint32(DIRECT):
+        return np.uint8(high)
+    e = 31
+    while not (high >> np.uint32(e)) & np.uint32(1):
+        e -= 1
+    return np.uint8(DIRECT + (e - 7) * 4 + np.int64((high >> np.uint32(e - 2)) & np.uint32(3)))
+
+
+@njit(cache=True, nogil=True)
+def raw_width(token: int, shift: int) -> int:
+    """Bits of a value that follow its token as they are."""
+    return shift + (((token - DIRECT) >> 2) + 5 if token >= DIRECT else 0)
+
+
+@njit(cache=True, nogil=True)
+def tokenize(values: U32, block: int, shifts: I32, tokens: U8) -> int:
+    """Token of each value with its block's shift; how many raw bits follow."""
+    total = np.int64(0)
+    for b in range(shifts.size):
+        shift = shifts[b]
+        for i in range(b * block, min(values.size, (b + 1) * block)):
+            t = token_of(values[i] >> np.uint32(shift))
+            tokens[i] = t
+            total += raw_width(np.int64(t), shift)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def put_raw(values: U32, tokens: U8, block: int, shifts: I32, out: U8) -> None:
+    """Write the raw bits of each value into zeroed ``out``."""
+    held, filled, at = np.uint64(0), np.uint64(0), 0
+    for b in range(shifts.size):
+        for i in range(b * block, min(values.size, (b + 1) * block)):
+            width = np.uint64(raw_width(np.int64(tokens[i]), shifts[b]))
+            raw = np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))
+            held |= raw << filled
+            filled += width
+            while filled >= np.uint64(8):
+                out[at] = np.uint8(held & np.uint64(255))
+                at += 1
+                held >>= np.uint64(8)
+                filled -= np.uint64(8)
+    if filled:
+        out[at] = np.uint8(held)
+
+
+@njit(cache=True, nogil=True)
+def values_of(tokens: U8, block: int, shifts: I32, raw: U8, signed: bool, limit: int, out: I32) -> int:
+    """Put tokens and raw bits together; 0 or an error. ``raw`` carries 8 spare bytes at its end."""
+    total = np.int64(0)
+    for b in range(shifts.size):
+        for i in range(b * block, min(tokens.size, (b + 1) * block)):
+            total += raw_width(np.int64(tokens[i]), shifts[b])
+    if (total + 7) >> 3 != raw.size - 8:
+        return CUT
+    at = np.uint64(0)
+    every = np.uint64(0)
+    for b in range(shifts.size):
+        for i in range(b * block, min(tokens.size, (b + 1) * block)):
+            t = np.uint64(tokens[i])
+            width = np.uint64(shifts[b])
+            if t >= np.uint64(DIRECT):
+                width += ((t - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5)
+                t = np.uint64(4) | (t & np.uint64(3))
+            byte = at >> np.uint64(3)
+            word = np.uint64(0)
+            for j in range(8):
+                word |= np.uint64(raw[byte + np.uint64(j)]) << np.uint64(8 * j)
+            low = (word >> (at & np.uint64(7))) & ((np.uint64(1) << width) - np.uint64(1))
+            at += width
+            v = (t << width) | low
+            every |= v
+            if signed:
+                v = (v >> np.uint64(1)) ^ (np.uint64(0) - (v & np.uint64(1)))
+            out[i] = np.int32(np.uint32(v & np.uint64(0xFFFFFFFF)))
+    if every > np.uint64(limit):
+        return TOO_WIDE
+    return 0
+
+
+@njit(cache=True, nogil=True)
+def unfold(tokens: U8, signed: bool, out: npt.NDArray[np.int8]) -> None:
+    """Tokens that are values themselves, back to signed ones."""
+    if signed:
+        for i in range(tokens.size):
+            t = tokens[i]
+            out[i] = np.int8((t >> np.uint8(1)) ^ (np.uint8(0) - (t & np.uint8(1))))
+    else:
+        for i in range(tokens.size):
+            out[i] = np.int8(tokens[i])
+
+
+@njit(cache=True, nogil=True)
+def check_sum(data: U8, seed: int) -> int:
+    """32-bit sum of bytes weighted by odd multiples of their place: one changed byte always changes it."""
+    h = np.uint32(0)
+    for i in range(data.size):
+        weight = np.uint32((i * 0x9E3779B2) | 1)
+        h = np.uint32(h + np.uint32(np.uint32(data[i] + 1) * weight))
+    return np.int64(np.uint32(h ^ np.uint32(seed)))
+
+
+# ---- the interleaved states: symbol i is coded by lane i mod lanes
+
+
+@njit(cache=True, nogil=True)
+def encode_lanes(
+    tokens: U8, count: int, block: int, ids: U8, code: U32, inverse: npt.NDArray[np.float64], state: U32, words: U16
+) -> int:
+    """Code ``count`` tokens, last first; ``words`` fills from its end. Where it begins, or an error."""
+    lanes = state.size
+    at = np.uint64(words.size - 1)  # the place of the next word
+    last = np.uint64(lanes - 1)
+    lane = np.uint64(count - 1) % np.uint64(lanes)
+    worst = np.uint32(0xFFFFFFFF)
+    for b in range((count + block - 1) // block - 1, -1, -1):
+        base = np.uint64(ids[b]) * np.uint64(TOKENS)
+        for k in range(min(count, (b + 1) * block) - 1, b * block - 1, -1):
+            t = base + np.uint64(tokens[k])
+            c = code[t]
+            f = c >> _U12
+            x = state[lane]
+            spill = x >= (f << np.uint32(20))
+            words[at] = np.uint16(x & np.uint32(0xFFFF))
+            at -= np.uint64(spill)
+            x = (x >> _U16) if spill else x
+            q = np.uint32(np.float64(x) * inverse[t])
+            state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
+            worst = min(worst, f)
+            lane = lane - np.uint64(1) if lane else last
+    if count and worst == 0:
+        return BAD_TABLE
+    return np.int64(at) + 1
+
+
+@njit(cache=True, nogil=True)
+def decode_lanes(words: U16, count: int, block: int, ids: U8, table: U32, state: U32, tokens: U8) -> int:
+    """Decode ``count`` tokens; the words read, or an error. ``state`` is left as the encoder found it."""
+    lanes = np.uint64(state.size)
+    p, size = np.uint64(0), np.uint64(words.size)
+    for b in range((count + block - 1) // block):
+        base = np.uint32(ids[b]) << _U12
+        stop = np.uint64(min(count, (b + 1) * block))
+        i = np.uint64(b * block)
+        while i < stop:
+            row = min(lanes, stop - i)
+            if p + row <= size:
+                for lane in range(row):
+                    x = state[lane]
+                    e = table[base + (x & _LOW)]
+                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                    w = np.uint32(words[p])
+                    short = x < _HALF
+                    state[lane] = ((x << _U16) | w) if short else x
+                    p += np.uint64(short)
+                    tokens[i + lane] = np.uint8(e >> _U24)
+            else:  # near the end of the words
+                for lane in range(row):
+                    x = state[lane]
+                    e = table[base + (x & _LOW)]
+                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                    if x < _HALF:
+                        if p >= size:
+                            return CUT
+                        x = (x << _U16) | np.uint32(words[p])
+                        p += np.uint64(1)
+                    state[lane] = x
+                    tokens[i + lane] = np.uint8(e >> _U24)
+            i += row
+    return np.int64(p)
+
+
+@njit(cache=True, nogil=True)
+def encode_columns(
+    tokens: U8, count: int, plan: U8, code: U32, inverse: npt.NDArray[np.float64], state: U32, words: U16
+) -> int:
+    """Like :func:`encode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
+    lanes = state.size
+    at = np.uint64(words.size - 1)
+    lane, last = np.uint64(max(0, count - 1) % lanes), np.uint64(lanes - 1)
+    column, edge = np.uint64(max(0, count - 1) % plan.size), np.uint64(plan.size - 1)
+    worst = np.uint32(0xFFFFFFFF)
+    for k in range(count - 1, -1, -1):
+        t = np.uint64(plan[column]) * np.uint64(TOKENS) + np.uint64(tokens[k])
+        c = code[t]
+        f = c >> _U12
+        x = state[lane]
+        spill = x >= (f << np.uint32(20))
+        words[at] = np.uint16(x & np.uint32(0xFFFF))
+        at -= np.uint64(spill)
+        x = (x >> _U16) if spill else x
+        q = np.uint32(np.float64(x) * inverse[t])
+        state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
+        worst = min(worst, f)
+        lane = lane - np.uint64(1) if lane else last
+        column = column - np.uint64(1) if column else edge
+    if count and worst == 0:
+        return BAD_TABLE
+    return np.int64(at) + 1
+
+
+@njit(cache=True, nogil=True)
+def decode_columns(words: U16, count: int, plan: U8, table: U32, state: U32, tokens: U8) -> int:
+    """Like :func:`decode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
+    lane, lanes = np.uint64(0), np.uint64(state.size)
+    column, columns = np.uint64(0), np.uint64(plan.size)
+    p, size = np.uint64(0), np.uint64(words.size)
+    for i in range(np.uint64(count)):
+        x = state[lane]
+        e = table[(np.uint32(plan[column]) << _U12) + (x & _LOW)]
+        x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+        if p < size:
+            w = np.uint32(words[p])
+            short = x < _HALF
+            x = ((x << _U16) | w) if short else x
+            p += np.uint64(short)
+        elif x < _HALF:
+            return CUT
+        state[lane] = x
+        tokens[i] = np.uint8(e >> _U24)
+        lane += np.uint64(1)
+        lane = np.uint64(0) if lane == lanes else lane
+        column += np.uint64(1)
+        column = np.uint64(0) if column == columns else column
+    return np.int64(p)
+
+
+@njit(cache=True, nogil=True)
+def put_tail(tokens: U8, start: int, width: int, each: int, state: U32) -> None:
+    """Hide the last tokens in the states that the encoder starts from, ``each`` a lane from the third on."""
+    for j in range(tokens.size - start):
+        lane, place = 2 + j // each, j % each
+        state[lane] |= np.uint32(tokens[start + j]) << np.uint32(place * width)
+
+
+@njit(cache=True, nogil=True)
+def get_tail(state: U32, start: int, width: int, each: int, present: U8, tokens: U8) -> int:
+    """Take the tokens out again; 0 or an error when a state holds anything else."""
+    for lane in range(state.size):
+        if (state[lane] >> _U16) != np.uint32(1):
+            return BAD_STATE
+    mask = (np.uint32(1) << np.uint32(width)) - np.uint32(1)
+    for j in range(tokens.size - start):
+        lane, place = 2 + j // each, j % each
+        t = (state[lane] >> np.uint32(place * width)) & mask
+        if t >= TOKENS or not present[t]:
+            return BAD_STATE
+        state[lane] ^= t << np.uint32(place * width)
+        tokens[start + j] = t
+    for lane in range(2, state.size):
+        if state[lane] != _HALF:
+            return BAD_STATE
+    return 0

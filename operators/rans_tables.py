@@ -1,0 +1,196 @@
+"""Frequency tables of the rANS coder: of one plane, or shared by the chunks of an array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from operators import rans_cluster as clusters
+from operators import rans_kernels as k
+from operators.errors import HilbertflowError
+
+MAX_TABLES = 64
+TABLE_BYTES = 400  # more than any serialized table takes: 16 + 228 · 13 bits at most
+FAR = 1 << 40  # cost of a token that a table cannot code
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Tables ready for coding. Two are equal when their bytes are.
+
+    Parameters
+    ----------
+    blob: the serialized tables, a few dozen bytes each: what an archive stores. Empty for the tables of one chunk.
+    shifts: (T,) int32, low bits of a value that are stored raw.
+    freq: (T, 228) int32 frequencies, each row summing to 4096.
+    plan: (d,) uint8 table of each column of a row of d values, or empty: then each block of a chunk names its own.
+    """
+
+    blob: bytes
+    shifts: k.I32 = field(compare=False, repr=False)
+    freq: k.I32 = field(compare=False, repr=False)
+    plan: k.U8 = field(compare=False, repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many tables."""
+        return len(self.shifts)
+
+    @property
+    def top(self) -> int:
+        """The largest token that any table codes."""
+        return int(np.flatnonzero(self.freq.any(axis=0))[-1])
+
+    @property
+    def present(self) -> k.U8:
+        """(228,) uint8: 1 for each token that some table codes."""
+        return self.freq.any(axis=0).astype(np.uint8)
+
+    def decoder(self) -> k.U32:
+        """(T·4096,) entries for the decoding kernels."""
+        return _decoder(self) if self.blob else _decoder.__wrapped__(self)
+
+    def encoder(self) -> tuple[k.U32, npt.NDArray[np.float64]]:
+        """(T·228,) codes and reciprocals for the encoding kernels."""
+        return _encoder(self) if self.blob else _encoder.__wrapped__(self)
+
+    def costs(self) -> npt.NDArray[np.int64]:
+        """(T, 228) coded size of a token in 1/1024 bits, raw bits included; :data:`FAR` where it cannot be coded."""
+        return _costs(self) if self.blob else _costs.__wrapped__(self)
+
+    def to_bytes(self) -> bytes:
+        """What :meth:`from_bytes` reads."""
+        return self.blob
+
+    @staticmethod
+    def from_bytes(blob: bytes) -> Tables:
+        """Read shared tables; HilbertflowError when they are malformed."""
+        return _from_bytes(bytes(blob))
+
+    @staticmethod
+    def train(samples: Sequence[npt.NDArray[Any]], columns: int = 0, most: int = 16) -> Tables:
+        """Tables for chunks like the samples.
+
+        Parameters
+        ----------
+        samples: integer arrays as they will be coded. Their statistics set the tables; tokens that they lack but that
+            lie below the largest seen stay codable. A chunk with any other value falls back to tables of its own.
+        columns: 0, or the length of a row: then each column is given the table that suits it, and chunks say nothing.
+        most: tables at most, 64 or fewer.
+        """
+        return _train(samples, columns, most)
+
+
+def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
+    """Values of any integer type up to 32 bits, flat and without sign, and the bitwise or of all."""
+    out = np.empty(plane.size, np.uint32)
+    flat = plane.reshape(-1)
+    wide = flat.view(np.int32) if flat.dtype == np.uint32 else flat.astype(np.int32, copy=False)
+    return out, int(k.zigzag(np.ascontiguousarray(wide), plane.dtype.kind == "i", out))
+
+
+def write(counts: k.I32, shifts: k.I32, mantissa: int, out: k.U8, at: int) -> tuple[int, Tables]:
+    """Write tables for histograms (T, 228) at bit ``at`` of zeroed ``out``; the next bit and the tables."""
+    weights, freq = np.empty(k.TOKENS, np.int32), np.empty((len(counts), k.TOKENS), np.int32)
+    for row, counted in enumerate(counts):
+        at = k.put_table(out, at, counted, int(shifts[row]), mantissa, weights)
+        k.frequencies(weights, freq[row])
+    return at, Tables(b"", shifts.astype(np.int32), freq, np.empty(0, np.uint8))
+
+
+def read(data: k.U8, at: int, count: int) -> tuple[int, Tables]:
+    """``count`` tables at bit ``at`` of ``data``; the next bit and the tables."""
+    weights, freq = np.empty(k.TOKENS, np.int32), np.empty((count, k.TOKENS), np.int32)
+    shifts = np.empty(count, np.int32)
+    for row in range(count):
+        at, shifts[row] = k.get_table(data, at, weights)
+        if at < 0:
+            raise HilbertflowError(k.ERRORS[at], where="rans")
+        k.frequencies(weights, freq[row])
+    return at, Tables(b"", shifts, freq, np.empty(0, np.uint8))
+
+
+def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tables:
+    folded = [fold(sample)[0] for sample in samples if sample.size]
+    if not folded or not 1 <= most <= MAX_TABLES:
+        raise HilbertflowError("no values to train tables on" if not folded else f"{most} tables", where="rans")
+    if columns:
+        if any(values.size % columns for values in folded):
+            raise HilbertflowError(f"samples are not whole rows of {columns} values", where="rans")
+        values = np.ascontiguousarray(np.concatenate(folded).reshape(-1, columns).T)
+        groups, block = columns, values.shape[1]
+        flat = values.reshape(-1)
+    else:
+        flat = np.concatenate(folded)
+        block = 1024
+        while flat.size > block * 256:
+            block *= 2
+        groups = -(-flat.size // block)
+    counts, shifts, ids, count = group(flat, block, groups, most)
+    smooth = counts[:count].copy()
+    for row in smooth:
+        row[: np.flatnonzero(row)[-1] + 2] += 1  # and one beyond the largest seen
+    out = np.zeros(count * TABLE_BYTES, np.uint8)
+    at, _ = write(smooth, shifts[:count], 4, out, 0)
+    plan = ids if columns else np.empty(0, np.uint8)
+    head = np.array([1, count, len(plan) & 255, len(plan) >> 8 & 255, len(plan) >> 16], np.uint8)
+    return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
+
+
+def group(values: k.U32, block: int, groups: int, most: int) -> tuple[k.I32, k.I32, k.U8, int]:
+    """Histograms and shifts of at most ``most`` clusters of blocks, the cluster of each block, and how many."""
+    shifts, ids = np.empty(groups, np.int32), np.zeros(groups, np.uint8)
+    clusters.block_shifts(values, block, shifts)
+    tokens = np.empty(values.size, np.uint8)
+    for coarse in (1, 2, 4, 32):  # fewer different shifts when there are too many
+        rounded = -(-shifts // coarse) * coarse if coarse < 32 else np.full_like(shifts, shifts.max())
+        rounded = np.minimum(rounded, k.MAX_SHIFT).astype(np.int32)
+        counts = np.zeros((groups, k.TOKENS), np.int32)
+        k.tokenize(values, block, rounded, tokens)
+        clusters.block_counts(tokens, block, counts)
+        count = int(clusters.cluster(counts, rounded, most, clusters.n_log_n(), ids))
+        if count:
+            return counts, rounded, ids, count
+    raise AssertionError("one shift always clusters")
+
+
+@lru_cache(maxsize=64)
+def _from_bytes(blob: bytes) -> Tables:
+    data = np.frombuffer(blob, np.uint8)
+    if data.size < 5 or data[0] != 1 or not 1 <= data[1] <= MAX_TABLES:
+        raise HilbertflowError("shared tables are malformed", where="rans")
+    count, length = int(data[1]), int(data[2]) | int(data[3]) << 8 | int(data[4]) << 16
+    plan = data[5 : 5 + length]
+    if plan.size < length or (length and int(plan.max()) >= count):
+        raise HilbertflowError("the plan of shared tables is malformed", where="rans")
+    _, tables = read(data[5 + length :], 0, count)
+    return Tables(blob, tables.shifts, tables.freq, plan)
+
+
+@lru_cache(maxsize=64)
+def _decoder(tables: Tables) -> k.U32:
+    out = np.empty(tables.count * k.SLOTS, np.uint32)
+    for row, freq in enumerate(tables.freq):
+        k.decoder_table(freq, out[row * k.SLOTS : (row + 1) * k.SLOTS])
+    return out
+
+
+@lru_cache(maxsize=64)
+def _encoder(tables: Tables) -> tuple[k.U32, npt.NDArray[np.float64]]:
+    code, inverse = np.empty(tables.count * k.TOKENS, np.uint32), np.empty(tables.count * k.TOKENS)
+    for row, freq in enumerate(tables.freq):
+        at = slice(row * k.TOKENS, (row + 1) * k.TOKENS)
+        k.encoder_table(freq, code[at], inverse[at])
+    return code, inverse
+
+
+@lru_cache(maxsize=64)
+def _costs(tables: Tables) -> npt.NDArray[np.int64]:
+    raw = np.array([[k.raw_width(t, int(s)) for t in range(k.TOKENS)] for s in tables.shifts], np.int64)
+    bits = np.rint((k.SLOTS_LOG - np.log2(np.maximum(tables.freq, 1))) * clusters.UNIT).astype(np.int64)
+    return np.where(tables.freq > 0, bits + raw * clusters.UNIT, FAR)

@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import rans_kernels as k
+from operators import raw
 from operators.errors import HilbertflowError
+from operators.rans_cluster import block_counts
 from operators.rans_tables import FAR, TABLE_BYTES, Tables, fold, group, read, write
 
-RAW, CONSTANT, OWN, SHARED = 0x10, 0x11, 0x12, 0x13
+CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13
 BLOCK = 1024
-OVERHEAD = 5  # bytes that a chunk takes at most beyond its values
-_KINDS = {np.dtype(name) for name in ("int8", "int16", "int32", "uint8", "uint16", "uint32")}
 
 
 def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
@@ -46,16 +46,16 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
     -------
     The chunk, never more than 5 bytes longer than the values.
     """
-    dtype = _checked(plane.dtype)
+    dtype = raw.checked(plane.dtype)
     if plane.size == 0 or plane.size >= 1 << 31:
-        return _raw(plane)
+        return raw.encode(plane)
     values, every = fold(plane)
     first = int(values[0])
     if bool((values == values[0]).all()):
         return _constant(first, values.size)
     chunk = _coded(values, every, tables) if tables is not None else None
     chunk = chunk or _coded(values, every, None)
-    return chunk if chunk and len(chunk) < plane.size * dtype.itemsize + OVERHEAD else _raw(plane)
+    return chunk if chunk and len(chunk) < plane.size * dtype.itemsize + raw.OVERHEAD else raw.encode(plane)
 
 
 def decode(
@@ -65,13 +65,13 @@ def decode(
 
     Memory is bounded by ``shape``, whatever the bytes say.
     """
-    kind, count = _checked(np.dtype(dtype)), int(np.prod(shape, dtype=np.int64))
+    kind, count = raw.checked(np.dtype(dtype)), int(np.prod(shape, dtype=np.int64))
     source = np.frombuffer(data, np.uint8)
     if source.size == 0:
         raise _bad("an empty chunk")
     mode = int(source[0])
-    if mode == RAW:
-        return _from_raw(source, shape, kind)
+    if mode == raw.MODE:
+        return raw.decode(data, shape, kind)
     if mode == CONSTANT:
         return _from_constant(source, shape, count, kind)
     if mode == SHARED and tables is None:
@@ -124,9 +124,9 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     else:
         step, where = 1, np.resize(tables.shifts[plan], count)
     raw_bits = k.tokenize(values, step, where, tokens)
-    raw = np.zeros((raw_bits + 7) // 8, np.uint8)
+    extra = np.zeros((raw_bits + 7) // 8, np.uint8)
     if raw_bits:
-        k.put_raw(values, tokens, step, where, raw)
+        k.put_raw(values, tokens, step, where, extra)
 
     lanes = 1 << lanes_log
     start, width, each = _tail(count, lanes, tables.top)
@@ -135,7 +135,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
         return None
     if lanes > 2:
         k.put_tail(tokens, start, width, each, state)
-    check = k.check_sum(raw, k.check_sum(tokens, count))
+    check = k.check_sum(extra, k.check_sum(tokens, count))
     state[0] |= np.uint32(check & 0xFFFF)
     state[1] |= np.uint32(check >> 16)
     words = np.empty(start + 1, np.uint16)
@@ -149,7 +149,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     number = start + 1 - begin
     at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
     size = (at + 15) // 16 * 2
-    return b"".join((head[:size].tobytes(), state.tobytes(), words[begin:].tobytes(), raw.tobytes()))
+    return b"".join((head[:size].tobytes(), state.tobytes(), words[begin:].tobytes(), extra.tobytes()))
 
 
 def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
@@ -172,7 +172,7 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
         raise _bad(k.ERRORS[k.CUT])
     state = source[size:begin].copy().view(np.uint32)
     words = source[begin : begin + 2 * number].view(np.uint16)
-    raw = source[begin + 2 * number :]
+    extra = source[begin + 2 * number :]
 
     tokens = np.empty(count, np.uint8)
     start, width, each = _tail(count, lanes, tables.top)
@@ -186,23 +186,23 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
     failed = k.get_tail(state, start, width, each, tables.present, tokens)
     if failed:
         raise _bad(k.ERRORS[failed])
-    if check != k.check_sum(raw, k.check_sum(tokens, count)):
+    if check != k.check_sum(extra, k.check_sum(tokens, count)):
         raise _bad(k.ERRORS[k.BAD_SUM])
-    return _assembled(tokens, raw, block, tables, plan if plan.size else ids, dtype)
+    return _assembled(tokens, extra, block, tables, plan if plan.size else ids, dtype)
 
 
 def _assembled(
-    tokens: k.U8, raw: k.U8, block: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
+    tokens: k.U8, extra: k.U8, block: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """Tokens and raw bits to values of ``dtype``."""
     signed = dtype.kind == "i"
-    if raw.size == 0 and tables.top < k.DIRECT and not tables.shifts.any():
+    if extra.size == 0 and tables.top < k.DIRECT and not tables.shifts.any():
         small = np.empty(tokens.size, np.int8)
         k.unfold(tokens, signed, small)
         return small.astype(dtype, copy=False)
     out = np.empty(tokens.size, np.int32)
     step, shifts = (1, np.resize(tables.shifts[ids], tokens.size)) if tables.plan.size else (block, tables.shifts[ids])
-    padded = np.concatenate((raw, np.zeros(8, np.uint8)))
+    padded = np.concatenate((extra, np.zeros(8, np.uint8)))
     failed = k.values_of(tokens, step, shifts, padded, signed, (1 << 8 * dtype.itemsize) - 1, out)
     if failed:
         raise _bad(k.ERRORS[failed])
@@ -211,8 +211,6 @@ def _assembled(
 
 def _choose(values: k.U32, block: int, groups: int, tables: Tables) -> k.U8 | None:
     """The cheapest shared table of each block; None when some block has none."""
-    from operators.rans_cluster import block_counts
-
     cost = np.empty((groups, tables.count), np.int64)
     tokens = np.empty(values.size, np.uint8)
     for shift in np.unique(tables.shifts):
@@ -261,20 +259,6 @@ def _get(source: k.U8, at: int, width: int) -> int:
     return int(value)
 
 
-def _raw(plane: npt.NDArray[Any]) -> bytes:
-    body = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False).tobytes()
-    return bytes([RAW]) + body + zlib.crc32(body).to_bytes(4, "little")
-
-
-def _from_raw(source: k.U8, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    body = source[1:-4].tobytes()
-    if source.size < 5 or len(body) != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        raise _bad(k.ERRORS[k.CUT])
-    if zlib.crc32(body) != int.from_bytes(source[-4:].tobytes(), "little"):
-        raise _bad(k.ERRORS[k.BAD_SUM])
-    return np.frombuffer(body, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
-
-
 def _constant(value: int, count: int) -> bytes:
     body = bytes([CONSTANT]) + value.to_bytes(4, "little")
     return body + (zlib.crc32(body, count & 0xFFFFFFFF) & 0xFFFF).to_bytes(2, "little")
@@ -288,12 +272,5 @@ def _from_constant(source: k.U8, shape: tuple[int, ...], count: int, dtype: np.d
     return np.full(shape, (value >> 1) ^ -(value & 1) if dtype.kind == "i" else value, dtype)
 
 
-def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    native = dtype.newbyteorder("=")
-    if native not in _KINDS:
-        raise HilbertflowError(f"rANS codes integers of up to 32 bits, not {dtype}")
-    return native
-
-
 def _bad(what: str) -> HilbertflowError:
-    return HilbertflowError(what, where="rANS chunk", remedy="the chunk is damaged or of another array")
+    return raw.damaged("rANS", what)

@@ -1,0 +1,235 @@
+"""Video codecs as coders: planes without loss for the archive, frames with loss for looking and for comparison.
+
+A chunk of the archive is the mode byte 0x20, the CRC-32 of the pixels (little-endian), the smallest value, and one
+or more one-frame bitstreams: values less the smallest are cut in groups of bits that the codec's pixel format holds.
+An encoder may be lossless only in name, so what was coded is decoded again before it is handed out.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from operators import raw
+from operators.bitstream import FORMATS, MAX_EDGE, Frames, VideoKind, decode_stream, encode_stream, padded_edge
+from operators.errors import HilbertflowError
+
+MODE = 0x20
+_HEAD = struct.Struct("<BBBIq")  # mode, bit groups, bits of a group, CRC-32 of the pixels, smallest value
+_LENGTH = struct.Struct("<I")
+
+LOSSLESS: dict[VideoKind, dict[str, str]] = {
+    "hevc": {"preset": "ultrafast", "x265-params": "lossless=1:log-level=none:pools=none:frame-threads=1:info=0"},
+    "h264": {"preset": "medium", "qp": "0"},  # crf=0 loses at 10 bits
+    "av1": {"preset": "8", "svtav1-params": "lossless=1:lp=1:avif=1"},
+    "ffv1": {"level": "1", "coder": "1", "context": "0"},  # level 3 adds 200 bytes of header to every plane
+}
+
+
+def encode_plane(plane: npt.NDArray[Any], kind: VideoKind) -> bytes:
+    """Code an integer plane without loss.
+
+    Parameters
+    ----------
+    plane: (rows, columns) of int8 to int32 or uint8 to uint32, or any shape, taken as rows of its last axis.
+    kind: the codec.
+
+    Returns
+    -------
+    The chunk: at most 5 bytes longer than the values, because a plane that expands, or that the codec cannot hold,
+    is stored raw.
+    """
+    raw.checked(plane.dtype)
+    rows = _as_rows(plane)
+    if not rows.size or max(rows.shape) > MAX_EDGE:
+        return raw.encode(plane)
+    low = int(rows.min())
+    offsets = (rows.astype(np.int64) - low).astype(np.uint32)
+    bits = max(1, int(offsets.max()).bit_length())
+    deepest = max(FORMATS[kind])
+    groups = -(-bits // deepest)
+    width = -(-bits // groups)
+    depth = _depth(kind, width)
+    values = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False).tobytes()
+    parts = [_HEAD.pack(MODE, groups, width, zlib.crc32(values), low)]
+    for group in range(groups):
+        samples = _padded((offsets >> np.uint32(group * width)) & np.uint32((1 << width) - 1), depth)
+        packets = encode_stream(samples[None], kind, depth, LOSSLESS[kind])
+        stream = b"".join(packets)
+        parts += [_LENGTH.pack(len(stream)), stream]
+    chunk = b"".join(parts)
+    if len(chunk) >= len(values) + raw.OVERHEAD:
+        return raw.encode(plane)
+    try:
+        decode_plane(chunk, plane.shape, plane.dtype, kind)
+    except HilbertflowError:  # the encoder of this build loses something
+        return raw.encode(plane)
+    return chunk
+
+
+def decode_plane(
+    data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, kind: VideoKind
+) -> npt.NDArray[Any]:
+    """The plane that was coded; HilbertflowError when the bytes are not its chunk or its pixels differ."""
+    native, chunk = raw.checked(dtype), bytes(data)
+    if chunk[:1] == bytes([raw.MODE]):
+        return raw.decode(chunk, shape, native)
+    if len(chunk) < _HEAD.size or chunk[0] != MODE:
+        raise raw.damaged(kind, "not a chunk of this coder")
+    _, groups, width, check, low = _HEAD.unpack_from(chunk)
+    lowest, highest = np.iinfo(native).min, np.iinfo(native).max
+    if not (1 <= groups <= 4 and 1 <= width <= max(FORMATS[kind]) and lowest <= low <= highest and shape):
+        raise raw.damaged(kind, "the header is malformed")
+    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    if not rows * columns or max(rows, columns) > MAX_EDGE:
+        raise raw.damaged(kind, "a plane of this shape is never coded as video")
+    depth = _depth(kind, width)
+    offsets = np.zeros((rows, columns), np.int64)
+    at = _HEAD.size
+    for group in range(groups):
+        length = _LENGTH.unpack_from(chunk, at)[0] if at + _LENGTH.size <= len(chunk) else len(chunk)
+        at += _LENGTH.size
+        if at + length > len(chunk):
+            raise raw.damaged(kind, "the coded bytes end too early")
+        (frame,) = decode_stream([chunk[at : at + length]], kind, depth, padded_edge(rows), padded_edge(columns), 1)
+        offsets += frame[:rows, :columns].astype(np.int64) << (group * width)
+        at += length
+    if at != len(chunk):
+        raise raw.damaged(kind, "the coded bytes go on too long")
+    values = offsets + low
+    if int(values.max()) > highest:
+        raise raw.damaged(kind, "a value does not fit the data type")
+    plane: npt.NDArray[Any] = values.astype(native).reshape(shape)
+    if zlib.crc32(plane.astype(native.newbyteorder("<"), copy=False).tobytes()) != check:
+        raise raw.damaged(kind, "the check sum of the pixels does not agree")
+    return plane
+
+
+# ---- with loss
+
+
+@dataclass(frozen=True)
+class _Lossy:
+    """Encoder options at a quality: psychovisual tools off, because they spend bits on what is not there."""
+
+    fixed: dict[str, str]
+    params: str
+    quality: str
+
+
+LOSSY: dict[VideoKind, _Lossy] = {
+    "hevc": _Lossy(
+        {},
+        "crf={quality}:psy-rd=0:psy-rdoq=0:rdoq-level=2:aq-mode=0:log-level=none:pools=none:frame-threads=1:info=0",
+        "x265-params",
+    ),
+    "h264": _Lossy({}, "crf={quality}:psy=0:aq-mode=0:mbtree=0", "x264-params"),
+    "av1": _Lossy({}, "crf={quality}:tune=1:aq-mode=0:lp=1", "svtav1-params"),
+}
+_FRAMES = struct.Struct("<BBIII")  # codec, depth, frames, height, width
+_LOSSY_DEPTH = 10
+
+
+def encode_frames(
+    frames: npt.NDArray[np.uint16], codec: VideoKind, quality: float, intra: bool, preset: str = ""
+) -> bytes:
+    """Code 10-bit frames with loss.
+
+    Parameters
+    ----------
+    frames: (n, height, width) uint16 below 1024.
+    codec: ``hevc``, ``h264`` or ``av1``.
+    quality: the encoder's constant rate factor, fractions allowed except by AV1: 0 (fine) to 51 (coarse), AV1 to 63.
+    intra: every frame for itself; otherwise the encoder predicts between frames.
+    preset: speed preset of the encoder, its ``medium`` (SVT-AV1: 6) when empty.
+
+    Returns
+    -------
+    A self-contained byte string, read by :func:`decode_frames`.
+    """
+    if codec not in LOSSY:
+        raise HilbertflowError(f"{codec} has no lossy mode here", remedy=f"use one of {', '.join(LOSSY)}")
+    if frames.ndim != 3 or not frames.size or max(frames.shape[1:]) > MAX_EDGE or int(frames.max()) >> _LOSSY_DEPTH:
+        raise HilbertflowError(f"frames of shape {frames.shape}", remedy="give (n, height, width) of values below 1024")
+    lossy, height, width = LOSSY[codec], *frames.shape[1:]
+    options = {"preset": preset or ("6" if codec == "av1" else "medium"), "g": "1" if intra else "250"}
+    value = str(round(quality)) if codec == "av1" else f"{quality:g}"
+    options |= lossy.fixed | {lossy.quality: lossy.params.format(quality=value)}
+    padded = np.stack([_padded(frame, _LOSSY_DEPTH) for frame in frames])
+    packets = encode_stream(padded, codec, _LOSSY_DEPTH, options)
+    head = _FRAMES.pack(list(FORMATS).index(codec), _LOSSY_DEPTH, len(frames), height, width)
+    return head + b"".join(_LENGTH.pack(len(packet)) + packet for packet in packets)
+
+
+def decode_frames(data: bytes) -> npt.NDArray[np.uint16]:
+    """The frames (n, height, width), uint16, that :func:`encode_frames` coded."""
+    if len(data) < _FRAMES.size:
+        raise raw.damaged("video", "the coded bytes end too early")
+    number, depth, count, height, width = _FRAMES.unpack_from(data)
+    codecs = list(FORMATS)
+    if number >= len(codecs) or depth != _LOSSY_DEPTH or not 0 < min(height, width) <= max(height, width) <= MAX_EDGE:
+        raise raw.damaged("video", "the header is malformed")
+    packets, at = [], _FRAMES.size
+    while at < len(data):
+        length = _LENGTH.unpack_from(data, at)[0] if at + _LENGTH.size <= len(data) else len(data)
+        at += _LENGTH.size
+        if at + length > len(data):
+            raise raw.damaged("video", "the coded bytes end too early")
+        packets.append(data[at : at + length])
+        at += length
+    if count > len(packets):
+        raise raw.damaged("video", f"{len(packets)} packets for {count} frames")
+    frames = decode_stream(packets, codecs[number], depth, padded_edge(height), padded_edge(width), count)
+    return np.ascontiguousarray(frames[:, :height, :width]).astype(np.uint16, copy=False)
+
+
+def write_mp4(frames: npt.NDArray[np.uint8], fps: float = 8.0) -> bytes:
+    """An MP4 file that browsers play: H.264, 8 bits, 4:2:0, its index in front.
+
+    Parameters
+    ----------
+    frames: (n, height, width) uint8 of gray; odd edges grow by one repeated pixel.
+    fps: frames a second.
+    """
+    if frames.ndim != 3 or not frames.size or frames.dtype != np.uint8 or max(frames.shape[1:]) > MAX_EDGE:
+        raise HilbertflowError(
+            f"frames of shape {frames.shape} and {frames.dtype}", remedy="give (n, height, width) uint8"
+        )
+    _, height, width = frames.shape
+    padded = np.pad(frames, ((0, 0), (0, height & 1), (0, width & 1)), mode="edge")
+    file = io.BytesIO()
+    # the index goes into room kept at the front, which needs no second pass over the file
+    with av.open(file, "w", format="mp4", options={"moov_size": str(4096 + 64 * len(padded))}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "14", "preset": "medium", "profile": "high"}
+        for samples in padded:
+            frame = av.VideoFrame.from_ndarray(samples, format="gray").reformat(format="yuv420p")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _as_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return plane.reshape(-1, plane.shape[-1]) if plane.ndim and plane.size else plane.reshape(-1, max(1, plane.size))
+
+
+def _depth(kind: VideoKind, bits: int) -> int:
+    return min(depth for depth in FORMATS[kind] if depth >= bits)
+
+
+def _padded(samples: npt.NDArray[Any], depth: int) -> Frames:
+    """Grow a frame to edges that the encoder takes, by repeating its border."""
+    height, width = samples.shape
+    grow = ((0, padded_edge(height) - height), (0, padded_edge(width) - width))
+    return np.pad(samples.astype(np.uint8 if depth == 8 else np.uint16), grow, mode="edge")

@@ -1,0 +1,189 @@
+"""The coders as Zarr v3 codecs: ``hilbertflow.rans``, ``.hevc``, ``.h264``, ``.av1``, ``.ffv1`` and ``.raw``.
+
+Each turns a chunk into bytes and so stands where Zarr's ``bytes`` codec stands; put ``crc32c`` behind it::
+
+    zarr.create_array(store, shape=(n, 256, 256), chunks=(1, 256, 256), shards=(64, 256, 256), dtype="int8",
+                      serializer=RansCodec(), compressors=[Crc32cCodec()])
+
+Zarr finds them by the entry point ``zarr.codecs``; importing this module registers them as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.common import parse_named_configuration
+from zarr.registry import register_codec
+
+from operators.coders import Coder, CoderKind, RansCoder, RawCoder, VideoCoder
+from operators.errors import HilbertflowError
+from operators.rans_tables import Tables
+from operators.raw import KINDS
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+    from zarr.core.chunk_grids import ChunkGrid
+    from zarr.core.common import JSON
+    from zarr.core.dtype.wrapper import TBaseDType, TBaseScalar, ZDType
+
+PREFIX = "hilbertflow."
+
+
+@dataclass(frozen=True)
+class _PlaneCodec(ArrayBytesCodec):
+    """A coder as a codec. Chunks of any number of axes: all but the last are taken as rows."""
+
+    kind: ClassVar[CoderKind]
+    is_fixed_size: ClassVar[bool] = False
+
+    @abstractmethod
+    def coder(self) -> Coder:
+        """The coder with this codec's options."""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's entry in ``zarr.json``."""
+        parse_named_configuration(data, PREFIX + cls.kind, require_configuration=False)
+        return cls()
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The codec's entry in ``zarr.json``."""
+        return {"name": PREFIX + self.kind, "configuration": {}}
+
+    def validate(
+        self, *, shape: tuple[int, ...], dtype: ZDType[TBaseDType, TBaseScalar], chunk_grid: ChunkGrid
+    ) -> None:
+        """Refuse arrays of anything but integers of 8 to 32 bits."""
+        native = dtype.to_native_dtype()
+        if native.newbyteorder("=") not in KINDS:
+            raise HilbertflowError(
+                f"an array of {native} has no codec {PREFIX}{self.kind}", remedy="use integers of 8 to 32 bits"
+            )
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """Nothing of the array changes the codec."""
+        return self
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Unknown before coding."""
+        raise NotImplementedError
+
+    def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        values = np.ascontiguousarray(chunk_array.as_numpy_array())
+        chunk = self.coder().encode(values.astype(values.dtype.newbyteorder("="), copy=False))
+        return chunk_spec.prototype.buffer.from_bytes(chunk)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        data = np.ascontiguousarray(chunk_bytes.as_numpy_array())
+        native = chunk_spec.dtype.to_native_dtype()
+        values = self.coder().decode(memoryview(data), chunk_spec.shape, native.newbyteorder("="))
+        return chunk_spec.prototype.nd_buffer.from_ndarray_like(values.astype(native, copy=False))
+
+    async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
+
+    async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
+
+
+@dataclass(frozen=True)
+class RansCodec(_PlaneCodec):
+    """rANS entropy coding (:mod:`operators.rans`).
+
+    Parameters
+    ----------
+    tables: shared frequency tables, ``Tables.train(...).to_bytes()``, kept in ``zarr.json`` as base 64; empty when
+        every chunk carries its own.
+    """
+
+    tables: bytes = b""
+
+    kind: ClassVar[CoderKind] = "rans"
+
+    def coder(self) -> Coder:
+        """The coder with these tables."""
+        return RansCoder(tables=self.tables)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's entry in ``zarr.json``; HilbertflowError when its tables are malformed."""
+        _, options = parse_named_configuration(data, PREFIX + cls.kind, require_configuration=False)
+        text = options.get("tables", "") if isinstance(options, Mapping) else ""
+        try:
+            tables = base64.b64decode(str(text), validate=True)
+        except binascii.Error as error:
+            raise HilbertflowError("the tables are not base 64", where=f"codec {PREFIX}rans") from error
+        if tables:
+            Tables.from_bytes(tables)
+        return cls(tables=tables)
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The codec's entry in ``zarr.json``."""
+        options: dict[str, JSON] = {"tables": base64.b64encode(self.tables).decode()} if self.tables else {}
+        return {"name": PREFIX + self.kind, "configuration": options}
+
+
+@dataclass(frozen=True)
+class _VideoCodec(_PlaneCodec):
+    """A video codec in its lossless mode: a plane, the last two axes of a chunk, is a frame."""
+
+    def coder(self) -> Coder:
+        """The coder of this codec."""
+        kind: Literal["hevc", "h264", "av1", "ffv1"] = self.kind  # type: ignore[assignment]
+        return VideoCoder(kind)
+
+
+@dataclass(frozen=True)
+class HevcCodec(_VideoCodec):
+    """H.265 through x265."""
+
+    kind: ClassVar[CoderKind] = "hevc"
+
+
+@dataclass(frozen=True)
+class H264Codec(_VideoCodec):
+    """H.264 through x264."""
+
+    kind: ClassVar[CoderKind] = "h264"
+
+
+@dataclass(frozen=True)
+class Av1Codec(_VideoCodec):
+    """AV1 through SVT-AV1, decoded by dav1d."""
+
+    kind: ClassVar[CoderKind] = "av1"
+
+
+@dataclass(frozen=True)
+class Ffv1Codec(_VideoCodec):
+    """FFV1 (RFC 9043)."""
+
+    kind: ClassVar[CoderKind] = "ffv1"
+
+
+@dataclass(frozen=True)
+class RawCodec(_PlaneCodec):
+    """Values as they are, with a check sum."""
+
+    kind: ClassVar[CoderKind] = "raw"
+
+    def coder(self) -> Coder:
+        """The raw coder."""
+        return RawCoder()
+
+
+CODECS: Mapping[CoderKind, type[_PlaneCodec]] = {
+    codec.kind: codec for codec in (RansCodec, HevcCodec, H264Codec, Av1Codec, Ffv1Codec, RawCodec)
+}
+
+for _kind, _codec in CODECS.items():
+    register_codec(PREFIX + _kind, _codec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -137,6 +138,28 @@ def test_the_recipes_that_come_along_are_sound(file: Path, tmp_path: Path) -> No
     read = recipe.load(file, [f"source.path={tmp_path / 'source'}", f"sink.path={tmp_path}"])
     assert read.sink.path == str(tmp_path)
     assert read.source.path == str(tmp_path / "source")
+
+
+def test_the_page_on_recipes_tells_every_option_and_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    told: dict[tuple[str, str], str] = {}
+    kind = ""
+    for line in page.partition("## operators")[2].partition("## sink")[0].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[1].startswith("`"):
+            kind = cells[0].strip("`") or kind
+            names = [name.strip(" `") for name in cells[1].split(",")]
+            defaults = [cells[2]] * len(names) if "," not in cells[2] or len(names) == 1 else cells[2].split(",")
+            told |= {(kind, name): default.strip(" `[]") for name, default in zip(names, defaults, strict=True)}
+    wordless = {"none": "", "all": "", "–": ""}
+    for name, operator in recipe.OPERATORS.items():
+        for field in dataclasses.fields(operator):
+            if field.name != "kind":
+                default = field.default
+                text = ", ".join(default) if isinstance(default, tuple) else str(default).lower()
+                said = told.pop((name, field.name))
+                assert wordless.get(said, said) in (text, f"{text}.0", text.removesuffix(".0")), (name, field.name)
+    assert not told
 
 
 def test_docstrings_name_packages_or_a_directory(tmp_path: Path) -> None:

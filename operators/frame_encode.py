@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from operators.coders import CODERS
+from operators.coders import CODERS, CoderKind
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Over
 from operators.planes import level_columns, with_column
-
-CoderKind = Literal["rans", "hevc", "h264", "av1", "ffv1", "raw"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class FrameEncode(Operator):
 
     over: ClassVar[Over] = "planes"
 
-    def coder_of(self, column: str) -> str:
+    def coder_of(self, column: str) -> CoderKind:
         """The coder of a level column; levels that a mapping leaves out take ``rans``."""
         if isinstance(self.coder, dict):
             return self.coder.get(column, "rans")
@@ -41,22 +40,24 @@ class FrameEncode(Operator):
 
     def apply(self, batch: pa.Table) -> pa.Table:
         """Replace each level column by its coded chunks; an empty array becomes null, which reads as zeros."""
-        heights, widths = batch.column("height").to_pylist(), batch.column("width").to_pylist()
-        words = batch.column("exact_word").to_pylist()
-        own = batch.column("word").to_pylist()
         for column in level_columns(batch.column_names):
-            coder = CODERS[self.coder_of(column)]()
-            chunks: list[bytes | None] = []
-            for data, height, width, word, narrow in zip(
-                batch.column(column).to_pylist(), heights, widths, words, own, strict=True
-            ):
-                stored = f"u{narrow}" if column == "exact" else LEVEL_DTYPES.get(column, "i1")
-                plane = np.frombuffer(data, stored).reshape(height, width) if data else None
-                if plane is not None and column == "exact":
-                    plane = plane.astype(f"u{word}")
-                chunks.append(None if plane is None else coder.encode(plane))
+            coder = CODERS[self.coder_of(column)]
+            chunks = [None if plane is None else coder.encode(plane) for plane in level_planes(batch, column)]
             batch = with_column(batch, column, pa.array(chunks, pa.binary()))
         return batch
+
+
+def level_planes(batch: pa.Table, column: str) -> list[npt.NDArray[Any] | None]:
+    """Each plane of a level as (height, width) of the array's element type; None where it has no such level."""
+    planes: list[npt.NDArray[Any] | None] = []
+    address = (batch.column(name).to_pylist() for name in ("height", "width", "word", "exact_word"))
+    for data, height, width, word, exact_word in zip(batch.column(column), *address, strict=True):
+        stored = f"u{word}" if column == "exact" else LEVEL_DTYPES.get(column, "i1")
+        plane = np.frombuffer(data.as_buffer(), stored)
+        if column == "exact":
+            plane = plane.astype(f"u{exact_word}", copy=False)
+        planes.append(plane.reshape(height, width) if plane.size else None)
+    return planes
 
 
 LEVEL_DTYPES = {"level0": "i2"}

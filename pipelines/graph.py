@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -52,20 +52,20 @@ def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
     return tuple(StageSpec(tuple(members), key[1]) for key, members in grouped)
 
 
-def execute(plan: Plan, pending: list[range], report: Callable[[Any], None] | None, progress: Any = None) -> None:
+def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
     """Stream the pending units through the stages into the archive.
 
-    Nothing is gathered: the driver sees receipts only, through the ``progress`` actor. Blocks hold whole units, because
+    Nothing is gathered: the driver sees receipts only, through the ``tally`` actor. Blocks hold whole units, because
     Ray cuts a block only where one addition takes it from below its target to one and a half times that.
     """
     context = DataContext.get_current()
     context.target_max_block_size = int(2.5 * plan.source.unit_bytes)
     context.enable_progress_bars = False
-    context.print_on_execution_start = False  # type: ignore[attr-defined]
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to tell
     compute = plan.recipe.compute
     cores = int(ray.cluster_resources().get("CPU", 1))
     data = ray.data.read_datasource(
-        UnitSource(plan.source, pending), ray_remote_args={"num_cpus": IO_CPUS, "memory": compute.memory},
+        UnitSource(plan.source, pending), num_cpus=IO_CPUS, memory=compute.memory,
         override_num_blocks=UnitSource.tasks(pending, cores),
     )  # fmt: skip
     parts = stages(plan.operators)
@@ -77,4 +77,4 @@ def execute(plan: Plan, pending: list[range], report: Callable[[Any], None] | No
             zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip
-    data.write_datasink(ArchiveSink(plan.spec, progress), ray_remote_args={"num_cpus": IO_CPUS})
+    data.write_datasink(ArchiveSink(plan.spec, tally), ray_remote_args={"num_cpus": IO_CPUS})

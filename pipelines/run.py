@@ -60,12 +60,12 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         return Report(spec.url, None, plan)
     manifest = _finished(plan)
     if manifest is not None:
-        with _cluster(address) if recipe.index else _nothing():
+        with local_ray(address) if recipe.index else _nothing():
             return Report(spec.url, manifest, plan, skipped=spec.units, indexes=_index(plan, json_log))
     open_for_writing(spec)
     done = written_units(spec)
     pending = missing(spec.units, done)
-    with _cluster(address):
+    with local_ray(address):
         with Reporter(spec.name, spec.units, len(done), json_log) as reporter:
             if pending:
                 execute(plan, pending, reporter.tally)
@@ -116,13 +116,13 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
+def local_ray(address: str | None) -> Iterator[None]:
     """A Ray to run on: the one at ``address``, the one this process has, or a local one that ends with the run."""
     if ray.is_initialized():
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's own notes are not for the terminal
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR)

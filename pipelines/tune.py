@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from operators.coders import CODERS
-from operators.frame_encode import FrameEncode
+from operators.coders import CoderKind, coded_sizes
+from operators.frame_encode import FrameEncode, level_planes
 from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
 from operators.planes import level_columns
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pipelines.plan import Units
 
 SAMPLED_UNITS, SAMPLED_PLANES = 3, 4
-LAYOUTS = ("raster", "hilbert")  # the first of equals wins
+CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
+LAYOUTS = ("raster", "hilbert")  # the first of equals wins, here and above
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     mapper = next((o for o in stream if isinstance(o, HilbertMap)), None)
     encoder = next((o for o in stream if isinstance(o, FrameEncode)), None)
     layouts = LAYOUTS if mapper and mapper.layout == "auto" else (mapper.layout if mapper else "raster",)
-    kinds = tuple(CODERS) if encoder and encoder.coder == "auto" else ()
+    kinds = CANDIDATES if encoder and encoder.coder == "auto" else ()
     if len(layouts) == 1 and not kinds:
         return stream, Trials()
     sample = _sample(source)
     measured: dict[str, int] = {}
-    best: dict[str, dict[str, str]] = {}
+    best: dict[str, dict[str, CoderKind]] = {}
     for layout in layouts:
         chain = tuple(dataclasses.replace(o, layout=layout) if isinstance(o, HilbertMap) else o for o in stream)
         levels = sample
@@ -65,13 +66,10 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
                 levels = operator.apply(levels)
         best[layout] = {}
         for column in level_columns(levels.column_names):
-            for kind in kinds or ((encoder.coder_of(column),) if encoder else ()):
-                coded = FrameEncode(coder={column: kind}).apply(levels.select([*_ADDRESS, column]))  # type: ignore[dict-item]
-                measured[f"{layout}/{column}/{kind}"] = sum(len(c) for c in coded.column(column).to_pylist() if c)
-            best[layout][column] = min(
-                kinds or (encoder.coder_of(column) if encoder else "rans",),
-                key=lambda kind, at=f"{layout}/{column}": measured[f"{at}/{kind}"],  # type: ignore[misc]
-            )
+            planes = [plane for plane in level_planes(levels, column) if plane is not None]
+            sizes = coded_sizes(planes, kinds or ((encoder.coder_of(column) if encoder else "rans"),))
+            measured |= {f"{layout}/{column}/{kind}": size for kind, size in sizes.items()}
+            best[layout][column] = min(sizes, key=lambda kind: sizes[kind])  # noqa: B023 - used at once
     chosen = min(layouts, key=lambda name: sum(measured[f"{name}/{c}/{k}"] for c, k in best[name].items()))
     resolved: list[Operator] = []
     for operator in stream:
@@ -83,12 +81,13 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     return tuple(resolved), Trials(sample.num_rows, sum(sample.column("count").to_pylist()), measured)
 
 
-_ADDRESS = ("height", "width", "word", "exact_word")
-
-
 def _sample(source: Units) -> pa.Table:
     picked = sorted({source.units * (2 * i + 1) // (2 * SAMPLED_UNITS) for i in range(SAMPLED_UNITS)})
     tables = [source.read(unit) for unit in picked]
     return pa.concat_tables(
-        [t.take(sorted({t.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)})) for t in tables if t.num_rows]
+        [
+            t.take(sorted({t.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)}))
+            for t in tables
+            if t.num_rows
+        ]
     )

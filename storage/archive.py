@@ -13,7 +13,7 @@ from operators.errors import HilbertflowError
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest
-from storage.zarr_store import read_store
+from storage.zarr_store import CountingStore, read_store
 
 Level = int | Literal["exact"]
 FOLDERS = {"models": "model", "collections": "collection"}
@@ -27,6 +27,7 @@ class Archive:
 
     def __init__(self, place: Location, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return open, (self.place.url,)
@@ -73,12 +74,13 @@ class Archive:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """One of its Zarr arrays."""
+        if name not in self._arrays:
+            self._arrays[name] = zarr.open_array(self._store, path=name, mode="r")
         return self._arrays[name]
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array[Any]]:
-        group = zarr.open_group(read_store(self.place), mode="r")
-        return dict(group.arrays())
+    def _store(self) -> CountingStore:
+        return read_store(self.place)
 
     def check_level(self, level: Level) -> Level:
         """The level itself; raises when the archive has none such."""

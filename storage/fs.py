@@ -141,13 +141,17 @@ class Location:
         """A seekable, read-only file of ranged reads, for libraries that want a file object."""
         return cast("BinaryIO", io.BufferedReader(_RangeFile(self, path), 1 << 16))
 
-    def write_atomic(self, path: str, data: bytes | bytearray | memoryview) -> None:
-        """Write a whole file or object; a reader sees the old bytes or the new ones, never a part."""
-        with self.create(path) as file:
+    def write_atomic(self, path: str, data: bytes | bytearray | memoryview, *, durable: bool = True) -> None:
+        """Write a whole file or object; a reader sees the old bytes or the new ones, never a part.
+
+        ``durable=False`` leaves out the wait for the disk: the file survives the death of the process, not that of
+        the machine.
+        """
+        with self.create(path, durable=durable) as file:
             file.write(data)
 
     @contextlib.contextmanager
-    def create(self, path: str = "") -> Iterator[BinaryIO]:
+    def create(self, path: str = "", *, durable: bool = True) -> Iterator[BinaryIO]:
         """Write a file of any length in a stream; it appears, whole, when the block ends without an error.
 
         On disk: a temporary file in the same directory, fsync, rename. On an object store: one put, or one multipart
@@ -156,7 +160,7 @@ class Location:
         system, where = self._at(path)
         part: Part
         if isinstance(system, LocalFileSystem):
-            part = LocalPart(where)
+            part = LocalPart(where, durable)
         else:
             part = RemotePart(lambda put: self._try(path, "written", put))
         try:

@@ -33,8 +33,8 @@ class Part(Protocol):
 class LocalPart:
     """A temporary file in the same directory, flushed to the device, then renamed over the name."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, durable: bool = True) -> None:
+        self._path, self._durable = path, durable
         self._part = ""
         self._file: BinaryIO | None = None
 
@@ -54,12 +54,15 @@ class LocalPart:
         return self._file.write(data)
 
     def commit(self) -> None:
-        """Sync, rename, sync the directory."""
+        """Sync, rename, sync the directory; without ``durable`` only rename."""
         assert self._file is not None
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._durable:
+            os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._part, self._path)
+        if not self._durable:
+            return
         folder = os.open(os.path.dirname(self._path), os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -13,6 +13,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
+from operators.coders import CoderKind
 from operators.errors import HilbertflowError
 from storage.codecs import CODECS
 from storage.fs import Location
@@ -37,7 +38,7 @@ class ArraySpec:
     dtype: str
     chunk: tuple[int, ...]
     shard: int
-    coder: str
+    coder: CoderKind
 
     def key(self, unit: int) -> str:
         """Key of the object that holds the unit's chunks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -64,19 +65,37 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
         payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
     objects = []
     for key, data in payloads.items():
-        place.write_atomic(key, data)
+        place.write_atomic(key, data, durable=False)
         objects.append(Object.of(key, data, unit))
     kept = [c for c in table.column_names if c in ("plane", "crc", "energy", "count") or c.startswith("error")]
     words = np.array(table.column("word").to_pylist()) * np.array(table.column("count").to_pylist())
     receipt = Receipt(unit, objects, {c: table.column(c).to_pylist() for c in kept}, int(words.sum()))
-    place.write_atomic(f"journal/{spec.unit_name(unit)}.json", json.dumps(asdict(receipt), sort_keys=True).encode())
+    entry = json.dumps(asdict(receipt), sort_keys=True).encode()
+    place.write_atomic(f"journal/{spec.unit_name(unit)}.json", entry, durable=False)
     return receipt
 
 
 def written_units(spec: ArchiveSpec) -> set[int]:
-    """Units that the journal holds, from one listing."""
-    names = (key.rsplit("/", 1)[-1].removesuffix(".json") for key in Location(spec.url).list("journal"))
-    return {int(name[:8]) for name in names if name[:8].isdigit() and name == spec.unit_name(int(name[:8]))}
+    """Units that the journal holds, from one listing.
+
+    On a disk the sizes of their objects are compared too: nothing is synced before the end of a run, so that a machine
+    that lost its power may have kept the journal's entry and lost what it speaks of.
+    """
+    place = Location(spec.url)
+    names = (key.rsplit("/", 1)[-1].removesuffix(".json") for key in place.children("journal"))
+    units = {int(name[:8]) for name in names if name[:8].isdigit() and name == spec.unit_name(int(name[:8]))}
+    if units and place.local_path is not None:
+        sizes = place.sizes()
+        units = {unit for unit in units if _is_whole(place, spec.unit_name(unit), sizes)}
+    return units
+
+
+def _is_whole(place: Location, name: str, sizes: dict[str, int]) -> bool:
+    try:
+        objects = json.loads(place.read(f"journal/{name}.json"))["objects"]
+    except ValueError:
+        return False
+    return all(sizes.get(item["key"]) == item["size"] for item in objects)
 
 
 def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
@@ -85,6 +104,8 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
     ``extra`` are further objects that belong to the archive (the table of tensors). Raises when a unit is missing.
     """
     place = Location(spec.url)
+    if place.local_path is not None:
+        os.sync()  # once for all units, before the manifest says that they are there
     missing = set(range(spec.units)) - written_units(spec)
     if missing:
         raise HilbertflowError(
@@ -127,7 +148,7 @@ def _scales(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None
             codes[slot] = np.frombuffer(row, np.uint16)
     if not codes.any():
         return None
-    data: bytes = CODERS[array.coder]().encode(codes)
+    data: bytes = CODERS[array.coder].encode(codes)
     return data + struct.pack("<I", google_crc32c.value(data))
 
 

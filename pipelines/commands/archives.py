@@ -32,16 +32,27 @@ def ls(root: Root, as_json: Json = False) -> None:
     )  # fmt: skip
 
 
-def info(url: Url, as_json: Json = False) -> None:
+def info(
+    url: Url,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List a model's tensors as well.")] = False,
+    as_json: Json = False,
+) -> None:
     """Tell what an archive holds, by level."""
+    from operators.errors import HilbertflowError
     from storage import archive
 
-    described = describe(archive.open(url))
+    handle = archive.open(url)
+    described = describe(handle)
+    if tensors and described["kind"] != "model":
+        raise HilbertflowError("a collection has no tensors", where=handle.url, remedy="leave --tensors out")
+    listed = handle.layout.table().to_pylist() if tensors else []
+    if tensors:
+        described["tensor_list"] = [{key: row[key] for key in ("name", "kind", "dtype", "shape")} for row in listed]
     if as_json:
         console.print_json(described)
         return
     source = described["source_bytes"]
-    nested = ("levels", "quality", "recipe", "level_names", "indexes")
+    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list")
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
     sqnr = described["quality"]
     console.table(
@@ -51,6 +62,12 @@ def info(url: Url, as_json: Json = False) -> None:
             for name, count in described["levels"].items()
         ],
     )
+    if listed:
+        shapes = [("×".join(map(str, row["shape"])) or "scalar") for row in listed]
+        console.table(
+            ("tensor", "kind", "type", "shape"),
+            [(row["name"], row["kind"], row["dtype"], shape) for row, shape in zip(listed, shapes, strict=True)],
+        )
     for kind, index in described.get("indexes", {}).items():
         console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
 

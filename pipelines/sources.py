@@ -1,0 +1,25 @@
+"""Open the rows that a recipe names."""
+
+from __future__ import annotations
+
+from operators.errors import HilbertflowError
+from pipelines.recipe import DocstringsSource, Recipe, VectorsSource
+from storage.docstrings import DocstringRows
+from storage.references import local_url
+from storage.rows import RowSource
+from storage.vectors import open_vectors
+
+
+def row_source(recipe: Recipe) -> RowSource:
+    """The source of a collection, checked as far as that goes before a run."""
+    source = recipe.source
+    rows: RowSource
+    if isinstance(source, DocstringsSource):
+        directory = "" if source.packages else source.path
+        rows = DocstringRows(source.packages, directory, source.limit)
+    elif isinstance(source, VectorsSource):
+        rows = open_vectors(local_url(source.path), source.column, source.id_column)
+    else:
+        raise HilbertflowError(f"a {source.kind} has no rows", where="source")
+    rows.check()
+    return rows

@@ -193,6 +193,8 @@ def test_ls_and_info_tell_bytes_by_level(
     assert row["path"] == "models/tiny"
     told = data(capsys, "info", root)  # a root that holds just one
     assert told == data(capsys, "info", model)
+    listed = data(capsys, "info", model, "--tensors")["tensor_list"]
+    assert {row["name"]: tuple(row["shape"]) for row in listed} == {name: v.shape for name, v in tensors.items()}
     assert told["levels"] == row["levels"] and {"level0", "level1", "exact"} <= set(told["levels"])
     assert told["tensors"] == len(tensors)
     assert told["parameters"] == sum(value.size for value in tensors.values())

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators import exact, uniform
+from operators import exact, refine, uniform
 from operators.hilbert import Layout
 from operators.hilbert_map import from_layout
-from operators.scales import row_steps
 
 
 @dataclass(frozen=True)
@@ -36,23 +35,30 @@ class Ladder:
     exact: bool
     layout: Layout
 
-    def index(self, levels: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int32]:
-        """Cumulative lattice index, source order, (height, width) int32, from the arrays of levels 0 … k."""
-        shape = levels[0].shape
-        index = from_layout(levels[0].reshape(-1), self.layout).astype(np.int32)
-        for refinement in levels[1:]:
-            index = (index << self.fine_bits) + from_layout(refinement.reshape(-1), self.layout)
-        return index.reshape(shape)
+    @property
+    def lattice(self) -> refine.Lattice:
+        """The base lattice and its refinements."""
+        return refine.Lattice(self.step, uniform.REACH, self.fine_bits)
+
+    def cells(
+        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
+    ) -> npt.NDArray[np.int32]:
+        """Cells of level ``len(levels) - 1``, source order, (height, width) int32, from the arrays of levels 0 … k."""
+        cells = from_layout(levels[0].reshape(-1), self.layout).astype(np.int32).reshape(levels[0].shape)
+        for level, symbols in enumerate(levels[1:], 1):
+            cells = refine.refined(symbols, dtype, codes, cells, self.lattice, level)
+        return cells
 
     def values(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16]
+        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
     ) -> npt.NDArray[np.float32]:
         """One plane at level ``len(levels) - 1``: (height, width) float32 in source order."""
-        return uniform.reconstruct(self.index(levels), codes, self.step, self.fine_bits * (len(levels) - 1))
+        cells = self.cells(levels, codes, dtype)
+        return refine.reconstruct(cells, dtype, codes, self.lattice, len(levels) - 1)
 
     def bits(
         self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], residual: npt.NDArray[Any], dtype: str
     ) -> npt.NDArray[Any]:
         """One plane bit for bit: its words (height·width,) in source order, from all levels and the exact residual."""
-        steps = row_steps(codes, self.step, self.fine_bits * self.refinements)
-        return exact.decode(residual, dtype, self.index(levels), steps).reshape(-1)
+        cells = self.cells(levels, codes, dtype)
+        return exact.decode(residual, dtype, cells, codes, self.lattice, self.refinements).reshape(-1)

@@ -132,7 +132,7 @@ def from_ordered(ordered: Words, dtype: str) -> Words:
 
 
 def to_float32(bits: Words, dtype: str) -> npt.NDArray[np.float32]:
-    """The values of words of a lossy format, exactly, in the same shape. NaN stays NaN (its payload is in the words)."""
+    """The values of words of a lossy format, exactly, in the same shape; NaN payloads are in the words only."""
     form = dtype_info(dtype)
     if not form.lossy:
         raise HilbertflowError(f"{dtype} has no lossy levels", where="to_float32", remedy="keep its words")
@@ -160,7 +160,7 @@ def round_to(values: npt.NDArray[np.float32], dtype: str) -> Words:
     return rounded
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def round_magnitude(word, drop, rebias, top):  # type: ignore[no-untyped-def]
     """Magnitude bits (no sign) of the number nearest to a float32's magnitude bits, ties to even; int64 in and out.
 
@@ -177,7 +177,7 @@ def round_magnitude(word, drop, rebias, top):  # type: ignore[no-untyped-def]
     return min((whole + ((1 << (shift - 1)) - 1) + ((whole >> shift) & 1)) >> shift, top)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, inline="always")
 def ceil_magnitude(word, drop, rebias, top):  # type: ignore[no-untyped-def]
     """Magnitude bits of the smallest number that is not below a float32's magnitude bits; int64 in and out."""
     exponent = word >> 23
@@ -189,7 +189,7 @@ def ceil_magnitude(word, drop, rebias, top):  # type: ignore[no-untyped-def]
     return min((whole + ((1 << shift) - 1)) >> shift, top)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _round_words(source, rounded, drop, rebias, top, sign):  # type: ignore[no-untyped-def]
     for i in range(source.size):
         word = np.int64(source[i] & np.uint32(0x7FFFFFFF))
@@ -215,4 +215,4 @@ def _float32_of(dtype: str) -> npt.NDArray[np.float32]:
     value[magnitude > form.top] = np.nan
     table = np.where(words >= form.sign, -value, value).astype(np.float32)
     table.setflags(write=False)
-    return table
+    return np.asarray(table)

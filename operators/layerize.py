@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import exact, uniform
+from operators import exact, refine, uniform
 from operators.errors import HilbertflowError
 from operators.floats import to_float32
-from operators.hilbert_map import from_layout, to_layout
+from operators.hilbert_map import from_layout
 from operators.operator import Operator, Over
 from operators.planes import with_arrays, with_column
-from operators.scales import row_steps
 
 Level = Literal["base", "fine", "finer", "exact"]
 ORDER = ("base", "fine", "finer", "exact")
@@ -31,7 +30,7 @@ class Layerize(Operator):
 
     Parameters
     ----------
-    levels: ``base`` first, then ``fine`` and ``finer`` if wanted, then ``exact`` if the source's bytes are to come back.
+    levels: ``base`` first, then ``fine`` and ``finer`` if wanted, then ``exact`` to have the source's bytes back.
     fine_bits: how many bits a refinement adds to the lattice index, about 6 dB each; 1 to 6.
     """
 
@@ -80,15 +79,15 @@ class Layerize(Operator):
         values = to_float32(bits, dtype).reshape(shape)
         codes = np.frombuffer(row["scales"], np.uint16)
         index = np.frombuffer(row["index"], np.int32).reshape(shape)
-        refinements, errors = [], [_squared_error(values, index, codes, row["step"], 0)]
+        lattice = refine.Lattice(row["step"], uniform.REACH, self.fine_bits)
+        refinements, errors = [], [_squared_error(values, refine.reconstruct(index, dtype, codes, lattice, 0))]
         for level in range(1, self.refinements + 1):
-            symbols, index = uniform.refine(values, codes, index, row["step"], self.fine_bits, level)
-            refinements.append(to_layout(symbols.reshape(-1), layout).tobytes())
-            errors.append(_squared_error(values, index, codes, row["step"], self.fine_bits * level))
+            symbols, index = refine.refine(values, dtype, codes, index, lattice, level)
+            refinements.append(symbols.tobytes())  # in an order of its own: noise has no neighbourhood
+            errors.append(_squared_error(values, refine.reconstruct(index, dtype, codes, lattice, level)))
         residual = b""
         if self.levels[-1] == "exact":
-            steps = row_steps(codes, row["step"], self.fine_bits * self.refinements)
-            residual = exact.encode(bits.reshape(shape), dtype, index, steps).tobytes()
+            residual = exact.encode(bits.reshape(shape), dtype, index, codes, lattice, self.refinements).tobytes()
         finite = values[np.isfinite(values)].astype(np.float64)
         return _Split(refinements, residual, crc, float(finite @ finite), errors)
 
@@ -102,9 +101,8 @@ class _Split:
     errors: list[float]
 
 
-def _squared_error(
-    values: npt.NDArray[np.float32], index: npt.NDArray[np.int32], codes: npt.NDArray[np.uint16], step: float, bits: int
-) -> float:
-    difference = uniform.reconstruct(index, codes, step, bits).astype(np.float64) - values
+def _squared_error(values: npt.NDArray[np.float32], approximate: npt.NDArray[np.float32]) -> float:
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        difference = approximate.astype(np.float64) - values
     difference = difference[np.isfinite(difference)]
     return float(np.einsum("i,i->", difference, difference))

@@ -57,7 +57,7 @@ class Quantize(Operator):
                     continue
                 source = from_layout(np.frombuffer(bits, f"u{word}"), layout)
                 values = to_float32(source, dtype).reshape(height, width)
-                code = scales.encode(values)
+                code = scales.encode(source.reshape(height, width), dtype)
                 index = uniform.quantize(values, code, self.step)
                 codes.append(code.tobytes())
                 symbols.append(to_layout(index.reshape(-1), layout).astype(np.int16).tobytes())

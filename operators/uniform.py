@@ -1,4 +1,4 @@
-"""The uniform quantizer: nearest point of a lattice scaled to each row, and refinements that halve it.
+"""The uniform quantizer: nearest point of a lattice scaled to each row.
 
 With entropy coding it lies 0.25 bit above the Gaussian rate-distortion bound at high rate (Gish and Pierce, 1968).
 A value comes back as ``index * step`` in float32, one IEEE product, so that every machine gets the same bits.
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from numba import njit
 
 from operators.errors import HilbertflowError
-from operators.scales import row_steps
+from operators.scales import Codes, row_steps
 
-LIMIT = 32767
+REACH = 0.5
+"""How far a value may lie from its lattice point, in steps."""
 
 
 def step_for(sqnr_db: float) -> float:
@@ -47,47 +48,22 @@ def gaussian_mse(step: float) -> float:
     return total
 
 
-def quantize(
-    values: npt.NDArray[np.float32], codes: npt.NDArray[np.integer], step: float
-) -> npt.NDArray[np.int16]:
-    """Index (rows, side) int16 of the nearest lattice point; 0 for NaN and infinities."""
-    return _nearest(np.ascontiguousarray(values), row_steps(codes, step), LIMIT).astype(np.int16)
+def quantize(values: npt.NDArray[np.float32], codes: Codes, step: float) -> npt.NDArray[np.int16]:
+    """Index (rows, side) int16 of the nearest lattice point; 0 for NaN and infinities and in rows of zeros."""
+    index = np.zeros(values.shape, np.int16)
+    _nearest(np.ascontiguousarray(values), row_steps(codes, step), index)
+    return index
 
 
-def reconstruct(
-    index: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], step: float, bits: int = 0
-) -> npt.NDArray[np.float32]:
-    """Values (rows, side) float32 of cumulative indices whose lattice has been refined by ``bits`` bits."""
-    return index.astype(np.float32) * row_steps(codes, step, bits)[:, None]
-
-
-def refine(
-    values: npt.NDArray[np.float32],
-    codes: npt.NDArray[np.integer],
-    index: npt.NDArray[np.integer],
-    step: float,
-    fine_bits: int,
-    level: int,
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32]]:
-    """One refinement: symbols int8 and the new cumulative index int32, both (rows, side).
-
-    ``index`` is the cumulative index of level ``level - 1``; the new one is ``(index << fine_bits) + symbol`` and lies
-    on a lattice ``2**fine_bits`` times finer. What a symbol cannot reach it approaches.
-    """
-    base = index.astype(np.int32) << fine_bits
-    wanted = _nearest(np.ascontiguousarray(values), row_steps(codes, step, fine_bits * level), 1 << 30)
-    symbols = np.clip(wanted - base, -128, 127).astype(np.int8)
-    return symbols, base + symbols
-
-
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _nearest(values, steps, limit):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)
+def _nearest(values, steps, index):  # type: ignore[no-untyped-def]
     rows, side = values.shape
-    index = np.zeros((rows, side), np.int32)
     for r in range(rows):
         step = np.float64(steps[r])
+        if step == 0:
+            continue
+        limit = min(32767.0, np.floor(3.4028234e38 / step))  # what lies beyond would come back as infinity
         for i in range(side):
             value = np.float64(values[r, i])
             if np.isfinite(value):
-                index[r, i] = np.int32(max(-limit, min(limit, np.rint(value / step))))
-    return index
+                index[r, i] = np.int16(max(-limit, min(limit, np.rint(value / step))))

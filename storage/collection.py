@@ -150,7 +150,7 @@ class CollectionArchive(Archive):
             rows = slice((block - first) * height, (block - first + 1) * height)
             levels = [_padded(array[rows], height) for array in arrays]
             if exact is None:
-                values = ladder.values(levels, codes[block - first])
+                values = ladder.values(levels, codes[block - first], "F32")
             else:
                 words = ladder.bits(levels, codes[block - first], _padded(exact[rows], height), "F32")
                 if google_crc32c.value(words.tobytes()) != self._checksums[block]:

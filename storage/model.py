@@ -83,7 +83,7 @@ class ModelArchive(Archive):
             for at in range(end - start):
                 plane = [array[at] for array in lossy]
                 if exact is None:
-                    yield start + at, ladder.values(plane, codes[at]).reshape(-1)
+                    yield start + at, ladder.values(plane, codes[at], group.dtype).reshape(-1)
                     continue
                 word = self.layout.word_of(group)
                 residual = exact[at].astype(f"u{word}", copy=False)

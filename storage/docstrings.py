@@ -27,7 +27,7 @@ from storage.python_names import Documented, documented, gather
 from storage.python_scan import Facts
 from storage.rows import check_range
 
-_FORMAT = 2  # of the cache; a change of what is found changes it
+_FORMAT = 3  # of the cache; a change of what is found changes it
 _SIGNATURE = re.compile(r"^[\w.]+\(.*(\)|->.*|,)$")
 _SKIPPED = frozenset({"tests", "test", "conftest", "__main__", "setup", "__pycache__"})
 _SCHEMA = pa.schema(

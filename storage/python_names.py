@@ -29,8 +29,8 @@ def documented(facts: Mapping[str, Facts]) -> list[Documented]:
     """What the modules document, sorted by name.
 
     A name counts as public when no part of it begins with an underscore and a module has it by definition, by
-    ``__all__`` or, in a package's ``__init__``, by import. Of several the one with the fewest parts is taken, then the
-    shortest. Names stay inside their top-level package. Ids are unique.
+    ``__all__`` or, in a package's ``__init__`` and in modules that define nothing, by import. Of several the one with
+    the fewest parts is taken, then the shortest. Names stay inside their top-level package. Ids are unique.
     """
     facts = _with_told(facts)
     names = _Names(facts)
@@ -60,9 +60,14 @@ def referenced(facts: Iterable[Facts]) -> set[str]:
     """Modules whose definitions these modules give a name to."""
     wanted: set[str] = set()
     for fact in facts:
-        if fact["package"] or fact["exported"] is not None:
+        if fact["exported"] is not None or _passes_on(fact):
             wanted.update(fact["stars"], (module for module, _ in fact["names"].values()))
     return wanted
+
+
+def _passes_on(fact: Facts) -> bool:
+    """True for a package's ``__init__`` and for a module that defines nothing: what else would its imports be for."""
+    return fact["package"] or not fact["defs"]
 
 
 def _rank(alias: str) -> tuple[int, int, str]:
@@ -150,9 +155,9 @@ class _Names:
         names = set(self._own[module])
         if fact["exported"] is not None:
             return frozenset(names | set(fact["exported"]))
-        if fact["package"]:
+        if _passes_on(fact):
             names |= set(fact["names"])
-        if fact["package"] or not is_public(module):
+        if _passes_on(fact) or not is_public(module):
             names = names.union(*(self.exports(star) for star in fact["stars"]))
         return frozenset(names)
 

@@ -95,6 +95,8 @@ FILES = {
         add_newdoc("pack._native", "Array", ("T", "Transposed."))
     ''',
     "pack/native.py": '__all__ = ["compiled", "Array"]\nfrom ._native import compiled, Array',
+    "pack/facade.py": "from ._impl import behind",
+    "pack/_impl.py": 'def behind():\n    "Behind a facade."',
     "pack/broken.py": "def (",
     "pack/latin.py": b"x = '\xff'",
     "pack/tests/__init__.py": "",
@@ -106,7 +108,8 @@ FILES = {
 }
 EXPECTED = {
     "circle_a.a": "function", "pack.Renamed": "class", "pack.Renamed.Inner": "class", "pack.Renamed.method": "method",
-    "pack.Renamed.value": "method", "pack.alias": "function", "pack.attached": "function", "pack.function": "function",
+    "pack.Renamed.value": "method", "pack.alias": "function", "pack.attached": "function",
+    "pack.facade.behind": "function", "pack.function": "function",
     "pack.later": "function", "pack.native.Array": "class", "pack.native.Array.T": "method",
     "pack.native.compiled": "function", "pack.own": "function", "pack.starred": "function",
     "pack.sub.deep.surrogate": "function", "pack.sub.deep.tried": "function", "single.alone": "function",

@@ -1,0 +1,1 @@
+"""What runs on many machines: index builds, shards, the search engine, the Serve app, jobs."""

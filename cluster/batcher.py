@@ -1,0 +1,79 @@
+"""Concurrent queries of the same kind are answered together, without anybody waiting for company.
+
+While one batch is being searched, queries that arrive are gathered; when it returns, they go as the next batch. A query
+that finds nothing in flight goes at once, so that a lone query is not delayed, and under load batches grow by
+themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from cluster.vectors import F32
+
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
+
+
+@dataclass
+class _Lane(Generic[R]):
+    """Queries of one kind: those waiting, and how many batches are in flight."""
+
+    waiting: deque[tuple[F32, asyncio.Future[tuple[R, slice]]]] = field(default_factory=deque)
+    flying: int = 0
+
+
+class Batcher(Generic[K, R]):
+    """Runs `search(key, vectors)` on gathered batches of at most `rows` vectors, `flights` of a key at a time."""
+
+    def __init__(self, search: Callable[[K, F32], Awaitable[R]], rows: int = 1024, flights: int = 1) -> None:
+        self._search, self._rows, self._flights = search, rows, flights
+        self._lanes: dict[K, _Lane[R]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def submit(self, key: K, vectors: F32) -> tuple[R, slice]:
+        """The result of a batch that these vectors (q, dim) were part of, and their place in it."""
+        lane = self._lanes.setdefault(key, _Lane())
+        future: asyncio.Future[tuple[R, slice]] = asyncio.get_running_loop().create_future()
+        lane.waiting.append((vectors, future))
+        if lane.flying < self._flights:
+            lane.flying += 1
+            task = asyncio.create_task(self._fly(key, lane))
+            self._tasks.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _fly(self, key: K, lane: _Lane[R]) -> None:
+        while lane.waiting:
+            batch = self._gather(lane)
+            try:
+                result = await self._search(key, np.concatenate([vectors for vectors, _ in batch]))
+            except BaseException as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            at = 0
+            for vectors, future in batch:
+                if not future.done():  # a client that left has cancelled its future
+                    future.set_result((result, slice(at, at + len(vectors))))
+                at += len(vectors)
+        lane.flying -= 1
+        if not lane.flying:
+            self._lanes.pop(key, None)
+
+    def _gather(self, lane: _Lane[R]) -> list[tuple[F32, asyncio.Future[tuple[R, slice]]]]:
+        batch = [lane.waiting.popleft()]
+        rows = len(batch[0][0])
+        while lane.waiting and rows + len(lane.waiting[0][0]) <= self._rows:
+            batch.append(lane.waiting.popleft())
+            rows += len(batch[-1][0])
+        return batch

@@ -1,0 +1,146 @@
+"""Build indexes over a collection: train once, add shard by shard, publish by one swap."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import faiss
+
+from cluster.artefact import Artefact, content_hash, train
+from cluster.build_pool import build_shards
+from cluster.builder import ShardTask, build_shard, shard_tasks
+from cluster.index_kind import IndexKind
+from cluster.index_store import (
+    FORMAT,
+    Build,
+    ShardFile,
+    StoredFile,
+    current_names,
+    has_build,
+    indexes_of,
+    load_build,
+    load_index,
+    publish,
+    remember,
+    remembered,
+    save_build,
+    save_index,
+)
+from cluster.indexes import index_kind
+from cluster.tune import tune
+from operators.errors import HilbertflowError
+from storage.collection import CollectionArchive
+
+Progress = Callable[[str, int, int], None]  # what, done, of
+
+
+def build_indexes(
+    url: str,
+    kinds: Sequence[str | IndexKind],
+    *,
+    shards: int | None = None,
+    target_recall: float | None = None,
+    actors: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Build]:
+    """Build the indexes of a collection that are missing or stale, and make them current together.
+
+    kinds: names of the registry, or kinds with options; `shards` and `target_recall` apply to those given by name.
+    actors: size of the Ray actor pool; 0 builds in this process; None takes one a core of the running Ray, or this
+    process when none runs. threads: of training. Returns the builds made by this call, by kind; none when everything
+    was current. A build interrupted anywhere goes on from its finished shards when called again.
+    """
+    collection = open_collection(url)
+    if collection.count == 0:
+        raise HilbertflowError("the collection is empty", where=collection.url, remedy="add rows first")
+    place, common = indexes_of(collection), {"shards": shards or 1, "target_recall": target_recall}
+    wanted = [index_kind({"kind": kind} | common) if isinstance(kind, str) else kind for kind in kinds]
+    names = {kind.kind: build_name(collection, kind) for kind in wanted}
+    published = current_names(place)
+    missing = [kind for kind in wanted if not has_build(place, names[kind.kind])]
+    trained = {names[kind.kind]: _artefact(collection, kind, names[kind.kind], threads) for kind in missing}
+    work = [
+        (artefact, task)
+        for name, (artefact, _) in trained.items()
+        for task in shard_tasks(name, collection.count, artefact.kind.shards)
+    ]
+    done: dict[str, list[ShardFile]] = {name: [] for name in trained}
+    for count, (task, stored) in enumerate(_run(collection, work, _pool_size(actors, len(work))), 1):
+        done[task.build].append(stored)
+        if progress is not None:
+            progress(f"{task.build} shard {task.number}", count, len(work))
+    builds = {}
+    for name, (artefact, file) in trained.items():
+        build = _complete(collection, name, artefact, file, done[name])
+        builds[artefact.kind.kind] = tune(collection, build) if artefact.kind.target_recall is not None else build
+    for build in builds.values():
+        save_build(place, build)
+    changed = {kind: name for kind, name in names.items() if published.get(kind) != name}
+    if changed:
+        publish(place, changed)
+    return builds | {kind: load_build(place, name) for kind, name in changed.items() if kind not in builds}
+
+
+def open_collection(url: str) -> CollectionArchive:
+    """The collection at `url` (or the only one under a root); raises for a model."""
+    from storage import archive
+
+    handle = archive.open(url)
+    if not isinstance(handle, CollectionArchive):
+        raise HilbertflowError("is a model, not a collection", where=handle.url, remedy="name a collection")
+    return handle
+
+
+def build_name(collection: CollectionArchive, kind: IndexKind) -> str:
+    """Name of a build, from what its bytes derive from: rows, options, format."""
+    kind = kind.resolved(collection.count, collection.dim, collection.metric)
+    origin = [FORMAT, collection.fingerprint, collection.count, collection.metric, dataclasses.asdict(kind)]
+    return f"{kind.kind}-{hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def _artefact(collection: CollectionArchive, kind: IndexKind, build: str, threads: int) -> tuple[Artefact, StoredFile]:
+    """Trained and written before any shard; a build that goes on takes the one its shards were made with."""
+    place = indexes_of(collection)
+    done = remembered(place, build, "artefact")
+    if done is not None:
+        stored = StoredFile(**done[1])
+        index = load_index(place, stored)
+        if content_hash(index) == done[0]:
+            data = bytes(faiss.serialize_index(index))
+            resolved = kind.resolved(collection.count, collection.dim, collection.metric)
+            return Artefact(resolved, collection.metric, collection.dim, done[0], data), stored
+    artefact = train(collection, kind, threads)
+    stored = save_index(place, f"{build}/artefact.faiss", artefact.empty())
+    remember(place, build, "artefact", artefact.hash, stored)
+    return artefact, stored
+
+
+def _run(collection: CollectionArchive, work: Sequence[tuple[Artefact, ShardTask]], actors: int) -> Any:
+    if actors:
+        return build_shards(collection.url, work, actors)
+    return ((task, build_shard(collection, artefact, task)) for artefact, task in work)
+
+
+def _pool_size(actors: int | None, tasks: int) -> int:
+    if actors is None:
+        import ray
+
+        if not ray.is_initialized():
+            return 0
+        actors = int(ray.cluster_resources().get("CPU", 1))
+    return min(actors, tasks)
+
+
+def _complete(
+    collection: CollectionArchive, name: str, artefact: Artefact, stored: StoredFile, shards: list[ShardFile]
+) -> Build:
+    return Build(
+        build=name, kind=artefact.kind, fingerprint=collection.fingerprint, count=collection.count, dim=collection.dim,
+        metric=collection.metric, artefact=artefact.hash, artefact_file=stored,
+        shards=tuple(sorted(shards, key=lambda shard: shard.start)),
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""The configuration of the service: one YAML file, every key known, every limit a number with a unit."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cluster.query import MAX_K
+from operators.errors import HilbertflowError
+from storage.fs import Location
+
+IMPORT_PATH = "cluster.serve_app:application"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CollectionConfig(_Part):
+    """A collection to serve.
+
+    tier: used by queries that name none; auto takes the best one built. groups: shard groups, each a deployment of its
+    own; default one for each shard of the largest index. replicas: of every group. placement: `ingress` searches in the
+    process that answers HTTP, `shards` in deployments; auto takes ingress for one replica whose indexes fit
+    `ingress_bytes`.
+    """
+
+    name: str = Field(pattern=NAME)
+    url: str = Field(min_length=1)
+    tier: Literal["auto", "exact", "ivfpq", "hnsw"] = "auto"
+    groups: int | None = Field(default=None, ge=1, le=4096)
+    replicas: int = Field(default=1, ge=1, le=1024)
+    placement: Literal["auto", "ingress", "shards"] = "auto"
+    threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+
+
+class EncoderConfig(_Part):
+    """The model that turns texts into query vectors: a sentence-transformers directory, or a reference to one."""
+
+    model: str = Field(min_length=1)
+    replicas: int = Field(default=1, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024)
+
+
+class Limits(_Part):
+    """What one request may ask for; beyond it the answer is 413 or 422."""
+
+    body_bytes: int = Field(default=64 << 20, ge=1024)
+    queries: int = Field(default=4096, ge=1, le=1 << 20)
+    k: int = Field(default=MAX_K, ge=1, le=MAX_K)
+    answers: int = Field(default=1 << 20, ge=1, description="queries * k of one request")
+    text_chars: int = Field(default=100_000, ge=1)
+    body_seconds: float = Field(default=30.0, gt=0, description="to receive a body")
+    search_seconds: float = Field(default=60.0, gt=0, description="for a shard to answer")
+    waiting: int = Field(default=1024, ge=1, description="requests at once; further ones get 503 with Retry-After")
+
+
+class ServeConfig(_Part):
+    """The whole service."""
+
+    collections: tuple[CollectionConfig, ...] = Field(min_length=1)
+    encoder: EncoderConfig | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
+    keys: str | None = Field(default=None, description="file of API keys, see cluster.auth; needed beyond loopback")
+    ingress_replicas: int = Field(default=1, ge=1, le=1024)
+    ingress_bytes: int = Field(default=1 << 30, ge=0, description="indexes up to this size may live in the ingress")
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ServeConfig:
+        names = [item.name for item in self.collections]
+        if len(set(names)) != len(names):
+            raise ValueError("two collections have the same name")
+        if self.keys is None and not _loopback(self.host):
+            raise ValueError(f"{self.host} is not loopback, so `keys` must name a file of API keys")
+        return self
+
+
+def load_config(path: str) -> ServeConfig:
+    """Read a configuration, or the arguments of our application in a file for `serve deploy`.
+
+    Relative paths in it start at the file's own directory.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        body = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HilbertflowError(f"cannot be read ({error.__class__.__name__})", where=path) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise HilbertflowError(f"is not YAML ({getattr(error, 'problem', error)})", where=path + line) from None
+    if isinstance(body, dict) and "applications" in body:
+        ours = [
+            app for app in body["applications"] or [] if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH
+        ]
+        if len(ours) != 1:
+            raise HilbertflowError(f"{len(ours)} applications have import_path {IMPORT_PATH}", where=path)
+        body = ours[0].get("args") or {}
+    return parse_config(body, path, Path(path).resolve().parent)
+
+
+def parse_config(body: Any, where: str = "serve config", base: Path | None = None) -> ServeConfig:
+    """Check a configuration; one line names the first key at fault and the nearest key there is."""
+    if not isinstance(body, dict):
+        raise HilbertflowError("is not a mapping of keys", where=where, remedy="begin with `collections:`")
+    try:
+        config = ServeConfig.model_validate(body)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    base = base or Path.cwd()
+    collections = tuple(item.model_copy(update={"url": _absolute(item.url, base)}) for item in config.collections)
+    return config.model_copy(
+        update={"collections": collections, "keys": _absolute(config.keys, base) if config.keys else None}
+    )
+
+
+def _explained(error: ValidationError, where: str) -> HilbertflowError:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    remedy = ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    return HilbertflowError(f"{place}: {message}" if place else message, where=where, remedy=remedy)
+
+
+def _keys_at(place: tuple[int | str, ...]) -> list[str]:
+    parts: dict[str, type[BaseModel]] = {"collections": CollectionConfig, "encoder": EncoderConfig, "limits": Limits}
+    return sorted((parts[str(place[0])] if place else ServeConfig).model_fields)
+
+
+def _absolute(url: str, base: Path) -> str:
+    if "://" in url or url.startswith(("/", "~")):
+        return Location(url).url
+    return Location(str(base / url)).url
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,50 @@
+"""Ids of rows by number, fast: the id column is kept in memory while it is small enough."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cluster.results import NO_ROW
+from cluster.vectors import I64
+from storage.collection import CollectionArchive
+
+KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
+
+
+class Ids:
+    """The id column of one collection."""
+
+    def __init__(self, collection: CollectionArchive) -> None:
+        self._collection, self._lock = collection, threading.Lock()
+        self._column: pa.Array | None = None
+
+    def of(self, rows: I64) -> npt.NDArray[np.object_]:
+        """Ids in the shape of `rows`; None where there is no row."""
+        flat = np.where(rows == NO_ROW, 0, rows).reshape(-1)
+        if self._collection.count <= KEPT_ROWS:
+            found = self._kept().take(pa.array(flat))
+        else:
+            distinct, back = np.unique(flat, return_inverse=True)
+            found = self._collection.metadata(distinct).column("id").take(pa.array(back)).combine_chunks()
+        ids: npt.NDArray[np.object_] = found.to_numpy(zero_copy_only=False).astype(object).reshape(rows.shape)
+        ids[rows == NO_ROW] = None
+        return ids
+
+    def _kept(self) -> pa.Array:
+        with self._lock:
+            if self._column is None:
+                step = 65_536
+                count = self._collection.count
+                parts = [self._collection.ids(low, min(count, low + step)) for low in range(0, count, step)]
+                flat = [chunk for part in parts for chunk in getattr(part, "chunks", [part])]
+                self._column = pa.concat_arrays([_wide(chunk) for chunk in flat])
+            return self._column
+
+
+def _wide(ids: pa.Array) -> pa.Array:
+    """Strings with 64-bit offsets: a column of long ids passes 2 GB."""
+    return ids.cast(pa.large_string()) if pa.types.is_string(ids.type) else ids

@@ -1,0 +1,142 @@
+"""What every kind of index is: a frozen dataclass whose fields are its recipe options, around one FAISS structure.
+
+A kind resolves its open options from the size of the collection, trains once on a sample, and searches an index that
+holds one shard's rows under local numbers 0 … n - 1. It knows nothing of files, shards or Ray.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from cluster.vectors import F32, I64
+from operators.errors import HilbertflowError
+
+FAISS_METRIC = {"l2": faiss.METRIC_L2, "ip": faiss.METRIC_INNER_PRODUCT, "cosine": faiss.METRIC_INNER_PRODUCT}
+MAX_OVERRIDE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """How hard one query looks; None leaves the kind's default.
+
+    nprobe: inverted lists read (`ivfpq`). ef: width of the graph search (`hnsw`). refine: candidates re-ranked by their
+    stored vectors, as a multiple of k (`ivfpq`).
+    """
+
+    nprobe: int | None = None
+    ef: int | None = None
+    refine: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_OVERRIDE:
+                raise HilbertflowError(
+                    f"{name} is {value!r}", where="search", remedy=f"give a whole number from 1 to {MAX_OVERRIDE}"
+                )
+
+    def given(self) -> dict[str, int]:
+        """The overrides that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one search of one shard cost: lists or graph nodes visited and codes compared."""
+
+    lists_probed: int = 0
+    rows_scanned: int = 0
+
+
+@dataclass(frozen=True)
+class IndexKind(ABC):
+    """Options common to all kinds.
+
+    Parameters
+    ----------
+    kind: name in the registry; also the name of the search tier.
+    shards: contiguous row ranges, each its own index file and its own actor when served.
+    target_recall: recall@10 that the search defaults are tuned to after the build; None keeps the kind's defaults.
+    """
+
+    kind: str
+    shards: int = field(default=1, kw_only=True)
+    target_recall: float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shards <= 4096:
+            raise HilbertflowError(f"shards is {self.shards}", where=f"index {self.kind}", remedy="give 1 to 4096")
+        if self.target_recall is not None and not 0 < self.target_recall <= 1:
+            raise HilbertflowError(
+                f"target_recall is {self.target_recall}",
+                where=f"index {self.kind}",
+                remedy="give a share above 0, up to 1",
+            )
+
+    settings: ClassVar[tuple[str, ...]]
+    """Names of the overrides that it takes."""
+
+    @abstractmethod
+    def resolved(self, count: int, dim: int, metric: str) -> Self:
+        """The same with every open option chosen for `count` rows of `dim` values."""
+
+    @abstractmethod
+    def sample_rows(self, count: int) -> int:
+        """Rows that training wants of `count`; 0 when nothing is learned."""
+
+    @abstractmethod
+    def trained(self, sample: F32, dim: int, metric: str) -> Any:
+        """An empty FAISS index with all that is learned from a prepared `sample` (n, dim): same sample, same bytes."""
+
+    @abstractmethod
+    def defaults(self, index: Any) -> Overrides:
+        """Search settings in force when a query names none."""
+
+    @abstractmethod
+    def search(
+        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None
+    ) -> tuple[F32, I64, Effort]:
+        """Best k local rows of prepared queries (q, d): scores and rows (q, k), -1 where fewer were reached.
+
+        `allowed` is a little-endian bitmap of the local rows that may be answered; None allows all.
+        """
+
+    @abstractmethod
+    def stored(self, index: Any, rows: I64) -> F32 | None:
+        """Vectors (n, d) of local rows as the index keeps them for re-ranking; None when it keeps none."""
+
+    @abstractmethod
+    def ladder(self, index: Any, k: int) -> list[Overrides]:
+        """Settings from cheap to thorough, for tuning."""
+
+    @abstractmethod
+    def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
+        """Bytes that one query touches in all shards together when it compares `scanned` codes or nodes."""
+
+    def effective(self, index: Any, asked: Overrides) -> Overrides:
+        """Defaults overlaid with what was asked; raises for a setting that this kind does not have."""
+        for name in asked.given():
+            if name not in self.settings:
+                raise HilbertflowError(
+                    f"{name} does not apply to tier {self.kind!r}",
+                    where="search",
+                    remedy=f"it has {', '.join(self.settings)}",
+                )
+        return Overrides(**(self.defaults(index).given() | asked.given()))
+
+
+def selector(allowed: npt.NDArray[np.uint8] | None) -> Any:
+    """FAISS's selector of a bitmap, or None."""
+    return None if allowed is None else faiss.IDSelectorBitmap(allowed)
+
+
+def bitmap(rows: I64, count: int) -> npt.NDArray[np.uint8]:
+    """Little-endian bitmap of `count` bits with those of `rows` set."""
+    mask = np.zeros(count, np.bool_)
+    mask[rows] = True
+    return np.packbits(mask, bitorder="little")

@@ -1,0 +1,76 @@
+"""What is asked: validated once, at the edge, the same for the engine in process, the shard actors and HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cluster.index_kind import Overrides
+from cluster.vectors import F32
+from operators.errors import HilbertflowError
+
+MAX_K = 10_000
+TIERS = ("exact", "cold", "ivfpq", "hnsw")
+
+
+@dataclass(frozen=True)
+class Query:
+    """How to search, beside the vectors themselves; equal queries can be answered together.
+
+    k: rows wanted, 1 to 10,000; more than there are gives all there are. tier: where to look, None leaves it to the
+    planner.
+    filter: metadata expression, see `cluster.filters`. overrides: how hard to look.
+    """
+
+    k: int = 10
+    tier: str | None = None
+    filter: str | None = None
+    overrides: Overrides = field(default_factory=Overrides)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.k, bool) or not isinstance(self.k, int | np.integer) or not 1 <= self.k <= MAX_K:
+            raise HilbertflowError(f"k is {self.k!r}", where="search", remedy=f"give a whole number from 1 to {MAX_K}")
+        if self.tier is not None and self.tier not in TIERS:
+            near = difflib.get_close_matches(str(self.tier), TIERS, 1) or TIERS
+            raise HilbertflowError(f"unknown tier {self.tier!r}", where="search", remedy=f"choose {' or '.join(near)}")
+
+    @classmethod
+    def of(cls, k: int, tier: str | None, filter: str | None, overrides: dict[str, Any]) -> Query:
+        """From loose arguments; `auto` is no tier, an empty filter is none, unknown overrides are refused."""
+        known = [item.name for item in dataclasses.fields(Overrides)]
+        for name in overrides:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1) or known
+                raise HilbertflowError(
+                    f"unknown setting {name!r}", where="search", remedy=f"there is {', '.join(near)}"
+                )
+        return cls(k, None if tier in (None, "auto") else tier, filter or None, Overrides(**overrides))
+
+
+def checked_vectors(vectors: Any, dim: int) -> F32:
+    """Query vectors as (q, dim) float32, contiguous; (dim,) is one query.
+
+    Raises for another dimension, for NaN and Inf (also those that appear only in float32), and for what is no array of
+    numbers.
+    """
+    try:
+        array = np.asarray(vectors)
+        if array.dtype.kind not in "fiu":
+            raise ValueError("not numbers")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(array, np.float32)
+    except (ValueError, TypeError):
+        raise HilbertflowError("the query is not an array of numbers of equal lengths", where="search") from None
+    if array.ndim == 1:
+        array = array[None, :]
+    if array.ndim != 2 or array.shape[1] != dim:
+        raise HilbertflowError(f"the query has shape {array.shape}, not (q, {dim})", where="search",
+                               remedy=f"give vectors of {dim} values")  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if len(bad):
+        raise HilbertflowError("the query holds NaN or infinity", where=f"search, query {bad[0]}")
+    return array

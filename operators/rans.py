@@ -1,7 +1,7 @@
 """Entropy coding of integer planes: interleaved range asymmetric numeral systems (rANS), the storage coder.
 
 A value becomes a token (itself when small; exponent and two mantissa bits when large, the hybrid integers of JPEG XL)
-and raw bits. Tokens are coded with 12-bit frequencies (Duda, "Asymmetric numeral systems", 2013) by up to 16
+and raw bits. Tokens are coded with 12-bit frequencies (Duda, "Asymmetric numeral systems", 2013) by up to 8
 interleaved 32-bit states that share one stream of 16-bit words (Giesen, "Interleaved entropy coders", 2014). The
 plane is cut in blocks and each block names one of a few tables, so that a plane whose statistics drift is coded near
 its conditional entropy. The states start from a check sum and the last tokens rather than from nothing, which is why
@@ -50,9 +50,8 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
     if plane.size == 0 or plane.size >= 1 << 31:
         return raw.encode(plane)
     values, every = fold(plane)
-    first = int(values[0])
-    if bool((values == values[0]).all()):
-        return _constant(first, values.size)
+    if values[0] == values[-1] and bool((values == values[0]).all()):
+        return _constant(int(values[0]), values.size)
     chunk = _coded(values, every, tables) if tables is not None else None
     chunk = chunk or _coded(values, every, None)
     return chunk if chunk and len(chunk) < plane.size * dtype.itemsize + raw.OVERHEAD else raw.encode(plane)
@@ -84,7 +83,7 @@ def decode(
 
 
 def _lanes_log(count: int) -> int:
-    return 4 if count >= 16384 else 3 if count >= 4096 else 2 if count >= 512 else 1
+    return 3 if count >= 2048 else 2 if count >= 512 else 1
 
 
 def _tail(count: int, lanes: int, top: int) -> tuple[int, int, int]:
@@ -107,7 +106,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     lanes_log = _lanes_log(count)
     at = k.put(head, k.put(head, 8, lanes_log, 3), block.bit_length() - 1, 5)
     if shared is None:
-        counts, shifts, ids, number = group(values, block, groups, 16)
+        counts, shifts, ids, number = group(values, every, block, groups, 16)
         at = k.put(head, at, number - 1, 6)
         at, tables = write(counts[:number], shifts[:number], 4 if count > 8192 else 3, head, at)
         plan = tables.plan
@@ -124,15 +123,17 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     else:
         step, where = 1, np.resize(tables.shifts[plan], count)
     raw_bits = k.tokenize(values, step, where, tokens)
-    extra = np.zeros((raw_bits + 7) // 8, np.uint8)
+    extra = np.empty(raw_bits // 32 + 2 if raw_bits else 0, np.uint32)
     if raw_bits:
         k.put_raw(values, tokens, step, where, extra)
+    extra = extra.view(np.uint8)[: (raw_bits + 7) // 8]
+
+    if plan.size and not k.codable(tokens, plan, tables.freq):
+        return None
 
     lanes = 1 << lanes_log
     start, width, each = _tail(count, lanes, tables.top)
     state = np.full(lanes, 1 << 16, np.uint32)
-    if shared is not None and not tables.present[tokens[start:]].all():
-        return None
     if lanes > 2:
         k.put_tail(tokens, start, width, each, state)
     check = k.check_sum(extra, k.check_sum(tokens, count))
@@ -144,8 +145,6 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
         begin = k.encode_columns(tokens, start, plan, code, inverse, state, words)
     else:
         begin = k.encode_lanes(tokens, start, block, ids, code, inverse, state, words)
-    if begin < 0:
-        return None
     number = start + 1 - begin
     at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
     size = (at + 15) // 16 * 2
@@ -154,7 +153,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
 
 def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
     lanes, block = 1 << _get(source, 8, 3), 1 << _get(source, 11, 5)
-    if lanes < 2 or lanes > 16 or block < 16 or count > block << 16:
+    if lanes < 2 or lanes > 8 or block < 16 or count > block << 16:
         raise _bad("the header is malformed")
     at, groups = 16, -(-count // block)
     if shared is None:
@@ -202,7 +201,10 @@ def _assembled(
         return small.astype(dtype, copy=False)
     out = np.empty(tokens.size, np.int32)
     step, shifts = (1, np.resize(tables.shifts[ids], tokens.size)) if tables.plan.size else (block, tables.shifts[ids])
-    padded = np.concatenate((extra, np.zeros(8, np.uint8)))
+    if (k.raw_bits(tokens, step, shifts) + 7) // 8 != extra.size:
+        raise _bad(k.ERRORS[k.CUT])
+    padded = np.zeros(extra.size // 4 + 3, np.uint32)
+    padded.view(np.uint8)[: extra.size] = extra
     failed = k.values_of(tokens, step, shifts, padded, signed, (1 << 8 * dtype.itemsize) - 1, out)
     if failed:
         raise _bad(k.ERRORS[failed])

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_kernels import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32, bit_length
+from operators.rans_kernels import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32
 
 I64 = npt.NDArray[np.int64]
 UNIT = 1024
@@ -41,34 +41,46 @@ def _n_log_n(lut: I64, n: int) -> int:
 
 @njit(cache=True, nogil=True)
 def block_shifts(values: U32, block: int, shifts: I32) -> None:
-    """For each block the fewest low bits to take off so that nearly all of it falls among the direct tokens."""
-    seen = np.empty(33, np.int64)
+    """For each block the fewest low bits to take off so that 31 in 32 values fall among the direct tokens."""
     for b in range(shifts.size):
-        seen[:] = 0
-        stop = min(values.size, (b + 1) * block)
-        for i in range(b * block, stop):
-            seen[bit_length(np.int64(values[i]))] += 1
-        above, bits = 0, 32
-        while bits > 0 and above + seen[bits] <= (stop - b * block) // 32:
-            above += seen[bits]
-            bits -= 1
-        shifts[b] = min(MAX_SHIFT, max(0, bits - bit_length(DIRECT - 1)))
+        v = values[b * block : (b + 1) * block]
+        low, high = 0, MAX_SHIFT
+        while low < high:
+            shift = (low + high) // 2
+            least, over = np.uint32(DIRECT << shift), np.int32(0)
+            for i in range(v.size):
+                over += np.int32(v[i] >= least)
+            if over <= v.size // 32:
+                high = shift
+            else:
+                low = shift + 1
+        shifts[b] = low
 
 
 @njit(cache=True, nogil=True)
 def block_counts(tokens: U8, block: int, counts: I32) -> None:
     """Histogram of each block: ``counts`` is (blocks, TOKENS) of zeros."""
+    other = np.zeros((3, TOKENS), np.int32)  # neighbours are often alike: count them apart
+    first, second, third = other[0], other[1], other[2]
     for b in range(counts.shape[0]):
-        row = counts[b]
-        for i in range(b * block, min(tokens.size, (b + 1) * block)):
-            row[tokens[i]] += 1
+        row, t = counts[b], tokens[b * block : (b + 1) * block]
+        for i in range(0, t.size - 3, 4):
+            row[t[i]] += 1
+            first[t[i + 1]] += 1
+            second[t[i + 2]] += 1
+            third[t[i + 3]] += 1
+        for i in range(t.size // 4 * 4, t.size):
+            row[t[i]] += 1
+        for k in range(TOKENS):
+            row[k] += first[k] + second[k] + third[k]
+        other[:] = 0
 
 
 @njit(cache=True, nogil=True)
-def _size(a: I32, b: I32, lut: I64) -> int:
-    """Symbols of two histograms together under their own table, and that table."""
+def _size(a: I32, b: I32, top: int, lut: I64) -> int:
+    """Symbols up to ``top`` of two histograms together under their own table, and that table."""
     total, logs, present, last = np.int64(0), np.int64(0), 0, 0
-    for t in range(TOKENS):
+    for t in range(top):
         n = a[t] + b[t]
         if n:
             total += n
@@ -87,6 +99,9 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
     """
     n = counts.shape[0]
     none = np.zeros(TOKENS, np.int32)
+    top = TOKENS
+    while top > 1 and not counts[:, top - 1].any():
+        top -= 1
     owner = np.arange(n)
     after = np.arange(1, n + 1)  # the next cluster along the plane
     size = np.empty(n, np.int64)
@@ -94,11 +109,11 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
     low = -(np.int64(1) << 60)
     alive = n
     for b in range(n):
-        size[b] = _size(counts[b], none, lut)
+        size[b] = _size(counts[b], none, top, lut)
     for b in range(n):
         gain[b] = low
         if b + 1 < n and shifts[b] == shifts[b + 1]:
-            gain[b] = size[b] + size[b + 1] - _size(counts[b], counts[b + 1], lut)
+            gain[b] = size[b] + size[b + 1] - _size(counts[b], counts[b + 1], top, lut)
     while True:  # neighbours
         best = 0
         for b in range(n):
@@ -115,11 +130,11 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
         alive -= 1
         gain[best] = low
         if after[best] < n and shifts[after[best]] == shifts[best]:
-            gain[best] = size[best] + size[after[best]] - _size(counts[best], counts[after[best]], lut)
+            gain[best] = size[best] + size[after[best]] - _size(counts[best], counts[after[best]], top, lut)
         for b in range(best - 1, -1, -1):
             if owner[b] == b:
                 if shifts[b] == shifts[best]:
-                    gain[b] = size[b] + size[best] - _size(counts[b], counts[best], lut)
+                    gain[b] = size[b] + size[best] - _size(counts[b], counts[best], top, lut)
                 break
     live = np.empty(alive, np.int64)
     k = 0
@@ -131,7 +146,7 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
     for i in range(alive):
         for j in range(i + 1, alive):
             if shifts[live[i]] == shifts[live[j]]:
-                pair[i, j] = size[live[i]] + size[live[j]] - _size(counts[live[i]], counts[live[j]], lut)
+                pair[i, j] = size[live[i]] + size[live[j]] - _size(counts[live[i]], counts[live[j]], top, lut)
     left = alive
     while True:  # any two
         bi, bj = 0, 0
@@ -151,7 +166,7 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
             pair[bj, i] = low
         for i in range(alive):
             if i != bi and owner[live[i]] == live[i] and shifts[live[i]] == shifts[a]:
-                g = size[a] + size[live[i]] - _size(counts[a], counts[live[i]], lut)
+                g = size[a] + size[live[i]] - _size(counts[a], counts[live[i]], top, lut)
                 if i < bi:
                     pair[i, bi] = g
                 else:

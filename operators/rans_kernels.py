@@ -16,6 +16,7 @@ from numba import njit
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I32 = npt.NDArray[np.int32]
 
 DIRECT: Final = 128  # values below are their own token
@@ -192,13 +193,16 @@ def decoder_table(freq: I32, out: U32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def encoder_table(freq: I32, code: U32, inverse: npt.NDArray[np.float64]) -> None:
-    """Fill TOKENS entries: frequency << 12 | start, and 1 / frequency (0 for a token that cannot be coded)."""
+def encoder_table(freq: I32, code: U32, inverse: U64) -> None:
+    """Fill TOKENS entries: frequency << 12 | start, and the reciprocal of the frequency.
+
+    With r = (2^44 - 1) div f, (x + 1)·r >> 44 is x div f for every x below f·2^20: the error of r takes from
+    (x + 1)·2^44 / f more than nothing and less than 2^44 / f.
+    """
     start = 0
     for t in range(TOKENS):
         code[t] = (np.uint32(freq[t]) << _U12) | np.uint32(start & (SLOTS - 1))
-        # a hair above 1/f: state · inverse then never rounds below a whole quotient, and stays below the next
-        inverse[t] = (1.0 + 2.0**-48) / freq[t] if freq[t] else 0.0
+        inverse[t] = ((1 << 44) - 1) // freq[t] if freq[t] else 0
         start += freq[t]
 
 
@@ -224,17 +228,6 @@ def zigzag(values: I32, signed: bool, out: U32) -> int:
 
 
 @njit(cache=True, nogil=True)
-def token_of(high: np.uint32) -> np.uint8:
-    """Token of a value whose low bits were taken off."""
-    if high < np.uint32(DIRECT):
-        return np.uint8(high)
-    e = 31
-    while not (high >> np.uint32(e)) & np.uint32(1):
-        e -= 1
-    return np.uint8(DIRECT + (e - 7) * 4 + np.int64((high >> np.uint32(e - 2)) & np.uint32(3)))
-
-
-@njit(cache=True, nogil=True)
 def raw_width(token: int, shift: int) -> int:
     """Bits of a value that follow its token as they are."""
     return shift + (((token - DIRECT) >> 2) + 5 if token >= DIRECT else 0)
@@ -244,65 +237,94 @@ def raw_width(token: int, shift: int) -> int:
 def tokenize(values: U32, block: int, shifts: I32, tokens: U8) -> int:
     """Token of each value with its block's shift; how many raw bits follow."""
     total = np.int64(0)
+    real = np.empty(block, np.float32)
+    bits = real.view(np.int32)
     for b in range(shifts.size):
-        shift = shifts[b]
-        for i in range(b * block, min(values.size, (b + 1) * block)):
-            t = token_of(values[i] >> np.uint32(shift))
-            tokens[i] = t
-            total += raw_width(np.int64(t), shift)
+        v, t = values[b * block : (b + 1) * block], tokens[b * block : (b + 1) * block]
+        shift = np.uint32(shifts[b] & 31)
+        every = np.uint32(0)
+        for i in range(v.size):
+            every |= v[i]
+        total += shifts[b] * v.size
+        if every >> shift < DIRECT:
+            for i in range(v.size):
+                t[i] = np.uint8(v[i] >> shift)
+            continue
+        for i in range(v.size):  # exponent and mantissa are those of a float; half the value fits a signed one
+            half = np.int32(v[i] >> shift >> np.uint32(1))
+            half = half & np.int32(0x7FFFFF80) if half >= np.int32(1 << 24) else half  # converts without rounding
+            real[i] = np.float32(half)
+        extra = np.int32(0)
+        for i in range(v.size):
+            high = v[i] >> shift
+            k = np.int32(np.int32(DIRECT - ((127 + 6) << 2)) + (bits[i] >> np.int32(21)))
+            large = high >= np.uint32(DIRECT)
+            t[i] = np.uint8(k) if large else np.uint8(high)
+            extra += (((k - np.int32(DIRECT)) >> np.int32(2)) + np.int32(5)) if large else np.int32(0)
+        total += extra
     return total
 
 
 @njit(cache=True, nogil=True)
-def put_raw(values: U32, tokens: U8, block: int, shifts: I32, out: U8) -> None:
-    """Write the raw bits of each value into zeroed ``out``."""
-    held, filled, at = np.uint64(0), np.uint64(0), 0
+def raw_bits(tokens: U8, block: int, shifts: I32) -> int:
+    """How many raw bits belong to the tokens."""
+    total = np.int64(0)
     for b in range(shifts.size):
-        for i in range(b * block, min(values.size, (b + 1) * block)):
-            width = np.uint64(raw_width(np.int64(tokens[i]), shifts[b]))
-            raw = np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))
-            held |= raw << filled
-            filled += width
-            while filled >= np.uint64(8):
-                out[at] = np.uint8(held & np.uint64(255))
-                at += 1
-                held >>= np.uint64(8)
-                filled -= np.uint64(8)
-    if filled:
-        out[at] = np.uint8(held)
+        t = tokens[b * block : (b + 1) * block]
+        extra = np.int32(0)
+        for i in range(t.size):
+            k = np.int32(t[i])
+            extra += (((k - np.int32(DIRECT)) >> np.int32(2)) + np.int32(5)) if k >= np.int32(DIRECT) else np.int32(0)
+        total += shifts[b] * t.size + extra
+    return total
 
 
 @njit(cache=True, nogil=True)
-def values_of(tokens: U8, block: int, shifts: I32, raw: U8, signed: bool, limit: int, out: I32) -> int:
-    """Put tokens and raw bits together; 0 or an error. ``raw`` carries 8 spare bytes at its end."""
-    total = np.int64(0)
+def put_raw(values: U32, tokens: U8, block: int, shifts: I32, out: U32) -> None:
+    """Write the raw bits of each value into ``out``, which has room for one number more."""
+    held, filled, at = np.uint64(0), np.uint64(0), np.uint64(0)
     for b in range(shifts.size):
-        for i in range(b * block, min(tokens.size, (b + 1) * block)):
-            total += raw_width(np.int64(tokens[i]), shifts[b])
-    if (total + 7) >> 3 != raw.size - 8:
-        return CUT
-    at = np.uint64(0)
-    every = np.uint64(0)
+        v, t = values[b * block : (b + 1) * block], tokens[b * block : (b + 1) * block]
+        shift = np.uint64(shifts[b])
+        for i in range(v.size):
+            k = np.uint64(t[i])
+            width = (
+                shift + ((k - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5) if k >= np.uint64(DIRECT) else shift
+            )
+            held |= (np.uint64(v[i]) & ((np.uint64(1) << width) - np.uint64(1))) << filled
+            filled += width
+            out[at] = np.uint32(held & np.uint64(0xFFFFFFFF))
+            full = filled >> np.uint64(5)
+            at += full
+            held >>= full << np.uint64(5)
+            filled &= np.uint64(31)
+    out[at] = np.uint32(held & np.uint64(0xFFFFFFFF))
+
+
+@njit(cache=True, nogil=True)
+def values_of(tokens: U8, block: int, shifts: I32, raw: U32, signed: bool, limit: int, out: I32) -> int:
+    """Put tokens and raw bits together; 0 or an error. ``raw`` must hold all raw bits and 64 more."""
+    at, every = np.uint64(0), np.uint64(0)
     for b in range(shifts.size):
-        for i in range(b * block, min(tokens.size, (b + 1) * block)):
-            t = np.uint64(tokens[i])
-            width = np.uint64(shifts[b])
-            if t >= np.uint64(DIRECT):
-                width += ((t - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5)
-                t = np.uint64(4) | (t & np.uint64(3))
-            byte = at >> np.uint64(3)
-            word = np.uint64(0)
-            for j in range(8):
-                word |= np.uint64(raw[byte + np.uint64(j)]) << np.uint64(8 * j)
-            low = (word >> (at & np.uint64(7))) & ((np.uint64(1) << width) - np.uint64(1))
+        t, o = tokens[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
+        shift = np.uint64(shifts[b])
+        for i in range(t.size):
+            k = np.uint64(t[i])
+            large = k >= np.uint64(DIRECT)
+            width = shift + ((k - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5) if large else shift
+            k = np.uint64(4) | (k & np.uint64(3)) if large else k
+            place = at >> np.uint64(5)
+            word = np.uint64(raw[place]) | np.uint64(raw[place + np.uint64(1)]) << np.uint64(32)
+            u = k << width | (word >> (at & np.uint64(31))) & ((np.uint64(1) << width) - np.uint64(1))
             at += width
-            v = (t << width) | low
-            every |= v
-            if signed:
-                v = (v >> np.uint64(1)) ^ (np.uint64(0) - (v & np.uint64(1)))
-            out[i] = np.int32(np.uint32(v & np.uint64(0xFFFFFFFF)))
+            every |= u
+            o[i] = np.int32(np.uint32(u & np.uint64(0xFFFFFFFF)))
     if every > np.uint64(limit):
         return TOO_WIDE
+    if signed:
+        for i in range(out.size):
+            w = out[i]
+            out[i] = np.int32((w >> np.int32(1)) & np.int32(0x7FFFFFFF)) ^ -(w & np.int32(1))
     return 0
 
 
@@ -331,33 +353,52 @@ def check_sum(data: U8, seed: int) -> int:
 # ---- the interleaved states: symbol i is coded by lane i mod lanes
 
 
+@njit(inline="always")
+def _encode_row(
+    tokens: U8,
+    i: np.uint64,
+    lanes: int,
+    base: np.uint64,
+    code: U32,
+    inverse: U64,
+    state: U32,
+    words: U16,
+    at: np.uint64,
+) -> np.uint64:
+    for j in range(lanes - 1, -1, -1):
+        lane = np.uint64(j)
+        t = base + np.uint64(tokens[i + lane])
+        c = code[t]
+        f = c >> _U12
+        x = state[lane]
+        spill = x >= (f << np.uint32(20))
+        words[at] = np.uint16(x & np.uint32(0xFFFF))
+        at -= np.uint64(spill)
+        x = (x >> _U16) if spill else x
+        q = np.uint32((np.uint64(x) + np.uint64(1)) * inverse[t] >> np.uint64(44))
+        state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
+    return at
+
+
 @njit(cache=True, nogil=True)
-def encode_lanes(
-    tokens: U8, count: int, block: int, ids: U8, code: U32, inverse: npt.NDArray[np.float64], state: U32, words: U16
-) -> int:
-    """Code ``count`` tokens, last first; ``words`` fills from its end. Where it begins, or an error."""
+def encode_lanes(tokens: U8, count: int, block: int, ids: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
+    """Code ``count`` tokens, last first; ``words`` fills from its end. Where it begins.
+
+    Every token must have a frequency in its block's table.
+    """
     lanes = state.size
     at = np.uint64(words.size - 1)  # the place of the next word
-    last = np.uint64(lanes - 1)
-    lane = np.uint64(count - 1) % np.uint64(lanes)
-    worst = np.uint32(0xFFFFFFFF)
     for b in range((count + block - 1) // block - 1, -1, -1):
         base = np.uint64(ids[b]) * np.uint64(TOKENS)
-        for k in range(min(count, (b + 1) * block) - 1, b * block - 1, -1):
-            t = base + np.uint64(tokens[k])
-            c = code[t]
-            f = c >> _U12
-            x = state[lane]
-            spill = x >= (f << np.uint32(20))
-            words[at] = np.uint16(x & np.uint32(0xFFFF))
-            at -= np.uint64(spill)
-            x = (x >> _U16) if spill else x
-            q = np.uint32(np.float64(x) * inverse[t])
-            state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
-            worst = min(worst, f)
-            lane = lane - np.uint64(1) if lane else last
-    if count and worst == 0:
-        return BAD_TABLE
+        rows, rest = divmod(min(count, (b + 1) * block) - b * block, lanes)
+        if rest:
+            at = _encode_row(tokens, np.uint64(b * block + rows * lanes), rest, base, code, inverse, state, words, at)
+        for r in range(rows - 1, -1, -1):  # a number of lanes known to the compiler is twice as fast
+            i = np.uint64(b * block + r * lanes)
+            if lanes == 8:
+                at = _encode_row(tokens, i, 8, base, code, inverse, state, words, at)
+            else:
+                at = _encode_row(tokens, i, lanes, base, code, inverse, state, words, at)
     return np.int64(at) + 1
 
 
@@ -399,15 +440,23 @@ def decode_lanes(words: U16, count: int, block: int, ids: U8, table: U32, state:
 
 
 @njit(cache=True, nogil=True)
-def encode_columns(
-    tokens: U8, count: int, plan: U8, code: U32, inverse: npt.NDArray[np.float64], state: U32, words: U16
-) -> int:
+def codable(tokens: U8, plan: U8, freq: I32) -> bool:
+    """Whether each token has a frequency in the table of its column."""
+    column = 0
+    for i in range(tokens.size):
+        if freq[plan[column], tokens[i]] == 0:
+            return False
+        column = column + 1 if column + 1 < plan.size else 0
+    return True
+
+
+@njit(cache=True, nogil=True)
+def encode_columns(tokens: U8, count: int, plan: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
     """Like :func:`encode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
     lanes = state.size
     at = np.uint64(words.size - 1)
     lane, last = np.uint64(max(0, count - 1) % lanes), np.uint64(lanes - 1)
     column, edge = np.uint64(max(0, count - 1) % plan.size), np.uint64(plan.size - 1)
-    worst = np.uint32(0xFFFFFFFF)
     for k in range(count - 1, -1, -1):
         t = np.uint64(plan[column]) * np.uint64(TOKENS) + np.uint64(tokens[k])
         c = code[t]
@@ -417,13 +466,10 @@ def encode_columns(
         words[at] = np.uint16(x & np.uint32(0xFFFF))
         at -= np.uint64(spill)
         x = (x >> _U16) if spill else x
-        q = np.uint32(np.float64(x) * inverse[t])
+        q = np.uint32((np.uint64(x) + np.uint64(1)) * inverse[t] >> np.uint64(44))
         state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
-        worst = min(worst, f)
         lane = lane - np.uint64(1) if lane else last
         column = column - np.uint64(1) if column else edge
-    if count and worst == 0:
-        return BAD_TABLE
     return np.int64(at) + 1
 
 

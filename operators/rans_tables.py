@@ -55,7 +55,7 @@ class Tables:
         """(T·4096,) entries for the decoding kernels."""
         return _decoder(self) if self.blob else _decoder.__wrapped__(self)
 
-    def encoder(self) -> tuple[k.U32, npt.NDArray[np.float64]]:
+    def encoder(self) -> tuple[k.U32, k.U64]:
         """(T·228,) codes and reciprocals for the encoding kernels."""
         return _encoder(self) if self.blob else _encoder.__wrapped__(self)
 
@@ -131,7 +131,7 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
         while flat.size > block * 256:
             block *= 2
         groups = -(-flat.size // block)
-    counts, shifts, ids, count = group(flat, block, groups, most)
+    counts, shifts, ids, count = group(flat, int(flat.max()), block, groups, most)
     smooth = counts[:count].copy()
     for row in smooth:
         row[: np.flatnonzero(row)[-1] + 2] += 1  # and one beyond the largest seen
@@ -142,10 +142,11 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
     return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
 
 
-def group(values: k.U32, block: int, groups: int, most: int) -> tuple[k.I32, k.I32, k.U8, int]:
+def group(values: k.U32, every: int, block: int, groups: int, most: int) -> tuple[k.I32, k.I32, k.U8, int]:
     """Histograms and shifts of at most ``most`` clusters of blocks, the cluster of each block, and how many."""
-    shifts, ids = np.empty(groups, np.int32), np.zeros(groups, np.uint8)
-    clusters.block_shifts(values, block, shifts)
+    shifts, ids = np.zeros(groups, np.int32), np.zeros(groups, np.uint8)
+    if every >= k.DIRECT:
+        clusters.block_shifts(values, block, shifts)
     tokens = np.empty(values.size, np.uint8)
     for coarse in (1, 2, 4, 32):  # fewer different shifts when there are too many
         rounded = -(-shifts // coarse) * coarse if coarse < 32 else np.full_like(shifts, shifts.max())
@@ -181,8 +182,8 @@ def _decoder(tables: Tables) -> k.U32:
 
 
 @lru_cache(maxsize=64)
-def _encoder(tables: Tables) -> tuple[k.U32, npt.NDArray[np.float64]]:
-    code, inverse = np.empty(tables.count * k.TOKENS, np.uint32), np.empty(tables.count * k.TOKENS)
+def _encoder(tables: Tables) -> tuple[k.U32, k.U64]:
+    code, inverse = np.empty(tables.count * k.TOKENS, np.uint32), np.empty(tables.count * k.TOKENS, np.uint64)
     for row, freq in enumerate(tables.freq):
         at = slice(row * k.TOKENS, (row + 1) * k.TOKENS)
         k.encoder_table(freq, code[at], inverse[at])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -65,4 +66,4 @@ def from_layout(plane: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
 
 
 def _side(values: npt.NDArray[Any]) -> int:
-    return int(round(values.size**0.5))
+    return round(values.size**0.5)

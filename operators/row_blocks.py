@@ -38,8 +38,8 @@ class RowBlocks(Operator):
     def apply(self, batch: pa.Table) -> pa.Table:
         """From rows (``unit``, ``row`` int64, ``rows`` int32 in the unit, ``id``, ``vector``, metadata) to planes.
 
-        The last block of a collection is padded with zero rows; ``count`` tells. ``attributes`` holds id and metadata of a block's rows as a list of
-        structs. Raises for NaN and Inf, naming the row.
+        The last block of a collection is padded with zero rows; ``count`` tells. ``attributes`` holds id and metadata
+        of a block's rows as a list of structs. Raises for NaN and Inf, naming the row.
         """
         batch = batch.combine_chunks().sort_by("row")
         out = [

@@ -18,11 +18,11 @@ from operators.operator import Operator
 from operators.quantize import Quantize
 from operators.row_blocks import RowBlocks
 from operators.sample import Sample, shares
-from pipelines.recipe import Recipe, recipe_hash
+from pipelines.recipe import CheckpointSource, Recipe, recipe_hash
 from pipelines.tune import Trials, tune
 from storage.checkpoint import Checkpoint, open_checkpoint
 from storage.fs import Location
-from storage.layout import Layout, place
+from storage.layout import place
 from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
 from storage.references import local_url
@@ -132,14 +132,15 @@ def _model_plan(recipe: Recipe) -> Plan:
 def _collection_plan(recipe: Recipe) -> Plan:
     from pipelines.sources import row_source
 
-    source = row_source(recipe)
+    assert not isinstance(recipe.source, CheckpointSource)
+    metric, source = recipe.source.metric, row_source(recipe)
     if source.count == 0:
         raise HilbertflowError("the source has no rows", where=recipe.source.path)
     blocks, layers, quantizer = _one(recipe, RowBlocks), _one(recipe, Layerize), _one(recipe, Quantize)
     dim = source.dim or _embedding_dim(recipe)
     rows = max(blocks.rows, recipe.compute.rows_per_unit - recipe.compute.rows_per_unit % blocks.rows)
     units = RowUnits(source, rows, dim)
-    if recipe.source.metric == "cosine":
+    if metric == "cosine":
         blocks = dataclasses.replace(blocks, normalize=True)
     stream: tuple[Operator, ...] = tuple(
         blocks if isinstance(o, RowBlocks) else _located(o) if isinstance(o, Embed) else o for o in recipe.operators
@@ -148,7 +149,7 @@ def _collection_plan(recipe: Recipe) -> Plan:
     arrays = _arrays(stream, layers, (source.count, dim), (blocks.rows, dim), rows // blocks.rows, "uint32")
     attributes = {
         "ladder": _ladder(quantizer, layers, "raster"), "rows": source.count, "dim": dim, "block": blocks.rows,
-        "per_unit": rows // blocks.rows, "metric": recipe.source.metric, "trials": trials.report,
+        "per_unit": rows // blocks.rows, "metric": metric, "trials": trials.report,
         "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
     }  # fmt: skip
     spec = _spec(recipe, source.fingerprint, attributes, arrays, units.units)

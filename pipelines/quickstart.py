@@ -68,7 +68,7 @@ def archive_checkpoint() -> ModelArchive:
                 restored = hashlib.sha256()
                 for piece in handle[spec.name].as_bytes():
                     restored.update(piece)
-                if restored.digest() != hashlib.sha256(words).digest():
+                if restored.digest() != hashlib.sha256(words.tobytes()).digest():
                     raise HilbertflowError("restored bytes differ from the source's", where=spec.name)
             elif spec.dtype == "F32":
                 values = words.view(np.float32).astype(np.float64)
@@ -156,10 +156,10 @@ def serve(docs: CollectionArchive) -> list[str]:
     import httpx
 
     from cluster import serve_app
-    from cluster.config import parse
+    from cluster.config import ServeConfig
 
     step(5, "serve the collection on loopback and ask the same over HTTP")
-    config = parse({"collections": [{"name": "docs", "url": docs.url}], "encoder": {"model": docs.encoder}, "port": 0})
+    config = ServeConfig.model_validate({"collections": [{"name": "docs", "url": docs.url}], "encoder": {"model": docs.encoder}, "port": 0})
     app = serve_app.start(config)
     try:
         question = {"texts": [QUESTION], "k": RECALL_AT}

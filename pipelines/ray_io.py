@@ -31,7 +31,7 @@ class UnitSource(Datasource):
     """
 
     def __init__(self, source: Units, pending: list[range]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._source, self._pending = source, pending
 
     @staticmethod

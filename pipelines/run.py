@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import ray
@@ -60,7 +62,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         return Report(spec.url, None, plan)
     manifest = _finished(plan)
     if manifest is not None:
-        with local_ray(address) if recipe.index else _nothing():
+        with local_ray(address) if recipe.index else nullcontext():
             return Report(spec.url, manifest, plan, skipped=spec.units, indexes=_index(plan, json_log))
     open_for_writing(spec)
     done = written_units(spec)
@@ -124,13 +126,14 @@ def local_ray(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's own notes are not for the terminal
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR)
-        else:
-            ray.init(
-                address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE,
-                logging_level=logging.ERROR, log_to_driver=False,
-            )  # fmt: skip
+        with _quiet_start():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR)
+            else:
+                ray.init(
+                    address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE,
+                    logging_level=logging.ERROR, log_to_driver=False,
+                )  # fmt: skip
     except (ConnectionError, RuntimeError) as error:
         raise HilbertflowError(
             f"no Ray cluster answers ({type(error).__name__})", where=address or "local",
@@ -143,5 +146,18 @@ def local_ray(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _quiet_start() -> Iterator[None]:
+    """Ray's core writes to the process's standard error as it starts, past Python; show it only if the start fails."""
+    with tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from operators.coders import CoderKind, coded_sizes
 from operators.frame_encode import FrameEncode, level_planes
+from operators.hilbert import Layout
 from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
 from operators.planes import level_columns
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLED_UNITS, SAMPLED_PLANES = 3, 4
 CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
-LAYOUTS = ("raster", "hilbert")  # the first of equals wins, here and above
+LAYOUTS: tuple[Layout, ...] = ("raster", "hilbert")  # the first of equals wins, here and above
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     """
     mapper = next((o for o in stream if isinstance(o, HilbertMap)), None)
     encoder = next((o for o in stream if isinstance(o, FrameEncode)), None)
-    layouts = LAYOUTS if mapper and mapper.layout == "auto" else (mapper.layout if mapper else "raster",)
+    layouts: tuple[Layout, ...] = LAYOUTS if mapper and mapper.layout == "auto" else (_named(mapper),)
     kinds = CANDIDATES if encoder and encoder.coder == "auto" else ()
     if len(layouts) == 1 and not kinds:
         return stream, Trials()
@@ -69,7 +70,7 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
             planes = [plane for plane in level_planes(levels, column) if plane is not None]
             sizes = coded_sizes(planes, kinds or ((encoder.coder_of(column) if encoder else "rans"),))
             measured |= {f"{layout}/{column}/{kind}": size for kind, size in sizes.items()}
-            best[layout][column] = min(sizes, key=lambda kind: sizes[kind])  # noqa: B023 - used at once
+            best[layout][column] = min(sizes, key=lambda kind: sizes[kind])
     chosen = min(layouts, key=lambda name: sum(measured[f"{name}/{c}/{k}"] for c, k in best[name].items()))
     resolved: list[Operator] = []
     for operator in stream:
@@ -79,6 +80,10 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
             operator = dataclasses.replace(operator, coder=best[chosen])
         resolved.append(operator)
     return tuple(resolved), Trials(sample.num_rows, sum(sample.column("count").to_pylist()), measured)
+
+
+def _named(mapper: HilbertMap | None) -> Layout:
+    return "raster" if mapper is None or mapper.layout == "auto" else mapper.layout
 
 
 def _sample(source: Units) -> pa.Table:

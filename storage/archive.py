@@ -90,7 +90,7 @@ class Archive:
         raise HilbertflowError(f"no level {level!r}", where=self.url, remedy=f"levels are {known}")
 
 
-def open(url: str) -> Any:  # noqa: A001 - reads as archive.open(url)
+def open(url: str) -> Any:
     """A :class:`storage.model.ModelArchive` or :class:`storage.collection.CollectionArchive`.
 
     ``url`` names an archive, or a root that holds just one. Raises for a half-written, newer or damaged archive.

@@ -130,7 +130,7 @@ class CollectionArchive(Archive):
     @cached_property
     def _checksums(self) -> npt.NDArray[np.uint32]:
         table = pq.read_table(io.BytesIO(self.place.read("planes.parquet")), columns=["crc"])
-        return table.column("crc").to_numpy().astype(np.uint32)
+        return np.asarray(table.column("crc").to_numpy(), np.uint32)
 
     def _check_rows(self, rows: I64) -> None:
         if len(rows) and (rows.min() < 0 or rows.max() >= self.count):

@@ -8,8 +8,9 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from storage.checkpoint import Checkpoint, TensorSpec
+from storage.checkpoint import Checkpoint
 from storage.layout import Layout
+from storage.tensors import TensorSpec
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Pack coded chunks into one Zarr v3 shard, so that a worker writes an object without decoding what it encoded.
 
 Layout of the specification (zarr-specs, ``sharding_indexed``): the chunks one after another, each followed by its
-crc32c; then for every chunk of the shard its offset and length as little-endian u64 (all ones where it is missing), then
-the crc32c of that index. Stock zarr reads the result; a test holds it to that.
+crc32c; then for every chunk of the shard its offset and length as little-endian u64 (all ones where it is missing),
+then the crc32c of that index. Stock zarr reads the result; a test holds it to that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MISSING = 2**64 - 1
 
 
 def pack(chunks: Sequence[bytes | None], slots: int) -> bytes | None:
-    """The shard of ``chunks`` (``None`` reads as the fill value) with room for ``slots``; ``None`` if all are missing."""
+    """The shard of ``chunks``, with room for ``slots``; ``None`` reads as the fill value, and comes back for nothing."""
     if all(chunk is None for chunk in chunks):
         return None
     index = np.full((slots, 2), MISSING, "<u8")

@@ -172,5 +172,3 @@ def _quality(columns: dict[str, list[Any]]) -> dict[str, Any]:
     errors = {c: sum(v) for c, v in columns.items() if c.startswith("error")}
     ratios = {c: 10 * float(np.log10(energy / e)) if e > 0 and energy > 0 else None for c, e in errors.items()}
     return {f"sqnr_db_level{c[5:]}": None if r is None else round(r, 3) for c, r in ratios.items()}
-
-

@@ -25,9 +25,7 @@ class CountingStore(WrapperStore[Store]):
     def _with_store(self, store: Store) -> CountingStore:
         return CountingStore(store, self.traffic)
 
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Fetch one object or range."""
         value = await self._store.get(key, prototype, byte_range)
         self.traffic.add(1, read=len(value) if value is not None else 0)

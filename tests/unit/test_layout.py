@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -41,12 +43,12 @@ def test_pieces_cover_every_word_once(items: list[tuple[str, tuple[int, ...]]]) 
                 seen[tensor.name].append((source, source + words))
                 taken.append((target, target + words))
             taken.sort()
-            assert all(a[1] <= b[0] for a, b in zip(taken, taken[1:], strict=False))
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(taken))
             assert not taken or taken[-1][1] <= layout.area
     for placement in layout.placements:
         runs = sorted(seen[placement.name])
         assert sum(b - a for a, b in runs) == placement.words
-        assert all(a[1] == b[0] for a, b in zip(runs, runs[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,273 @@
+"""Vector files as rows: every format gives the same rows, and every fault is named by file and row."""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+from operators.errors import HilbertflowError
+from storage.rows import RowSource, check_unique
+from storage.vectors import VectorRows, open_vectors
+
+N, D = 1000, 7
+VALUES = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+IDS = [f"id {i} é" for i in range(N)]
+
+
+def fixed(values: npt.NDArray[Any]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def table(values: npt.NDArray[Any] = VALUES, **columns: Any) -> pa.Table:
+    return pa.table({"vector": fixed(values), "id": IDS[: len(values)], "lines": range(len(values)), **columns})
+
+
+def arrow(data: pa.Table, path: Path) -> None:
+    with pa.ipc.new_file(str(path), data.schema) as writer:
+        writer.write_table(data, max_chunksize=300)
+
+
+def shuffled_npz(path: Path) -> None:
+    np.savez_compressed(path, ids=np.array(IDS), vector=VALUES, labels=np.arange(N))
+
+
+WRITERS: dict[str, tuple[Callable[[Path], None], bool]] = {  # name -> writer, whether ids are in it
+    "c.npy": (lambda path: np.save(path, VALUES), False),
+    "fortran.npy": (lambda path: np.save(path, np.asfortranarray(VALUES)), False),
+    "f64.npy": (lambda path: np.save(path, VALUES.astype(np.float64)), False),
+    "big_endian.npy": (lambda path: np.save(path, VALUES.astype(">f4")), False),
+    "plain.npz": (lambda path: np.savez(path, whatever=VALUES), False),
+    "packed.npz": (shuffled_npz, True),
+    "one_group.parquet": (lambda path: pq.write_table(table(), path), True),
+    "groups.parquet": (lambda path: pq.write_table(table(), path, row_group_size=77), True),
+    "lists.parquet": (
+        lambda path: pq.write_table(table().set_column(0, "vector", pa.array(VALUES.tolist())), path),
+        True,
+    ),
+    "dictionary.parquet": (
+        lambda path: pq.write_table(table(kind=pa.array(["a", "b"] * (N // 2)).dictionary_encode()), path),
+        True,
+    ),
+    "zstd.feather": (lambda path: feather.write_feather(table(), path, compression="zstd", chunksize=91), True),
+    "x.arrow": (lambda path: arrow(table(), path), True),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, where: str) -> None:
+    write, with_ids = WRITERS[name]
+    write(tmp_path / name)
+    url = str(tmp_path / name)
+    if where == "memory":
+        import fsspec
+
+        url = f"memory://{tmp_path.name}/{name}"
+        fsspec.filesystem("memory").pipe_file(url, (tmp_path / name).read_bytes())
+    source = open_vectors(url)
+    assert isinstance(source, RowSource)
+    assert (source.count, source.dim) == (N, D)
+    source.check()
+    ids = IDS if with_ids else [str(i) for i in range(N)]
+    copy = pickle.loads(pickle.dumps(source))
+    for start, stop in ((0, N), (0, 10), (10, 300), (290, 310), (5, 6), (900, N), (76, 78), (300, 300), (0, 1)):
+        rows = copy.read(start, stop)
+        assert rows.column_names == ["id", "vector", *source.columns]
+        assert rows["id"].to_pylist() == ids[start:stop]
+        assert rows.schema.field("vector").type == pa.list_(pa.float32(), D)
+        got = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, D)
+        np.testing.assert_array_equal(got, VALUES[start:stop])
+        if "lines" in source.columns:
+            assert rows["lines"].to_pylist() == list(range(start, stop))
+    assert copy.fingerprint == source.fingerprint
+    with pytest.raises(HilbertflowError, match="lie outside its 1000 rows"):
+        source.read(990, 1001)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "suffix"), [(np.float16, "npy"), (np.uint8, "npy"), (np.int16, "parquet"), (np.float16, "parquet")]
+)
+def test_narrow_types_are_exact(tmp_path: Path, dtype: Any, suffix: str) -> None:
+    values = (VALUES * 20).astype(np.int8).astype(dtype)
+    path = tmp_path / f"x.{suffix}"
+    np.save(path, values) if suffix == "npy" else pq.write_table(pa.table({"emb": pa.array(list(values))}), path)
+    rows = open_vectors(str(path)).read(0, N)["vector"].combine_chunks().flatten().to_numpy()
+    np.testing.assert_array_equal(rows, values.astype(np.float32).reshape(-1))
+
+
+def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
+    for part in range(3):
+        np.save(tmp_path / f"part-{part}.npy", VALUES[part * 300 : part * 300 + 300])
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / ".hidden.npy").write_bytes(b"")
+    source = open_vectors(str(tmp_path))
+    rows = source.read(250, 700)
+    assert rows["id"].to_pylist() == [str(i) for i in range(250, 700)]
+    np.testing.assert_array_equal(rows["vector"].combine_chunks().flatten().to_numpy(), VALUES[250:700].reshape(-1))
+    np.save(tmp_path / "part-9.npy", np.zeros((2, D + 1), np.float32))
+    with pytest.raises(HilbertflowError, match=r"part-9\.npy: has vectors of length 8, part-0\.npy of 7"):
+        open_vectors(str(tmp_path))
+    (tmp_path / "part-9.npy").unlink()
+    pq.write_table(table(), tmp_path / "x.parquet")
+    with pytest.raises(HilbertflowError, match="several formats"):
+        open_vectors(str(tmp_path))
+
+
+def test_fingerprint_sees_content_and_not_place(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a/x.npy", VALUES)
+    np.save(tmp_path / "y.npy", VALUES)
+    other = VALUES.copy()
+    other[500, 3] += 1
+    np.save(tmp_path / "z.npy", other)
+    prints = [open_vectors(str(tmp_path / name)).fingerprint for name in ("a/x.npy", "y.npy", "z.npy")]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_columns_may_be_named(tmp_path: Path) -> None:
+    data = pa.table({"a": fixed(VALUES), "b": fixed(-VALUES), "key": range(N), "row": range(N)})
+    pq.write_table(data, tmp_path / "x.parquet")
+    source = open_vectors(str(tmp_path / "x.parquet"), "b", "key")
+    assert source.columns == ("a", "row_")
+    assert source.read(3, 4)["id"].to_pylist() == ["3"]
+    assert source.read(3, 4)["vector"][0].as_py() == (-VALUES[3]).tolist()
+    with pytest.raises(HilbertflowError, match="no column 'vector'; set source.column to one of a, b"):
+        open_vectors(str(tmp_path / "x.parquet"))
+    with pytest.raises(HilbertflowError, match="no column 'nope' for ids; its columns are a, b, key, row"):
+        open_vectors(str(tmp_path / "x.parquet"), "a", "nope")
+    with pytest.raises(HilbertflowError, match="column 'key' is int64, not a list of numbers"):
+        open_vectors(str(tmp_path / "x.parquet"), "key")
+    np.savez(tmp_path / "x.npz", a=VALUES, b=-VALUES, key=np.arange(N))
+    assert open_vectors(str(tmp_path / "x.npz"), "b", "key").read(3, 4)["id"].to_pylist() == ["3"]
+    with pytest.raises(HilbertflowError, match="2 matrices of numbers"):
+        open_vectors(str(tmp_path / "x.npz"))
+
+
+def put(values: npt.NDArray[Any], row: int, bad: float) -> npt.NDArray[Any]:
+    values = values.copy()
+    values[row, 2] = bad
+    return values
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return builtins.exec, ("raise SystemExit('unpickled')",)
+
+
+def truncate(path: Path, keep: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def lists(rows: list[Any], kind: Any = None) -> pa.Table:
+    return pa.table({"vector": pa.array(rows, kind or pa.list_(pa.float32()))})
+
+
+def parquet(data: pa.Table) -> Callable[[Path], None]:
+    return lambda path: pq.write_table(data, path)
+
+
+def with_ids(ids: Any) -> pa.Table:
+    return table().set_column(1, "id", pa.array(ids))
+
+
+BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "nan": ("x.npy", lambda p: np.save(p, put(VALUES, 500, np.nan)), r"row 500 holds nan"),
+    "inf": ("x.npy", lambda p: np.save(p, put(VALUES, 999, np.inf)), r"row 999 holds inf"),
+    "too large for float32": ("x.npy", lambda p: np.save(p, put(VALUES.astype(float), 7, 1e300)), r"row 7 holds inf"),
+    "nan with id": ("x.parquet", parquet(table(put(VALUES, 500, -np.inf))),
+                    r"row 500 \(id 'id 500 é'\) holds -inf"),
+    "nan in npz": ("x.npz", lambda p: np.savez(p, a=put(VALUES, 500, np.nan)), "row 500 holds nan"),
+    "unequal": ("x.parquet", parquet(lists([[1, 2]] * 5000 + [[1, 2, 3]])), "row 5000 has 3 values, row 0 has 2"),
+    "null row": ("x.parquet", parquet(lists([[1, 2], None])), "row 1 has no vector"),
+    "null first row": ("x.parquet", parquet(lists([None, [1, 2]])), "row 0 has no vector"),
+    "null value": ("x.parquet", parquet(lists([[1, 2], [1, None]])), "row 1 has a null among"),
+    "null fixed": ("x.parquet", parquet(lists([[1, 2], None], pa.list_(pa.float32(), 2))), "row 1 has no vector"),
+    "null id": ("x.parquet", parquet(with_ids([*IDS[:-1], None])), "row 999 has no id"),
+    "ids of floats": ("x.parquet", parquet(with_ids(VALUES[:, 0])), "not text or integers"),
+    "twice": ("x.parquet", parquet(with_ids([*IDS[:-1], IDS[3]])),
+              "id 'id 3 é' is both row 3 and row 999"),
+    "twice in npz": ("x.npz", lambda p: np.savez(p, ids=[1] * N, v=VALUES), "id '1' is both row 0 and row 1"),
+    "no rows": ("x.npy", lambda p: np.save(p, VALUES[:0]), "has no rows"),
+    "no rows in parquet": ("x.parquet", parquet(table().slice(0, 0)), "has no rows"),
+    "no rows in feather": ("x.feather", lambda p: feather.write_feather(table().slice(0, 0), p), "has no rows"),
+    "no columns": ("x.npy", lambda p: np.save(p, VALUES[:, :0]), "vectors of length 0"),
+    "empty lists": ("x.parquet", parquet(lists([[], []])), "vectors of length 0"),
+    "one dimension": ("x.npy", lambda p: np.save(p, VALUES[0]), "two dimensions are needed"),
+    "three dimensions": ("x.npy", lambda p: np.save(p, VALUES.reshape(10, 100, 7)), "two dimensions are needed"),
+    "objects": ("x.npy", lambda p: np.save(p, np.array([[Bomb(), 1]], object)), "was not unpickled"),
+    "objects in npz": ("x.npz", lambda p: np.savez(p, a=np.array([[Bomb(), 1]], object)), "was not unpickled"),
+    "pickle": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Bomb())), "is not a NumPy array"),
+    "strings": ("x.npy", lambda p: np.save(p, np.array([["a", "b"]])), "not real numbers"),
+    "complex": ("x.npy", lambda p: np.save(p, VALUES * 1j), "not real numbers"),
+    "records": ("x.npy", lambda p: np.save(p, np.zeros((3, 3), "f4,i4")), "not real numbers"),
+    "truncated npy": ("x.npy", lambda p: (np.save(p, VALUES), truncate(p, 0.7)), "it is truncated or its header lies"),
+    "longer npy": ("x.npy", lambda p: (np.save(p, VALUES), p.write_bytes(p.read_bytes() + b"1234")), "header lies"),
+    "truncated npz": ("x.npz", lambda p: (np.savez(p, a=VALUES), truncate(p, 0.7)), "not a zip archive"),
+    "truncated parquet": ("x.parquet", lambda p: (pq.write_table(table(), p), truncate(p, 0.7)), "not a Parquet file"),
+    "truncated feather": ("x.feather", lambda p: (feather.write_feather(table(), p), truncate(p, 0.7)), "not an Arrow"),
+    "not parquet": ("x.parquet", lambda p: p.write_bytes(b"hello"), "not a Parquet file"),
+    "empty file": ("x.npy", lambda p: p.write_bytes(b""), "is not a NumPy array"),
+    "no vectors": ("x.parquet", parquet(pa.table({"a": [1]})), "no column is a list of numbers"),
+    "other suffix": ("x.bin", lambda p: p.write_bytes(b"1"), "is not a file of vectors; expected .npy"),
+    "missing": ("x.npy", lambda p: None, "does not exist"),
+    "missing, other suffix": ("x", lambda p: None, "does not exist"),
+    "empty directory": ("x.d", lambda p: p.mkdir(), "is not a file of vectors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_named_by_file_and_row(tmp_path: Path, case: str) -> None:
+    name, write, says = BAD[case]
+    write(tmp_path / name)
+    with pytest.raises(HilbertflowError, match=says) as caught:
+        source = open_vectors(str(tmp_path / name))
+        source.check()
+        source.read(0, source.count)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_damaged_within_a_page_is_refused(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "x.parquet", compression="zstd", write_page_checksum=True)
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[200:260] = bytes(60)
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(HilbertflowError, match=r"x\.parquet: "):
+        open_vectors(str(tmp_path / "x.parquet")).read(0, N)
+
+
+def test_large_row_groups_are_read_in_small_batches(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(200_000, 64)).astype(np.float32)
+    pq.write_table(pa.table({"vector": fixed(values)}), tmp_path / "x.parquet", row_group_size=200_000)
+    del values
+    source = open_vectors(str(tmp_path / "x.parquet"))
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for start in range(0, 200_000, 4096):
+        source.read(start, min(200_000, start + 4096))
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert peak < 25e6, f"{peak / 1e6:.0f} MB held of a row group of 51 MB"
+
+
+def test_duplicates_are_told_from_equal_hashes() -> None:
+    batches = [["a", "b"], ["c", "", "d" * 10_000, "\N{PILE OF POO}"]]
+    check_unique(batches, batches, "x")
+    with pytest.raises(HilbertflowError, match="id '' is both row 3 and row 6"):
+        check_unique([*batches, [""]], [*batches, [""]], "x")
+
+
+def test_pickles_small(tmp_path: Path) -> None:
+    pq.write_table(table(), tmp_path / "x.parquet")
+    source = open_vectors(str(tmp_path / "x.parquet"))
+    source.read(0, N)
+    assert len(pickle.dumps(source)) < 1000
+    assert isinstance(pickle.loads(pickle.dumps(source)), VectorRows)

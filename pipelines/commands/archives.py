@@ -21,7 +21,7 @@ def ls(root: Root, as_json: Json = False) -> None:
     if not rows:
         console.say("no archives here; `hilbertflow run RECIPE` makes one")
         return
-    names = list(dict.fromkeys(name for row in rows for name in row["levels"]))
+    names = list(in_order({name: 0 for row in rows for name in row["levels"]}))
     console.table(
         ("archive", "units", "source", "archived", *names),
         [
@@ -92,9 +92,15 @@ def describe(handle: Any) -> dict[str, Any]:
     return told | {
         "units": manifest.units, "source_bytes": manifest.source_bytes,
         "archive_bytes": sum(manifest.levels.values()), "fingerprint": manifest.fingerprint,
-        "recipe_hash": manifest.recipe_hash, "levels": manifest.levels, "level_names": list(handle.levels),
+        "recipe_hash": manifest.recipe_hash, "levels": in_order(manifest.levels), "level_names": list(handle.levels),
         "quality": manifest.quality, "recipe": manifest.recipe,
     }  # fmt: skip
+
+
+def in_order(levels: dict[str, int]) -> dict[str, int]:
+    """Bytes by array, coarse to fine: ``level0`` …, ``exact``, then what belongs to all of them."""
+    place = {"exact": 1, "scales": 2, "tables": 3}
+    return dict(sorted(levels.items(), key=lambda item: (place.get(item[0], 0), item[0])))
 
 
 def verify(url: Url, as_json: Json = False) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import console
+from pipelines.commands.archives import in_order
 from pipelines.commands.options import Sets, later
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def _summary(report: Report) -> dict[str, Any]:
     assert manifest is not None  # only a dry run has none
     return {
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
-        "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": manifest.levels,
+        "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
     }  # fmt: skip
 
@@ -125,10 +127,11 @@ def estimated_bytes(plan: Plan) -> dict[str, int]:
     if not plan.trials.planes:
         return {}
     layout = next((o.layout for o in plan.operators if hasattr(o, "layout")), "raster")
+    placed = getattr(plan.source, "layout", None)  # of tensors; rows fill their array
+    values = sum(p.words for p in placed.placements) if placed else math.prod(plan.spec.arrays[0].shape)
     estimate = {}
     for array in plan.spec.arrays:
         sampled = plan.trials.bytes.get(f"{layout}/{array.name}/{array.coder}")
         if sampled is not None:
-            planes = -(-array.shape[0] // array.chunk[0])
-            estimate[array.name] = round(sampled * planes / plan.trials.planes)
+            estimate[array.name] = round(sampled * values / max(1, plan.trials.values))
     return estimate

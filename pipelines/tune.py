@@ -18,7 +18,7 @@ from operators.planes import level_columns
 if TYPE_CHECKING:
     from pipelines.plan import Units
 
-SAMPLED_UNITS, SAMPLED_PLANES = 3, 4
+SAMPLED_UNITS, SAMPLED_PLANES, SAMPLED_ROWS = 3, 4, 256
 CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
 LAYOUTS: tuple[Layout, ...] = ("raster", "hilbert")  # the first of equals wins, here and above
 
@@ -59,6 +59,7 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     sample = _sample(source)
     measured: dict[str, int] = {}
     best: dict[str, dict[str, CoderKind]] = {}
+    levels = sample
     for layout in layouts:
         chain = tuple(dataclasses.replace(o, layout=layout) if isinstance(o, HilbertMap) else o for o in stream)
         levels = sample
@@ -79,7 +80,7 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
         elif isinstance(operator, FrameEncode) and kinds:
             operator = dataclasses.replace(operator, coder=best[chosen])
         resolved.append(operator)
-    return tuple(resolved), Trials(sample.num_rows, sum(sample.column("count").to_pylist()), measured)
+    return tuple(resolved), Trials(levels.num_rows, sum(levels.column("count").to_pylist()), measured)
 
 
 def _named(mapper: HilbertMap | None) -> Layout:
@@ -88,11 +89,11 @@ def _named(mapper: HilbertMap | None) -> Layout:
 
 def _sample(source: Units) -> pa.Table:
     picked = sorted({source.units * (2 * i + 1) // (2 * SAMPLED_UNITS) for i in range(SAMPLED_UNITS)})
-    tables = [source.read(unit) for unit in picked]
-    return pa.concat_tables(
-        [
-            t.take(sorted({t.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)}))
-            for t in tables
-            if t.num_rows
-        ]
-    )
+    tables = []
+    for unit in picked:
+        table = source.read(unit)
+        if "plane" in table.column_names:
+            tables.append(table.take(sorted({table.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)})))
+        else:  # rows, which an operator of the stream will group into planes
+            tables.append(table.slice(0, SAMPLED_ROWS))
+    return pa.concat_tables(table for table in tables if table.num_rows)

@@ -47,7 +47,7 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
     The chunk, never more than 5 bytes longer than the values.
     """
     dtype = raw.checked(plane.dtype)
-    if plane.size == 0 or plane.size >= 1 << 31:
+    if plane.nbytes < 4 or plane.size >= 1 << 31:
         return raw.encode(plane)
     values, every = fold(plane)
     if values[0] == values[-1] and bool((values == values[0]).all()):
@@ -108,7 +108,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     if shared is None:
         counts, shifts, ids, number = group(values, every, block, groups, 16)
         at = k.put(head, at, number - 1, 6)
-        at, tables = write(counts[:number], shifts[:number], 4 if count > 8192 else 3, head, at)
+        at, tables = write(counts[:number], shifts[:number], head, at)
         plan = tables.plan
     else:
         tables, plan = shared, shared.plan

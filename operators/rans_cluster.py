@@ -87,7 +87,7 @@ def _size(a: I32, b: I32, top: int, lut: I64) -> int:
             logs += _n_log_n(lut, n)
             present += 1
             last = t
-    return _n_log_n(lut, total) - logs + UNIT * (24 + 4 * present + last)
+    return _n_log_n(lut, total) - logs + UNIT * (20 + 2 * present + last // 2)
 
 
 @njit(cache=True, nogil=True)
@@ -187,3 +187,28 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
             k += 1
         ids[b] = number[root]
     return k
+
+
+@njit(cache=True, nogil=True)
+def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
+    """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was."""
+    none = np.zeros(TOKENS, np.int32)
+    half = np.empty(TOKENS, np.int32)
+    any_raised = False
+    for c in range(shifts.size):
+        row = counts[c].copy()
+        size, raw = _size(row, none, TOKENS, lut), np.int64(0)
+        while shifts[c] < MAX_SHIFT:
+            half[DIRECT // 2 : DIRECT] = 0
+            half[DIRECT:] = row[DIRECT:]  # their raw bits stay as many
+            for t in range(DIRECT // 2):
+                half[t] = row[2 * t] + row[2 * t + 1]
+                raw += half[t]
+            less = _size(half, none, TOKENS, lut) + UNIT * raw
+            if less >= size:
+                break
+            size = less
+            row[:] = half
+            shifts[c] += 1
+            any_raised = True
+    return any_raised

@@ -74,83 +74,148 @@ def bit_length(value: int) -> int:
 # ---- frequency tables
 
 
+STEPS: Final = 8  # levels an octave: a level is off by 4 % at most, which costs 0.001 bit a symbol
+TOP_LEVEL: Final = 14 * STEPS + 1  # level 0 is a token that is absent, level 1 one in 2^14
+_FRACTION = np.rint(1024 * 2.0 ** (np.arange(STEPS) / STEPS)).astype(np.int32)
+_LONGEST = 15  # ones before a level is given outright
+
+
 @njit(cache=True, nogil=True)
-def put_table(out: U8, at: int, counts: I32, shift: int, mantissa: int, weights: I32) -> int:
+def _weight(level: int) -> int:
+    return _FRACTION[(level - 1) % STEPS] << ((level - 1) // STEPS) if level else 0
+
+
+@njit(cache=True, nogil=True)
+def _predicted(kind: int, one: int, two: int, three: int) -> int:
+    """The level that is expected after three others: the last but one (signs alternate), or a line through them."""
+    if one == 0:
+        return 0
+    if kind == 0 or three == 0:
+        return two if two else one
+    return min(max(two + two - three + (one - two), 1), TOP_LEVEL) if kind == 1 else one
+
+
+@njit(cache=True, nogil=True)
+def _rice(spread: int) -> int:
+    """Low bits of a difference, from the running mean (times 4) of those before."""
+    k = 0
+    while k < 5 and (4 << k) < spread:
+        k += 1
+    return k
+
+
+@njit(cache=True, nogil=True)
+def _code_length(step: int, k: int) -> int:
+    folded = 2 * step if step >= 0 else -2 * step - 1
+    ones = folded >> k
+    return ones + 1 + k if ones < _LONGEST else _LONGEST + 7
+
+
+@njit(cache=True, nogil=True)
+def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -> int:
+    """Levels for tokens up to ``last`` that cost least, table and symbols together; the bits of the table."""
+    one, two, three, spread, bits = STEPS * 8, STEPS * 8, STEPS * 8, 16, 0
+    for t in range(last + 1):
+        n = counts[t]
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        best = 0
+        if n:
+            exact = np.log2(n / total * 16384) * STEPS + 1
+            nearest = min(max(int(np.rint(exact)), 1), TOP_LEVEL)
+            best = nearest
+            low, high = min(nearest, max(guess, 1)), max(nearest, guess)
+            least = 1e18
+            for level in range(max(low, nearest - 24), min(high, nearest + 24) + 1):
+                error = (max(level, 17) - max(exact, 17.0)) * (0.6931 / STEPS)  # below 1 in 4096 all are alike
+                cost = n * 0.7213 * error * error + _code_length(level - guess, k)
+                if cost < least:
+                    least, best = cost, level
+        elif guess:  # may be cheaper to leave it in than to say that it is absent
+            share = max(2.0 ** ((guess - 1) / STEPS) / 16384, 1 / SLOTS)
+            if total * share * 1.4427 + 1 + k < _code_length(-guess, k) + 3:
+                best = guess
+        step = best - guess
+        bits += _code_length(step, k)
+        spread += min(abs(step), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        levels[t] = best
+        one, two, three = best, one, two
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
     """Write a table for ``counts`` and set ``weights`` to what the reader will see; the next bit.
 
-    A weight is the count scaled to 2^14, its bit length sent as a difference to the one before, and ``mantissa``
-    bits below the leading one: coding with a frequency that is off by a 2^-4th part costs a 10^-4th bit.
+    A token's share of the symbols is sent as a level, 8 to the octave, and that as the difference to what the levels
+    before suggest, in a Rice code that adapts to them.
     """
     total, last = 0, 0
     for t in range(counts.size):
         total += counts[t]
         if counts[t]:
             last = t
-    at = put(out, at, shift, 5)
-    at = put(out, at, mantissa, 3)
-    at = put(out, at, last, 8)
-    before = 0
+    levels = np.empty(last + 1, np.int32)
+    kind, least = 0, 1 << 40
+    for candidate in range(3):
+        bits = _choose_levels(counts, total, last, candidate, levels)
+        if bits < least:
+            kind, least = candidate, bits
+    _choose_levels(counts, total, last, kind, levels)
+    at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
+    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
     weights[:] = 0
     for t in range(last + 1):
-        weight = 0
-        if counts[t]:
-            weight = max(1, (np.int64(counts[t]) * 16384 + total // 2) // total)
-        bits = bit_length(weight)
-        drop = max(0, bits - 1 - mantissa)
-        if drop:
-            weight += 1 << (drop - 1)
-            bits = bit_length(weight)
-            drop = max(0, bits - 1 - mantissa)
-        if bits == before:
-            at = put(out, at, 0, 1)
-        elif bits == before + 1 or bits == before - 1:
-            at = put(out, at, 1, 2)
-            at = put(out, at, 1 if bits > before else 0, 1)
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        step = levels[t] - guess
+        folded = 2 * step if step >= 0 else -2 * step - 1
+        ones = folded >> k
+        if ones < _LONGEST:
+            at = put(out, put(out, at, (1 << ones) - 1, ones + 1), folded & ((1 << k) - 1), k)
         else:
-            at = put(out, at, 3, 2)
-            at = put(out, at, bits, 4)
-        before = bits
-        if bits > 1:
-            at = put(out, at, (weight >> drop) & ((1 << (bits - 1 - drop)) - 1), bits - 1 - drop)
-        weights[t] = (weight >> drop) << drop
+            at = put(out, put(out, at, (1 << _LONGEST) - 1, _LONGEST), levels[t], 7)
+        spread += min(abs(step), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        weights[t] = _weight(levels[t])
+        one, two, three = levels[t], one, two
     return at
 
 
 @njit(cache=True, nogil=True)
 def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
     """Read a table into ``weights`` (TOKENS of them); the next bit or an error, and the shift."""
-    shift, mantissa, last = get(data, at, 5), get(data, at + 5, 3), get(data, at + 8, 8)
-    if last < 0 or last >= TOKENS or shift > MAX_SHIFT:
+    shift, last, kind = get(data, at, 5), get(data, at + 5, 8), get(data, at + 13, 2)
+    if last < 0 or last >= TOKENS or kind < 0 or shift > MAX_SHIFT:
         return BAD_TABLE, 0
-    at += 16
+    at += 15
+    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
     weights[:] = 0
-    bits, total = 0, 0
+    present = False
     for t in range(last + 1):
-        kind = get(data, at, 1)
-        at += 1
-        if kind == 1:
-            if get(data, at, 1) == 0:
-                step = get(data, at + 1, 1)
-                bits += 1 if step == 1 else -1
-                at += 2
-            else:
-                bits = get(data, at + 1, 4)
-                at += 5
-        if bits < 0 or bits > 15:
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        ones = 0
+        while ones < _LONGEST and get(data, at, 1) == 1:
+            ones += 1
+            at += 1
+        if ones < _LONGEST:
+            low = get(data, at + 1, k)
+            at += 1 + k
+            folded = (ones << k) | low
+            level = guess + (folded >> 1 if folded & 1 == 0 else -(folded >> 1) - 1)
+        else:
+            low = get(data, at, 7)
+            at += 7
+            level = low
+        if low < 0:
+            return CUT, 0
+        if level < 0 or level > TOP_LEVEL:
             return BAD_TABLE, 0
-        weight = 0
-        if bits > 0:
-            kept = min(bits - 1, mantissa)
-            low = get(data, at, kept)
-            at += kept
-            if low < 0:
-                return CUT, 0
-            weight = ((1 << kept) | low) << (bits - 1 - kept)
-        weights[t] = weight
-        total += weight
-    if kind < 0 or total == 0:
-        return BAD_TABLE, 0
-    return at, shift
+        spread += min(abs(level - guess), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        weights[t] = _weight(level)
+        present = present or level > 0
+        one, two, three = level, one, two
+    return (at, shift) if present else (BAD_TABLE, 0)
 
 
 @njit(cache=True, nogil=True)

@@ -15,7 +15,7 @@ from operators import rans_kernels as k
 from operators.errors import HilbertflowError
 
 MAX_TABLES = 64
-TABLE_BYTES = 400  # more than any serialized table takes: 16 + 228 · 13 bits at most
+TABLE_BYTES = 640  # more than any serialized table takes: 15 + 228 · 22 bits at most
 FAR = 1 << 40  # cost of a token that a table cannot code
 
 
@@ -94,11 +94,11 @@ def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
     return out, int(k.zigzag(np.ascontiguousarray(wide), plane.dtype.kind == "i", out))
 
 
-def write(counts: k.I32, shifts: k.I32, mantissa: int, out: k.U8, at: int) -> tuple[int, Tables]:
+def write(counts: k.I32, shifts: k.I32, out: k.U8, at: int) -> tuple[int, Tables]:
     """Write tables for histograms (T, 228) at bit ``at`` of zeroed ``out``; the next bit and the tables."""
     weights, freq = np.empty(k.TOKENS, np.int32), np.empty((len(counts), k.TOKENS), np.int32)
     for row, counted in enumerate(counts):
-        at = k.put_table(out, at, counted, int(shifts[row]), mantissa, weights)
+        at = k.put_table(out, at, counted, int(shifts[row]), weights)
         k.frequencies(weights, freq[row])
     return at, Tables(b"", shifts.astype(np.int32), freq, np.empty(0, np.uint8))
 
@@ -136,7 +136,7 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
     for row in smooth:
         row[: np.flatnonzero(row)[-1] + 2] += 1  # and one beyond the largest seen
     out = np.zeros(count * TABLE_BYTES, np.uint8)
-    at, _ = write(smooth, shifts[:count], 4, out, 0)
+    at, _ = write(smooth, shifts[:count], out, 0)
     plan = ids if columns else np.empty(0, np.uint8)
     head = np.array([1, count, len(plan) & 255, len(plan) >> 8 & 255, len(plan) >> 16], np.uint8)
     return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
@@ -147,17 +147,26 @@ def group(values: k.U32, every: int, block: int, groups: int, most: int) -> tupl
     shifts, ids = np.zeros(groups, np.int32), np.zeros(groups, np.uint8)
     if every >= k.DIRECT:
         clusters.block_shifts(values, block, shifts)
-    tokens = np.empty(values.size, np.uint8)
     for coarse in (1, 2, 4, 32):  # fewer different shifts when there are too many
         rounded = -(-shifts // coarse) * coarse if coarse < 32 else np.full_like(shifts, shifts.max())
         rounded = np.minimum(rounded, k.MAX_SHIFT).astype(np.int32)
-        counts = np.zeros((groups, k.TOKENS), np.int32)
-        k.tokenize(values, block, rounded, tokens)
-        clusters.block_counts(tokens, block, counts)
+        counts = _count(values, block, rounded)
         count = int(clusters.cluster(counts, rounded, most, clusters.n_log_n(), ids))
         if count:
-            return counts, rounded, ids, count
-    raise AssertionError("one shift always clusters")
+            break
+    if clusters.coarsen(counts[:count], rounded[:count], clusters.n_log_n()):  # wider bins do: count them
+        each = _count(values, block, rounded[ids])
+        counts[:count] = 0
+        np.add.at(counts, ids, each)
+    return counts, rounded, ids, count
+
+
+def _count(values: k.U32, block: int, shifts: k.I32) -> k.I32:
+    tokens = np.empty(values.size, np.uint8)
+    counts = np.zeros((shifts.size, k.TOKENS), np.int32)
+    k.tokenize(values, block, shifts, tokens)
+    clusters.block_counts(tokens, block, counts)
+    return counts
 
 
 @lru_cache(maxsize=64)

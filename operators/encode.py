@@ -77,11 +77,13 @@ class TextEncoder:
         try:
             import torch
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise HilbertflowError(
                 f"{error.name} is not installed", where=str(self.directory),
                 remedy="pip install 'hilbertflow[encoders]'",
             ) from error  # fmt: skip
+        logging.disable_progress_bar()  # 103 small tensors need none, and a command's output is its own
         if self.threads:
             torch.set_num_threads(self.threads)
         try:

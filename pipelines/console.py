@@ -53,7 +53,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str =
     drawn = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     rows = [list(row) for row in rows]
     for i, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[i], (int, float)) or _measure(row[i]) for row in rows)
+        cells = [row[i] for row in rows if row[i] not in ("", None)]
+        numeric = bool(cells) and all(isinstance(cell, (int, float)) or _measure(cell) for cell in cells)
         cut = column == stretch
         drawn.add_column(
             column, justify="right" if numeric else "left", no_wrap=cut, overflow="ellipsis" if cut else "fold",

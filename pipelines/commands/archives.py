@@ -58,7 +58,7 @@ def info(
     console.table(
         ("level", "bytes", "of the source", "SQNR dB"),
         [
-            (name, count, f"{100 * count / source:.1f} %" if source else "", sqnr.get(f"sqnr_db_{name}"))
+            (name, count, f"{100 * count / source:.1f} %" if source else "", _decibels(sqnr.get(f"sqnr_db_{name}")))
             for name, count in described["levels"].items()
         ],
     )
@@ -186,6 +186,10 @@ def export(
 ) -> None:
     """Look at a tensor's planes."""
     raise later("export", "writing pictures and videos of planes")
+
+
+def _decibels(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def _product(shape: list[int]) -> int:

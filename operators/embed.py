@@ -29,7 +29,7 @@ class Embed(Operator):
     kind: Literal["embed"] = "embed"
     model: str = ""
     max_tokens: int = 128
-    batch: int = 32
+    batch: int = 16
     cpus: float = 1.0
     gpus: float = 0.0
 

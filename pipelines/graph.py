@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import resource
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -33,17 +36,22 @@ class StageSpec:
 
 
 class Stage:
-    """The actor of a stage."""
+    """The actor of a stage; tells the ``tally`` the most memory it has taken."""
 
-    def __init__(self, operators: tuple[Operator, ...]) -> None:
-        self.operators = operators
+    def __init__(self, operators: tuple[Operator, ...], tally: Any) -> None:
+        self.operators, self.tally = operators, tally
+        self.name = operators[0].kind  # type: ignore[attr-defined]
         pa.set_cpu_count(1)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Apply the operators to whole units."""
-        for operator in self.operators:
-            batch = operator.apply(batch)
-        return batch
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Apply the operators to whole units, one after another so that one unit's arrays are held at a time."""
+        for unit in pc.unique(batch.column("unit")).to_pylist():
+            table = batch.filter(pc.equal(batch.column("unit"), unit))
+            for operator in self.operators:
+                table = operator.apply(table)
+            yield table
+        if self.tally is not None:
+            self.tally.memory.remote(self.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
@@ -73,7 +81,7 @@ def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
         share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
         data = data.map_batches(
-            Stage, fn_constructor_args=(stage.operators,), batch_size=None, batch_format="pyarrow",
+            Stage, fn_constructor_args=(stage.operators, tally), batch_size=None, batch_format="pyarrow",
             zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip

@@ -188,6 +188,7 @@ def _ladder(quantizer: Quantize, layers: Layerize, layout: str) -> dict[str, Any
     return {
         "method": quantizer.method, "step": quantizer.step, "fine_bits": layers.fine_bits,
         "refinements": layers.refinements, "exact": layers.levels[-1] == "exact", "layout": layout,
+        "states": quantizer.states,
     }  # fmt: skip
 
 

@@ -22,6 +22,15 @@ class Tally:
 
     def __init__(self) -> None:
         self.fresh: list[tuple[int, int, int]] = []
+        self.peaks: dict[str, int] = {}
+
+    def memory(self, stage: str, peak: int) -> None:
+        """The most bytes that a worker of a stage has held resident, shared memory included."""
+        self.peaks[stage] = max(peak, self.peaks.get(stage, 0))
+
+    def memory_by_stage(self) -> dict[str, int]:
+        """The largest worker of each stage."""
+        return self.peaks
 
     def done(self, unit: int, source_bytes: int, archive_bytes: int) -> None:
         """A unit is written and journalled."""
@@ -46,6 +55,7 @@ class Reporter:
     def __init__(self, name: str, units: int, done: int, json_log: bool) -> None:
         self.name, self.units, self.done, self.json_log = name, units, done, json_log
         self.source_bytes = self.archive_bytes = 0
+        self.peak_memory: dict[str, int] = {}
         self.tally = Tally.remote()  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -70,6 +80,7 @@ class Reporter:
         self._thread.join()
         if kind is None:
             self._poll()
+            self.peak_memory = ray.get(self.tally.memory_by_stage.remote(), timeout=30)
         self._bar.stop()
 
     @property

@@ -185,6 +185,8 @@ def tell(report: Report) -> None:
     assert report.manifest is not None
     rate = report.manifest.source_bytes / 1e6 / max(report.seconds, 1e-9)
     console.say(f"{report.url}: {report.written} units in {report.seconds:.1f} s, {rate:.1f} MB/s of source")
+    if report.peak_memory:
+        console.say(f"largest worker: {console.size(max(report.peak_memory.values()))}")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class Compute(Part):
     actors: PositiveInt | None = Field(None, description="workers of a stage; left out, one a core")
     memory: Bytes = Field(1_000_000_000, description="of one worker: bytes, or text such as 2GB")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    planes_per_unit: PositiveInt = Field(64, description="planes written, journalled and resumed together")
+    planes_per_unit: PositiveInt = Field(32, description="planes written, journalled and resumed together")
     rows_per_unit: PositiveInt = Field(4096, description="rows written, journalled and resumed together")
 
 

@@ -38,6 +38,7 @@ class Report:
     written, skipped: units of this run and of earlier ones.
     seconds: of streaming.
     indexes: kinds of the indexes that were built by this run.
+    peak_memory: bytes of the largest worker of each stage, by its first operator.
     """
 
     url: str
@@ -46,7 +47,8 @@ class Report:
     written: int = 0
     skipped: int = 0
     seconds: float = 0.0
-    indexes: tuple[str, ...] = field(default=())
+    indexes: tuple[str, ...] = ()
+    peak_memory: dict[str, int] = field(default_factory=dict)
 
 
 def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, dry_run: bool = False) -> Report:
@@ -76,7 +78,9 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         if json_log:
             emit("archived", url=place.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
         indexes = _index(plan, json_log)
-    return Report(spec.url, manifest, plan, spec.units - len(done), len(done), reporter.seconds, indexes)
+    return Report(
+        spec.url, manifest, plan, spec.units - len(done), len(done), reporter.seconds, indexes, reporter.peak_memory
+    )  # fmt: skip
 
 
 def missing(units: int, done: set[int]) -> list[range]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators import exact, refine, uniform
+from operators import exact, refine, trellis, uniform
 from operators.hilbert import Layout
 from operators.hilbert_map import from_layout
 
@@ -25,7 +25,8 @@ class Ladder:
     fine_bits: bits that each refinement adds.
     refinements: how many there are.
     exact: whether an exact level follows.
-    layout: order of the values on a plane.
+    layout: order of the values on a plane, at the base level.
+    states: of the trellis, where the method is one.
     """
 
     method: str
@@ -34,19 +35,22 @@ class Ladder:
     refinements: int
     exact: bool
     layout: Layout
+    states: int = 8
 
     @property
     def lattice(self) -> refine.Lattice:
         """The base lattice and its refinements."""
-        return refine.Lattice(self.step, uniform.REACH, self.fine_bits)
+        reach = trellis.REACH if self.method == "trellis" else uniform.REACH
+        return refine.Lattice(self.step, reach, self.fine_bits)
 
     def cells(
         self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
     ) -> npt.NDArray[np.int32]:
         """Cells of level ``len(levels) - 1``, source order, (height, width) int32, from the arrays of levels 0 … k."""
-        cells = from_layout(levels[0].reshape(-1), self.layout).astype(np.int32).reshape(levels[0].shape)
-        for level, symbols in enumerate(levels[1:], 1):
-            cells = refine.refined(symbols, dtype, codes, cells, self.lattice, level)
+        symbols = from_layout(levels[0].reshape(-1), self.layout).reshape(levels[0].shape)
+        cells = trellis.index(symbols, self.states) if self.method == "trellis" else symbols.astype(np.int32)
+        for level, refinement in enumerate(levels[1:], 1):
+            cells = refine.refined(refinement, dtype, codes, cells, self.lattice, level)
         return cells
 
     def values(

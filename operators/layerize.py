@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import exact, refine, uniform
+from operators import exact, refine
 from operators.errors import HilbertflowError
 from operators.floats import to_float32
 from operators.hilbert_map import from_layout
@@ -36,7 +36,7 @@ class Layerize(Operator):
 
     kind: Literal["layerize"] = "layerize"
     levels: tuple[Level, ...] = ("base", "fine", "exact")
-    fine_bits: int = 3
+    fine_bits: int = 4
 
     over: ClassVar[Over] = "planes"
 
@@ -79,7 +79,7 @@ class Layerize(Operator):
         values = to_float32(bits, dtype).reshape(shape)
         codes = np.frombuffer(row["scales"], np.uint16)
         index = np.frombuffer(row["index"], np.int32).reshape(shape)
-        lattice = refine.Lattice(row["step"], uniform.REACH, self.fine_bits)
+        lattice = refine.Lattice(row["step"], row["reach"], self.fine_bits)
         refinements, errors = [], [_squared_error(values, refine.reconstruct(index, dtype, codes, lattice, 0))]
         for level in range(1, self.refinements + 1):
             symbols, index = refine.refine(values, dtype, codes, index, lattice, level)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from operators import scales, uniform
+from operators import scales, trellis, uniform
 from operators.errors import HilbertflowError
 from operators.floats import to_float32
 from operators.hilbert_map import from_layout, to_layout
@@ -22,14 +22,18 @@ class Quantize(Operator):
 
     Parameters
     ----------
-    method: ``uniform``, nearest point of the lattice; with entropy coding it lies 0.25 bit above the Gaussian
-        rate-distortion bound at high rate (Gish and Pierce, 1968).
+    method: ``trellis``, entropy-coded trellis-coded quantization, 0.03 to 0.09 bit above the Gaussian rate-distortion
+        bound; or ``uniform``, nearest point of the lattice, 0.25 bit above it at high rate (Gish and Pierce, 1968),
+        which keeps zeros at every level: better for pruned tensors.
     sqnr_db: signal to quantization-noise ratio of the base level on Gaussian rows, in decibels, 3 to 60.
+    states: of the trellis, 4 to 256, a power of two. Eight times the states take eight times the time and a third to a
+        half of the excess.
     """
 
     kind: Literal["quantize"] = "quantize"
-    method: Literal["uniform"] = "uniform"
+    method: Literal["trellis", "uniform"] = "trellis"
     sqnr_db: float = 20.0
+    states: Literal[4, 8, 16, 32, 64, 128, 256] = 32
 
     over: ClassVar[Over] = "planes"
 
@@ -42,10 +46,12 @@ class Quantize(Operator):
     @property
     def step(self) -> float:
         """Lattice step in units of a row's deviation."""
+        if self.method == "trellis":
+            return trellis.step_for(self.sqnr_db, self.states)
         return uniform.step_for(self.sqnr_db)
 
     def apply(self, batch: pa.Table) -> pa.Table:
-        """Add ``scales``, ``level0``, ``index`` and ``step``; opaque planes get empty ones."""
+        """Add ``scales``, ``level0``, ``index``, ``step`` and ``reach``; opaque planes get empty ones."""
         codes, symbols, indices = [], [], []
         for row in batch.select(["dtype", "opaque", "word", "height", "width", "layout", "bits"]).to_batches():
             columns = row.to_pydict()
@@ -58,11 +64,18 @@ class Quantize(Operator):
                 source = from_layout(np.frombuffer(bits, f"u{word}"), layout)
                 values = to_float32(source, dtype).reshape(height, width)
                 code = scales.encode(source.reshape(height, width), dtype)
-                index = uniform.quantize(values, code, self.step)
+                if self.method == "trellis":
+                    symbol = trellis.quantize(values, code, self.step, self.states)
+                    index = trellis.index(symbol, self.states)
+                else:
+                    symbol = uniform.quantize(values, code, self.step)
+                    index = symbol.astype(np.int32)
                 codes.append(code.tobytes())
-                symbols.append(to_layout(index.reshape(-1), layout).astype(np.int16).tobytes())
-                indices.append(index.astype(np.int32).tobytes())
+                symbols.append(to_layout(symbol.reshape(-1), layout).tobytes())
+                indices.append(index.tobytes())
         batch = with_arrays(batch, "scales", codes)
         batch = with_arrays(batch, "level0", symbols)
         batch = with_arrays(batch, "index", indices)
-        return with_column(batch, "step", pa.array([self.step] * batch.num_rows, pa.float32()))
+        batch = with_column(batch, "step", pa.array([self.step] * batch.num_rows, pa.float32()))
+        reach = trellis.REACH if self.method == "trellis" else uniform.REACH
+        return with_column(batch, "reach", pa.array([reach] * batch.num_rows, pa.float32()))

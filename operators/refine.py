@@ -26,6 +26,7 @@ from operators.scales import Codes, grains, row_steps
 NONE = 1 << 16
 """Exponent of a row without refinements: its format is coarser than the base lattice; the exact level starts there."""
 _FARTHEST = (1 << 23) - 2
+_LARGEST = float(np.finfo(np.float32).max)
 
 Cells = npt.NDArray[np.int32]
 
@@ -50,6 +51,7 @@ def exponents(codes: Codes, dtype: str, lattice: Lattice, level: int) -> npt.NDA
     """Exponents k (rows,) of the cells at ``level`` (1 …); NONE for rows that have no cells."""
     form, steps = dtype_info(dtype), row_steps(codes, lattice.step)
     base = (steps.view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
+    base += 2 * (lattice.reach > 1)  # on a trellis a value chooses between points that lie four steps apart
     scale = (row_steps(codes, 1.0).view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
     coarse = np.maximum(scale + 2, 1 - form.bias) - (form.mantissa - grains(codes))
     return np.where((base - coarse >= 1) & (codes > 0), np.maximum(base - lattice.fine_bits * level, coarse), NONE)
@@ -107,12 +109,11 @@ def reconstruct(
 ) -> npt.NDArray[np.float32]:
     """Values (rows, side) float32 at ``level``: lattice points for level 0, middles of cells above it.
 
-    The two cells at zero come back as zero, so that the zeros of a pruned tensor stay zeros.
+    The two cells at zero come back as zero, so that the zeros of a pruned tensor stay zeros. What would be infinite
+    comes back as the largest finite number.
     """
     steps = row_steps(codes, lattice.step)
-    if level == 0:
-        return np.ascontiguousarray(cells).astype(np.float32) * steps[:, None]
-    k = exponents(codes, dtype, lattice, level)
+    k = exponents(codes, dtype, lattice, level) if level else np.full(codes.size, NONE)
     widths = np.where(k == NONE, 0, np.ldexp(1.0, np.minimum(k, 127))).astype(np.float32)
     return _middles(np.ascontiguousarray(cells, np.int32), steps, widths, k)  # type: ignore[no-any-return]
 
@@ -177,10 +178,11 @@ def _middles(cells, steps, widths, k):  # type: ignore[no-untyped-def]
     for r in range(rows):
         if k[r] == NONE:
             for i in range(side):
-                out[r, i] = np.float32(cells[r, i]) * steps[r]
+                point = np.float32(cells[r, i]) * steps[r]
+                out[r, i] = min(max(point, np.float32(-_LARGEST)), np.float32(_LARGEST))
             continue
         for i in range(side):
             q = cells[r, i]
             middle = np.float32(0.0) if q == 0 or q == -1 else np.float32(q) + np.float32(0.5)
-            out[r, i] = middle * widths[r]
+            out[r, i] = min(max(middle * widths[r], np.float32(-_LARGEST)), np.float32(_LARGEST))
     return out

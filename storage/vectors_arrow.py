@@ -20,7 +20,6 @@ from storage.rows import vector_array
 from storage.vectors_npy import as_float32
 
 _BATCH = 4096
-_FAULTS = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class _Cursor:
         with self._lock:
             try:
                 return self._rows(start, stop)
-            except _FAULTS as error:
+            except Exception as error:
                 if isinstance(error, HilbertflowError):
                     raise
                 self._begun = False
@@ -154,7 +153,7 @@ def parquet_file(location: Location) -> pq.ParquetFile:
             source, buffer_size=1 << 20, pre_buffer=False, thrift_string_size_limit=1 << 26,
             thrift_container_size_limit=1 << 22, page_checksum_verification=True,
         )  # fmt: skip
-    except _FAULTS as error:
+    except Exception as error:
         if isinstance(error, HilbertflowError):
             raise
         reason = " ".join(str(error).split())[:160]
@@ -180,7 +179,7 @@ def _ipc_reader(location: Location) -> Any:
         path = location.local_path
         source = pa.memory_map(path) if path is not None else pa.PythonFile(location.open(), mode="r")
         return pa.ipc.open_file(source)
-    except _FAULTS as error:
+    except Exception as error:
         if isinstance(error, HilbertflowError):
             raise
         reason = " ".join(str(error).split())[:160]
@@ -202,7 +201,7 @@ def open_arrow(location: Location, column: str, id_column: str | None) -> TableV
     reader = _ipc_reader(location)
     try:
         count = reader.count_rows()
-    except _FAULTS as error:
+    except Exception as error:  # as everywhere here: a damaged file surfaces in Arrow under many names
         raise HilbertflowError(f"is damaged: {error}", where=location.url, remedy="copy it again") from error
     return _opened(location, "arrow", reader.schema, count, column, id_column)
 

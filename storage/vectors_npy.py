@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import threading
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -49,7 +48,7 @@ def npy_header(file: BinaryIO, size: int, where: str) -> NpyHeader:
             shape, fortran, dtype = read.read_array_header_2_0(head, max_header_size=_HEADER)
         else:
             raise ValueError(f"version {version} of the format is not known")
-    except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError, OverflowError) as error:
+    except Exception as error:  # NumPy parses the header as Python source, and damage has many names there
         reason = " ".join(str(error).split())[:120]
         raise HilbertflowError(f"is not a NumPy array: {reason}", where=where, remedy="copy it again") from error
     if dtype.hasobject:
@@ -202,7 +201,10 @@ class _Member:
         self._where = f"{location.url}: {name}"
         self._lock = threading.Lock()
         archive = zip_archive(location)
-        self._file = archive.open(name)
+        try:
+            self._file = archive.open(name)
+        except Exception as error:
+            raise _damaged(error, self._where) from error
         self.size = archive.getinfo(name).file_size
 
     def read(self, offset: int, length: int) -> bytes:
@@ -210,8 +212,8 @@ class _Member:
             with self._lock:
                 self._file.seek(offset)
                 data = bytes(self._file.read(length))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
-            raise HilbertflowError(f"is damaged at byte {offset}: {error}", where=self._where) from error
+        except Exception as error:
+            raise _damaged(error, self._where) from error
         if len(data) != length:
             raise HilbertflowError(f"ends at byte {offset + len(data)}", where=self._where, remedy="copy it again")
         return data
@@ -221,7 +223,9 @@ def zip_archive(location: Location) -> zipfile.ZipFile:
     """The directory of a zip archive; raises `HilbertflowError` when it is none."""
     try:
         return zipfile.ZipFile(location.open())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except Exception as error:
+        if isinstance(error, HilbertflowError):
+            raise
         raise HilbertflowError(f"is not a zip archive: {error}", where=location.url, remedy="copy it again") from error
 
 
@@ -263,5 +267,12 @@ def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
     try:
         with archive.open(info) as file:
             return file.read(_HEADER)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
-        raise HilbertflowError(f"is damaged: {error}", where=where, remedy="copy it again") from error
+    except Exception as error:
+        raise _damaged(error, where) from error
+
+
+def _damaged(error: Exception, where: str) -> HilbertflowError:
+    """Damage has many names in `zipfile`: bad zip file, zlib error, end of file, unknown method, no such offset."""
+    if isinstance(error, HilbertflowError):
+        return error
+    return HilbertflowError(f"is damaged: {error}", where=where, remedy="copy it again")

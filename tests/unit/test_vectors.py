@@ -141,7 +141,7 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     assert source.columns == ("a", "row_")
     assert source.read(3, 4)["id"].to_pylist() == ["3"]
     assert source.read(3, 4)["vector"][0].as_py() == (-VALUES[3]).tolist()
-    with pytest.raises(HilbertflowError, match="no column 'vector'; set source.column to one of a, b"):
+    with pytest.raises(HilbertflowError, match=r"no column 'vector'; set source\.column to one of a, b"):
         open_vectors(str(tmp_path / "x.parquet"))
     with pytest.raises(HilbertflowError, match="no column 'nope' for ids; its columns are a, b, key, row"):
         open_vectors(str(tmp_path / "x.parquet"), "a", "nope")

@@ -1,0 +1,208 @@
+"""Every reader on damaged files: a clear error or a result, never a crash, a hang, an execution or a large allocation.
+
+300 damaged files a reader; HILBERTFLOW_FUZZ=10000 for the long mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from operators.errors import HilbertflowError
+from storage import python_scan
+from storage.checkpoint import open_checkpoint
+from storage.vectors import open_vectors
+from tests.fixtures import odd_tensors, write_safetensors
+
+CASES = int(os.environ.get("HILBERTFLOW_FUZZ", "300"))
+VALUES = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
+TABLE = pa.table(
+    {
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(VALUES.reshape(-1)), 9),
+        "id": [f"id-{i}" for i in range(300)],
+        "group": pa.array(["a", "b", "c"] * 100).dictionary_encode(),
+        "lists": pa.array([[i, i + 1] for i in range(300)]),
+    }
+)
+EXTREMES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 1 << 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 1 << 40, 1 << 60,
+            (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
+
+
+def written(write: Callable[[Path], Any], suffix: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"x{suffix}"
+        write(path)
+        return path.read_bytes()
+
+
+def some_tensors() -> dict[str, Any]:
+    chosen = (
+        "F32.scalar",
+        "F32.special",
+        "BF16.prime",
+        "I64.empty_front",
+        "BOOL.five",
+        "F8_E4M3.every_value",
+        "U8.one",
+    )
+    tensors = odd_tensors()
+    return {name: tensors[name] for name in chosen}
+
+
+def consume_checkpoint(path: Path) -> None:
+    checkpoint = open_checkpoint(str(path))
+    for spec in checkpoint.tensors:
+        assert len(checkpoint.read(spec)) == spec.nbytes
+
+
+def consume_vectors(path: Path) -> None:
+    source = open_vectors(str(path))
+    source.check()
+    assert source.dim is not None and source.fingerprint
+    for start in range(0, min(source.count, 4000), 128):
+        stop = min(source.count, start + 128)
+        rows = source.read(start, stop)
+        rows.validate(full=True)
+        assert rows.num_rows == stop - start
+        assert np.isfinite(rows["vector"].combine_chunks().flatten().to_numpy()).all()
+
+
+def consume_python(path: Path) -> None:
+    python_scan.scan_file(str(path), "a.b")
+
+
+def npz(compress: bool) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(buffer, vector=VALUES, id=np.array([f"é{i}" for i in range(300)]))
+    return buffer.getvalue()
+
+
+def npy(values: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+# name -> suffix, maker of a valid file, what reads it
+READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], None]]] = {
+    "safetensors": (
+        ".safetensors",
+        lambda: written(lambda path: write_safetensors(path, some_tensors(), {"a": "b"}), ".safetensors"),
+        consume_checkpoint,
+    ),
+    "npy": (".npy", lambda: npy(VALUES), consume_vectors),
+    "npy-fortran": (".npy", lambda: npy(np.asfortranarray(VALUES.astype(np.float16))), consume_vectors),
+    "npz": (".npz", lambda: npz(False), consume_vectors),
+    "npz-compressed": (".npz", lambda: npz(True), consume_vectors),
+    "parquet": (".parquet", lambda: written(lambda path: pq.write_table(TABLE, path), ".parquet"), consume_vectors),
+    "parquet-zstd": (
+        ".parquet",
+        lambda: written(lambda path: pq.write_table(TABLE, path, compression="zstd", row_group_size=70), ".parquet"),
+        consume_vectors,
+    ),
+    "feather": (
+        ".feather",
+        lambda: written(lambda path: feather.write_feather(TABLE, path), ".feather"),
+        consume_vectors,
+    ),
+    "arrow": (
+        ".arrow",
+        lambda: written(lambda path: feather.write_feather(TABLE, path, "uncompressed", chunksize=64), ".arrow"),
+        consume_vectors,
+    ),
+    "python": (".py", lambda: Path(__file__).read_bytes(), consume_python),
+}
+valid = functools.lru_cache(maxsize=None)(lambda name: READERS[name][1]())
+
+
+@st.composite
+def damage(draw: st.DrawFn) -> list[tuple[str, float, int]]:
+    """Steps of damage: what, where (as a fraction of the file), and with what."""
+    places = st.one_of(st.floats(0, 1), st.floats(0, 0.05), st.floats(0.9, 1))  # headers and footers more often
+    kinds = st.sampled_from(["flip", "flip", "byte", "int32", "int64", "cut", "insert", "remove", "copy", "zero"])
+    step = st.tuples(kinds, places, st.integers(0, (1 << 64) - 1))
+    return draw(st.lists(step, min_size=1, max_size=4))
+
+
+def apply(data: bytes, steps: list[tuple[str, float, int]]) -> bytes:
+    for kind, place, value in steps:
+        at = min(int(place * len(data)), max(0, len(data) - 1))
+        length = 1 + value % 64
+        if kind == "flip" and data:
+            data = data[:at] + bytes([data[at] ^ 1 << value % 8]) + data[at + 1 :]
+        elif kind == "byte":
+            data = data[:at] + bytes([value % 256]) + data[at + 1 :]
+        elif kind in ("int32", "int64"):
+            width = int(kind[3:]) // 8
+            number = EXTREMES[value % len(EXTREMES)] % (1 << 8 * width)
+            at -= at % 4  # lengths are aligned
+            data = data[:at] + number.to_bytes(width, "little") + data[at + width :]
+        elif kind == "cut":
+            data = data[:at]
+        elif kind == "insert":
+            data = data[:at] + value.to_bytes(8, "little")[: 1 + value % 8] + data[at:]
+        elif kind == "remove":
+            data = data[:at] + data[at + length :]
+        elif kind == "copy":
+            data = data[:at] + data[:length] + data[at + length :]
+        elif kind == "zero":
+            data = data[:at] + bytes(length) + data[at + length :]
+    return data
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_valid_file_is_read(name: str, folder: Path) -> None:
+    suffix, _, consume = READERS[name]
+    path = folder / f"valid{suffix}"
+    path.write_bytes(valid(name))
+    consume(path)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
+    suffix, _, consume = READERS[name]
+    path = folder / f"{name}{suffix}"
+    valid(name)
+    before = peak()
+
+    @settings(
+        max_examples=CASES, deadline=None, derandomize=CASES <= 300, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(damage())
+    def read(steps: list[tuple[str, float, int]]) -> None:
+        path.write_bytes(apply(valid(name), steps))
+        begin = time.perf_counter()
+        try:
+            consume(path)
+        except HilbertflowError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        assert time.perf_counter() - begin < 5, "took longer than 5 seconds"
+
+    read()
+    assert peak() - before < 1e9, f"grew by {(peak() - before) / 1e6:.0f} MB"

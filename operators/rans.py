@@ -1,18 +1,17 @@
 """Entropy coding of integer planes: interleaved range asymmetric numeral systems (rANS), the storage coder.
 
-A value becomes a token (itself when small; exponent and two mantissa bits when large, the hybrid integers of JPEG XL)
-and raw bits. Tokens are coded with 12-bit frequencies (Duda, "Asymmetric numeral systems", 2013) by up to 8
-interleaved 32-bit states that share one stream of 16-bit words (Giesen, "Interleaved entropy coders", 2014). The
-plane is cut in blocks and each block names one of a few tables, so that a plane whose statistics drift is coded near
-its conditional entropy. The states start from a check sum and the last tokens rather than from nothing, which is why
-neither costs anything.
+A value becomes a token and raw bits (:mod:`operators.rans_tokens`). Tokens are coded with 12-bit frequencies (Duda,
+"Asymmetric numeral systems", 2013) by up to 8 interleaved 32-bit states that share one stream of 16-bit words
+(Giesen, "Interleaved entropy coders", 2014). The plane is cut in blocks and each block names one of a few tables, so
+that a plane whose statistics drift is coded near its conditional entropy. The states start from a check sum and the
+last tokens rather than from nothing, which is why neither costs anything.
 
 A chunk is::
 
     0x10 values crc32                                   stored as they are, little-endian
     0x11 value:u32 check:u16                            all alike
     0x12 header tables blocks … states words raw        tables of its own
-    0x13 header blocks … states words raw               tables shared by the array
+    0x13 header blocks exceptions … states words raw    tables shared by the array
 """
 
 from __future__ import annotations
@@ -23,14 +22,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from operators import rans_kernels as k
+from operators import rans_bits as k
+from operators import rans_lanes as lanes
+from operators import rans_tokens as tokens_of
 from operators import raw
-from operators.errors import HilbertflowError
-from operators.rans_cluster import block_counts
-from operators.rans_tables import FAR, TABLE_BYTES, Tables, fold, group, read, write
+from operators.rans_blocks import choose, get_exceptions, get_ids, put_exceptions, put_ids, room, take
+from operators.rans_tables import Tables, fold, group, read, split, write
 
 CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13
 BLOCK = 1024
+MOST_TABLES = 16
 
 
 def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
@@ -46,7 +47,7 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
     -------
     The chunk, never more than 5 bytes longer than the values.
     """
-    dtype = raw.checked(plane.dtype)
+    raw.checked(plane.dtype)
     if plane.nbytes < 4 or plane.size >= 1 << 31:
         return raw.encode(plane)
     values, every = fold(plane)
@@ -54,7 +55,7 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
         return _constant(int(values[0]), values.size)
     chunk = _coded(values, every, tables) if tables is not None else None
     chunk = chunk or _coded(values, every, None)
-    return chunk if chunk and len(chunk) < plane.size * dtype.itemsize + raw.OVERHEAD else raw.encode(plane)
+    return chunk if chunk and len(chunk) < plane.nbytes + raw.OVERHEAD else raw.encode(plane)
 
 
 def decode(
@@ -64,19 +65,19 @@ def decode(
 
     Memory is bounded by ``shape``, whatever the bytes say.
     """
-    kind, count = raw.checked(np.dtype(dtype)), int(np.prod(shape, dtype=np.int64))
+    kind, count = raw.checked(dtype), int(np.prod(shape, dtype=np.int64))
     source = np.frombuffer(data, np.uint8)
     if source.size == 0:
-        raise _bad("an empty chunk")
+        raise raw.damaged("rANS", "an empty chunk")
     mode = int(source[0])
     if mode == raw.MODE:
         return raw.decode(data, shape, kind)
     if mode == CONSTANT:
         return _from_constant(source, shape, count, kind)
     if mode == SHARED and tables is None:
-        raise _bad("the chunk was coded with shared tables, and none were given")
+        raise raw.damaged("rANS", "the chunk was coded with shared tables, and none were given")
     if mode not in (OWN, SHARED) or count == 0:
-        raise _bad(f"unknown chunk mode {mode:#x}" if count else "a coded chunk for an empty array")
+        raise raw.damaged("rANS", f"chunk mode {mode:#x} for {count} values")
     if source.ctypes.data & 1:  # words are read as 16-bit numbers
         source = source.copy()
     return _from_coded(source, count, kind, tables if mode == SHARED else None).reshape(shape)
@@ -86,179 +87,143 @@ def _lanes_log(count: int) -> int:
     return 3 if count >= 2048 else 2 if count >= 512 else 1
 
 
-def _tail(count: int, lanes: int, top: int) -> tuple[int, int, int]:
+def _tail(count: int, lanes_log: int, top: int) -> tuple[int, int, int]:
     """Where the tokens begin that the first states hold, bits of one, and how many a lane."""
     width = max(1, top.bit_length())
     each = 16 // width
-    return max(0, count - (lanes - 2) * each), width, each
+    return max(0, count - ((1 << lanes_log) - 2) * each), width, each
 
 
 def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     """The chunk in mode OWN or SHARED; None when the shared tables cannot code it."""
-    count = values.size
-    block = BLOCK
+    count, block, lanes_log = values.size, BLOCK, _lanes_log(values.size)
     while count > block * 256:
         block *= 2
     groups = -(-count // block)
-    tokens = np.empty(count, np.uint8)
-    head = np.zeros(64 + 2 * groups + (0 if shared else 16 * TABLE_BYTES), np.uint8)
+    head = np.zeros(room(groups, MOST_TABLES if shared is None else 0), np.uint8)
     head[0] = OWN if shared is None else SHARED
-    lanes_log = _lanes_log(count)
     at = k.put(head, k.put(head, 8, lanes_log, 3), block.bit_length() - 1, 5)
     if shared is None:
-        counts, shifts, ids, number = group(values, every, block, groups, 16)
+        counts, shifts, ids, number = group(values, every, block, groups, MOST_TABLES)
         at = k.put(head, at, number - 1, 6)
         at, tables = write(counts[:number], shifts[:number], head, at)
-        plan = tables.plan
     else:
-        tables, plan = shared, shared.plan
-        if plan.size == 0:
-            chosen = _choose(values, block, groups, tables)
-            if chosen is None:
-                return None
-            ids = chosen
-    if plan.size == 0:
-        at = _put_ids(head, at, ids, tables.count)
-        step, where = block, tables.shifts[ids]
-    else:
-        step, where = 1, np.resize(tables.shifts[plan], count)
-    raw_bits = k.tokenize(values, step, where, tokens)
-    extra = np.empty(raw_bits // 32 + 2 if raw_bits else 0, np.uint32)
-    if raw_bits:
-        k.put_raw(values, tokens, step, where, extra)
-    extra = extra.view(np.uint8)[: (raw_bits + 7) // 8]
+        tables = shared
+        ids = tables.plan if tables.plan.size else choose(values, block, groups, tables)
+    step = 0 if tables.plan.size else block  # a plan gives each column its table
+    if step:
+        at = put_ids(head, at, ids, tables.count)
+    where = tables.shifts[ids]
+    tokens, highs, low_bits, extra_bits = split(values, step, where)
+    if shared is not None:
+        at = put_exceptions(head, at, values, tokens, step, ids, tables)
+        if at < 0:
+            return None
+        tokens, highs, low_bits, extra_bits = split(values, step, where)
+    bits = low_bits + extra_bits
+    extra = np.empty(bits // 32 + 2 if bits else 0, np.uint32)
+    if bits:
+        tokens_of.put_raw(values, highs, tokens, step, where, extra)
+    extra_bytes = extra.view(np.uint8)[: (bits + 7) // 8]
 
-    if plan.size and not k.codable(tokens, plan, tables.freq):
-        return None
-
-    lanes = 1 << lanes_log
-    start, width, each = _tail(count, lanes, tables.top)
-    state = np.full(lanes, 1 << 16, np.uint32)
-    if lanes > 2:
-        k.put_tail(tokens, start, width, each, state)
-    check = k.check_sum(extra, k.check_sum(tokens, count))
+    start, width, each = _tail(count, lanes_log, tables.top)
+    state = np.full(1 << lanes_log, 1 << 16, np.uint32)
+    if lanes_log > 1:
+        lanes.put_tail(tokens, start, width, each, state)
+    check = _check(head[: (at + 7) // 8], tokens, extra_bytes)
     state[0] |= np.uint32(check & 0xFFFF)
     state[1] |= np.uint32(check >> 16)
     words = np.empty(start + 1, np.uint16)
     code, inverse = tables.encoder()
-    if plan.size:
-        begin = k.encode_columns(tokens, start, plan, code, inverse, state, words)
+    if step:
+        begin = lanes.encode_lanes(tokens, start, block, ids, code, inverse, state, words)
     else:
-        begin = k.encode_lanes(tokens, start, block, ids, code, inverse, state, words)
+        begin = lanes.encode_columns(tokens, start, ids, code, inverse, state, words)
     number = start + 1 - begin
     at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
     size = (at + 15) // 16 * 2
-    return b"".join((head[:size].tobytes(), state.tobytes(), words[begin:].tobytes(), extra.tobytes()))
+    return b"".join((head[:size].tobytes(), state.tobytes(), words[begin:].tobytes(), extra_bytes.tobytes()))
 
 
 def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
-    lanes, block = 1 << _get(source, 8, 3), 1 << _get(source, 11, 5)
-    if lanes < 2 or lanes > 8 or block < 16 or count > block << 16:
-        raise _bad("the header is malformed")
-    at, groups = 16, -(-count // block)
+    lanes_log, block = take(source, 8, 3), 1 << take(source, 11, 5)
+    if not 1 <= lanes_log <= 3 or block < 16 or count > block << 16:
+        raise raw.damaged("rANS", "the header is malformed")
+    at, limit = 16, (1 << 8 * dtype.itemsize) - 1
     if shared is None:
-        at, tables = read(source, 22, _get(source, 16, 6) + 1)
+        at, tables = read(source, 22, take(source, 16, 6) + 1)
     else:
         tables = shared
-    plan = tables.plan
-    if plan.size == 0:
-        at, ids = _get_ids(source, at, groups, tables.count)
-    width = _get(source, at, 5)
-    number = _get(source, at + 5, width)
+    step, ids = 0 if tables.plan.size else block, tables.plan
+    if step:
+        at, ids = get_ids(source, at, -(-count // block), tables.count)
+    at, exceptions = get_exceptions(source, at, count, limit) if shared is not None else (at, {})
+    head = source[: (at + 7) // 8].copy()
+    if at & 7:
+        head[-1] &= (1 << (at & 7)) - 1
+    width = take(source, at, 5)
+    number = take(source, at + 5, width)
     size = (at + 5 + width + 15) // 16 * 2
-    begin = size + 4 * lanes
-    if begin + 2 * number > source.size:
-        raise _bad(k.ERRORS[k.CUT])
-    state = source[size:begin].copy().view(np.uint32)
-    words = source[begin : begin + 2 * number].view(np.uint16)
-    extra = source[begin + 2 * number :]
+    begin = size + (4 << lanes_log)
+    end = begin + 2 * number
+    if end > source.size:
+        raise raw.damaged("rANS", k.ERRORS[k.CUT])
+    state, words = source[size:begin].copy().view(np.uint32), source[begin:end].view(np.uint16)
 
     tokens = np.empty(count, np.uint8)
-    start, width, each = _tail(count, lanes, tables.top)
-    if plan.size:
-        used = k.decode_columns(words, start, plan, tables.decoder(), state, tokens)
+    start, width, each = _tail(count, lanes_log, tables.top)
+    if step:
+        used = lanes.decode_lanes(words, start, block, ids, tables.decoder(), state, tokens)
     else:
-        used = k.decode_lanes(words, start, block, ids, tables.decoder(), state, tokens)
-    if used != number:
-        raise _bad(k.ERRORS[min(used, k.CUT)])
+        used = lanes.decode_columns(words, start, ids, tables.decoder(), state, tokens)
     check = int(state[0] & 0xFFFF) | int(state[1] & 0xFFFF) << 16
-    failed = k.get_tail(state, start, width, each, tables.present, tokens)
+    failed = k.CUT if used != number else lanes.get_tail(state, start, width, each, tables.present, tokens)
     if failed:
-        raise _bad(k.ERRORS[failed])
-    if check != k.check_sum(extra, k.check_sum(tokens, count)):
-        raise _bad(k.ERRORS[k.BAD_SUM])
-    return _assembled(tokens, extra, block, tables, plan if plan.size else ids, dtype)
+        raise raw.damaged("rANS", k.ERRORS[failed])
+    if check != _check(head, tokens, source[end:]):
+        raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM])
+    values = _assembled(tokens, source[end:], step, tables, ids, dtype)
+    for place, value in exceptions.items():
+        values[place] = _unfold(value, dtype)
+    return values
 
 
 def _assembled(
-    tokens: k.U8, extra: k.U8, block: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
+    tokens: k.U8, extra: k.U8, step: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """Tokens and raw bits to values of ``dtype``."""
-    signed = dtype.kind == "i"
-    if extra.size == 0 and tables.top < k.DIRECT and not tables.shifts.any():
+    signed, shifts = dtype.kind == "i", tables.shifts[ids]
+    shifted = bool(tables.shifts.any())
+    if not shifted and tables.top < k.DIRECT and extra.size == 0:
         small = np.empty(tokens.size, np.int8)
-        k.unfold(tokens, signed, small)
+        tokens_of.unfold(tokens, signed, small)
         return small.astype(dtype, copy=False)
-    out = np.empty(tokens.size, np.int32)
-    step, shifts = (1, np.resize(tables.shifts[ids], tokens.size)) if tables.plan.size else (block, tables.shifts[ids])
-    if (k.raw_bits(tokens, step, shifts) + 7) // 8 != extra.size:
-        raise _bad(k.ERRORS[k.CUT])
-    padded = np.zeros(extra.size // 4 + 3, np.uint32)
+    low_bits = _low_bits(tokens.size, step, shifts) if shifted else 0
+    if (low_bits + tokens_of.extra_bits(tokens) + 7) // 8 != extra.size:
+        raise raw.damaged("rANS", k.ERRORS[k.CUT])
+    padded = np.empty(extra.size // 4 + 3, np.uint32)
+    padded[extra.size // 4 :] = 0
     padded.view(np.uint8)[: extra.size] = extra
-    failed = k.values_of(tokens, step, shifts, padded, signed, (1 << 8 * dtype.itemsize) - 1, out)
+    values, out = np.empty(tokens.size, np.uint32), np.empty(tokens.size, np.int32)
+    tokens_of.highs_of(tokens, padded, low_bits, values)
+    failed = tokens_of.join_low_parts(values, step, shifts, padded) if shifted else 0
+    failed = failed or tokens_of.unzigzag(values, signed, (1 << 8 * dtype.itemsize) - 1, out)
     if failed:
-        raise _bad(k.ERRORS[failed])
+        raise raw.damaged("rANS", k.ERRORS[failed])
     return out.view(np.uint32) if dtype == np.uint32 else out.astype(dtype, copy=False)
 
 
-def _choose(values: k.U32, block: int, groups: int, tables: Tables) -> k.U8 | None:
-    """The cheapest shared table of each block; None when some block has none."""
-    cost = np.empty((groups, tables.count), np.int64)
-    tokens = np.empty(values.size, np.uint8)
-    for shift in np.unique(tables.shifts):
-        counts = np.zeros((groups, k.TOKENS), np.int32)
-        k.tokenize(values, block, np.full(groups, shift, np.int32), tokens)
-        block_counts(tokens, block, counts)
-        which = tables.shifts == shift
-        cost[:, which] = counts.astype(np.int64) @ tables.costs()[which].T
-    return None if bool((cost.min(axis=1) >= FAR).any()) else cost.argmin(axis=1).astype(np.uint8)
+def _low_bits(count: int, step: int, shifts: k.I32) -> int:
+    """How many low bits ``count`` values have."""
+    if step == 0:
+        rows, rest = divmod(count, len(shifts))
+        return int(shifts.sum(dtype=np.int64)) * rows + int(shifts[:rest].sum(dtype=np.int64))
+    return int(shifts.sum(dtype=np.int64)) * step - int(shifts[-1]) * (len(shifts) * step - count)
 
 
-def _put_ids(head: k.U8, at: int, ids: k.U8, count: int) -> int:
-    """One bit a block when its table is the one before, else the number too."""
-    width = (count - 1).bit_length()
-    before = -1
-    for table in ids.tolist() if width else []:
-        if before >= 0:
-            at = k.put(head, at, int(table != before), 1)
-        if table != before:
-            at = k.put(head, at, table, width)
-        before = table
-    return at
-
-
-def _get_ids(source: k.U8, at: int, groups: int, count: int) -> tuple[int, k.U8]:
-    width = (count - 1).bit_length()
-    ids = np.zeros(groups, np.uint8)
-    for b in range(groups if width else 0):
-        if b:
-            same = _get(source, at, 1) == 0
-            at += 1
-            if same:
-                ids[b] = ids[b - 1]
-                continue
-        ids[b] = _get(source, at, width)
-        at += width
-        if ids[b] >= count:
-            raise _bad(k.ERRORS[k.BAD_TABLE])
-    return at, ids
-
-
-def _get(source: k.U8, at: int, width: int) -> int:
-    value = k.get(source, at, width)
-    if value < 0:
-        raise _bad(k.ERRORS[k.CUT])
-    return int(value)
+def _check(head: k.U8, tokens: k.U8, extra: k.U8) -> int:
+    """32 bits that depend on all that was coded."""
+    return int(tokens_of.check_sum(extra, tokens_of.check_sum(tokens, tokens_of.check_sum(head, tokens.size))))
 
 
 def _constant(value: int, count: int) -> bytes:
@@ -270,9 +235,9 @@ def _from_constant(source: k.U8, shape: tuple[int, ...], count: int, dtype: np.d
     data = source.tobytes() if source.size == 7 else b""
     value = int.from_bytes(data[1:5], "little")
     if data != _constant(value, count) or value >> 8 * dtype.itemsize:
-        raise _bad(k.ERRORS[k.BAD_SUM if data else k.CUT])
-    return np.full(shape, (value >> 1) ^ -(value & 1) if dtype.kind == "i" else value, dtype)
+        raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM if data else k.CUT])
+    return np.full(shape, _unfold(value, dtype), dtype)
 
 
-def _bad(what: str) -> HilbertflowError:
-    return raw.damaged("rANS", what)
+def _unfold(value: int, dtype: np.dtype[Any]) -> int:
+    return (value >> 1) ^ -(value & 1) if dtype.kind == "i" else value

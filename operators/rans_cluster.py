@@ -13,11 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_kernels import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32
+from operators.rans_bits import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32
+
+# mypy: disable-error-code="return-value, assignment, arg-type, no-any-return"
 
 I64 = npt.NDArray[np.int64]
 UNIT = 1024
 _LUT = 1 << 16
+_PAIRED = 96  # clusters that are compared each with each
 
 
 @lru_cache(maxsize=1)
@@ -119,7 +122,7 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
         for b in range(n):
             if gain[b] > gain[best]:
                 best = b
-        if gain[best] == low or (gain[best] <= 0 and alive <= 2 * most):
+        if gain[best] == low or (gain[best] <= 0 and alive <= _PAIRED):
             break
         gone = after[best]
         counts[best] += counts[gone]

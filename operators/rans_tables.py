@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from operators import rans_bits as k
 from operators import rans_cluster as clusters
-from operators import rans_kernels as k
+from operators import rans_tokens as tokens_of
 from operators.errors import HilbertflowError
 
 MAX_TABLES = 64
 TABLE_BYTES = 640  # more than any serialized table takes: 15 + 228 · 22 bits at most
-FAR = 1 << 40  # cost of a token that a table cannot code
+EXCEPTION = 48  # bits, about, of a value that a table cannot code
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Tables:
     @property
     def present(self) -> k.U8:
         """(228,) uint8: 1 for each token that some table codes."""
-        return self.freq.any(axis=0).astype(np.uint8)
+        return np.asarray(self.freq.any(axis=0), np.uint8)
 
     def decoder(self) -> k.U32:
         """(T·4096,) entries for the decoding kernels."""
@@ -60,7 +61,8 @@ class Tables:
         return _encoder(self) if self.blob else _encoder.__wrapped__(self)
 
     def costs(self) -> npt.NDArray[np.int64]:
-        """(T, 228) coded size of a token in 1/1024 bits, raw bits included; :data:`FAR` where it cannot be coded."""
+        """(T, 228) coded size of a token in 1/1024 bits, raw bits included; the price of an exception
+        where it cannot be coded."""
         return _costs(self) if self.blob else _costs.__wrapped__(self)
 
     def to_bytes(self) -> bytes:
@@ -79,7 +81,7 @@ class Tables:
         Parameters
         ----------
         samples: integer arrays as they will be coded. Their statistics set the tables; tokens that they lack but that
-            lie below the largest seen stay codable. A chunk with any other value falls back to tables of its own.
+            lie below the largest seen stay codable. Any other value costs about six bytes.
         columns: 0, or the length of a row: then each column is given the table that suits it, and chunks say nothing.
         most: tables at most, 64 or fewer.
         """
@@ -91,7 +93,7 @@ def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
     out = np.empty(plane.size, np.uint32)
     flat = plane.reshape(-1)
     wide = flat.view(np.int32) if flat.dtype == np.uint32 else flat.astype(np.int32, copy=False)
-    return out, int(k.zigzag(np.ascontiguousarray(wide), plane.dtype.kind == "i", out))
+    return out, int(tokens_of.zigzag(np.ascontiguousarray(wide), plane.dtype.kind == "i", out))
 
 
 def write(counts: k.I32, shifts: k.I32, out: k.U8, at: int) -> tuple[int, Tables]:
@@ -134,7 +136,7 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
     counts, shifts, ids, count = group(flat, int(flat.max()), block, groups, most)
     smooth = counts[:count].copy()
     for row in smooth:
-        row[: np.flatnonzero(row)[-1] + 2] += 1  # and one beyond the largest seen
+        row[: np.flatnonzero(row)[-1] + 3] += 1  # and two beyond the largest seen
     out = np.zeros(count * TABLE_BYTES, np.uint8)
     at, _ = write(smooth, shifts[:count], out, 0)
     plan = ids if columns else np.empty(0, np.uint8)
@@ -162,11 +164,19 @@ def group(values: k.U32, every: int, block: int, groups: int, most: int) -> tupl
 
 
 def _count(values: k.U32, block: int, shifts: k.I32) -> k.I32:
-    tokens = np.empty(values.size, np.uint8)
+    tokens, _, _, _ = split(values, block, shifts)
     counts = np.zeros((shifts.size, k.TOKENS), np.int32)
-    k.tokenize(values, block, shifts, tokens)
     clusters.block_counts(tokens, block, counts)
     return counts
+
+
+def split(values: k.U32, block: int, shifts: k.I32) -> tuple[k.U8, k.U32, int, int]:
+    """Tokens, values without low bits, how many low bits there are and how many raw bits behind tokens."""
+    tokens, highs, low_bits = np.empty(values.size, np.uint8), values, 0
+    if shifts.any():
+        highs = np.empty(values.size, np.uint32)
+        low_bits = int(tokens_of.high_parts(values, block, shifts, highs))
+    return tokens, highs, low_bits, int(tokens_of.tokenize(highs, tokens))
 
 
 @lru_cache(maxsize=64)
@@ -201,6 +211,6 @@ def _encoder(tables: Tables) -> tuple[k.U32, k.U64]:
 
 @lru_cache(maxsize=64)
 def _costs(tables: Tables) -> npt.NDArray[np.int64]:
-    raw = np.array([[k.raw_width(t, int(s)) for t in range(k.TOKENS)] for s in tables.shifts], np.int64)
+    raw = np.array([[int(s) + tokens_of.extra_width(t) for t in range(k.TOKENS)] for s in tables.shifts], np.int64)
     bits = np.rint((k.SLOTS_LOG - np.log2(np.maximum(tables.freq, 1))) * clusters.UNIT).astype(np.int64)
-    return np.where(tables.freq > 0, bits + raw * clusters.UNIT, FAR)
+    return np.where(tables.freq > 0, bits + raw * clusters.UNIT, EXCEPTION * clusters.UNIT)

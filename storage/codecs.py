@@ -63,15 +63,20 @@ class _PlaneCodec(ArrayBytesCodec):
         self, *, shape: tuple[int, ...], dtype: ZDType[TBaseDType, TBaseScalar], chunk_grid: ChunkGrid
     ) -> None:
         """Refuse arrays of anything but integers of 8 to 32 bits."""
+        self._check(dtype)
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """The codec itself; refuses what :meth:`validate` refuses, which sharding does not ask of its inner codecs."""
+        self._check(array_spec.dtype)
+        return self
+
+    def _check(self, dtype: ZDType[TBaseDType, TBaseScalar]) -> None:
         native = dtype.to_native_dtype()
         if native.newbyteorder("=") not in KINDS:
             raise HilbertflowError(
-                f"an array of {native} has no codec {PREFIX}{self.kind}", remedy="use integers of 8 to 32 bits"
+                f"an array of {native} cannot have the codec {PREFIX}{self.kind}",
+                remedy="use integers of 8 to 32 bits",
             )
-
-    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
-        """Nothing of the array changes the codec."""
-        return self
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         """Unknown before coding."""

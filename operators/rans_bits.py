@@ -1,0 +1,262 @@
+"""Bit fields and frequency tables of the rANS coder, compiled.
+
+Everything that a decoder runs checks its bounds itself, because numba does not: a kernel given damaged bytes returns
+a negative code (``ERRORS``) and touches nothing outside its arrays. All that a decoder depends on is in integers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+# mypy: disable-error-code="return-value, assignment, arg-type, call-overload, no-any-return"
+# (numba's integers are Python's to the compiler and NumPy's to the type checker)
+
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
+I32 = npt.NDArray[np.int32]
+
+DIRECT: Final = 128  # values below are their own token
+TOKENS: Final = 228  # 128 direct, then exponents 7 … 31 with two mantissa bits each
+SLOTS_LOG: Final = 12
+SLOTS: Final = 1 << SLOTS_LOG
+MAX_SHIFT: Final = 24
+
+CUT, BAD_TABLE, BAD_STATE, BAD_SUM, TOO_WIDE = -1, -2, -3, -4, -5
+ERRORS: Final[dict[int, str]] = {
+    CUT: "coded bytes end too early or too late",
+    BAD_TABLE: "a frequency table or its number is malformed",
+    BAD_STATE: "a coder state does not return to its origin",
+    BAD_SUM: "the check sum does not agree",
+    TOO_WIDE: "a value does not fit the data type",
+}
+
+STEPS: Final = 8  # levels an octave: a level is off by 4 % at most, which costs 0.001 bit a symbol
+TOP_LEVEL: Final = 14 * STEPS + 1  # level 0 is a token that is absent, level 1 one in 2^14
+_FRACTION = np.rint(1024 * 2.0 ** (np.arange(STEPS) / STEPS)).astype(np.int32)
+_LONGEST = 15  # ones before a level is given outright
+
+
+@njit(cache=True, nogil=True)
+def put(out: U8, at: int, value: int, width: int) -> int:
+    """Write ``width`` bits of ``value`` into zeroed ``out`` at bit ``at``; the next bit. The caller made room."""
+    for i in range(width):
+        if (value >> i) & 1:
+            out[(at + i) >> 3] |= np.uint8(1 << ((at + i) & 7))
+    return at + width
+
+
+@njit(cache=True, nogil=True)
+def get(data: U8, at: int, width: int) -> int:
+    """Read ``width`` bits at bit ``at``; -1 past the end."""
+    if at < 0 or at + width > data.size * 8:
+        return -1
+    value = 0
+    for i in range(width):
+        value |= ((np.int64(data[(at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
+    return value
+
+
+@njit(cache=True, nogil=True)
+def bit_length(value: int) -> int:
+    """Bits of a number that is not negative."""
+    n = 0
+    while value >> n:
+        n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _weight(level: int) -> int:
+    return _FRACTION[(level - 1) % STEPS] << ((level - 1) // STEPS) if level else 0
+
+
+@njit(cache=True, nogil=True)
+def _predicted(kind: int, one: int, two: int, three: int) -> int:
+    """The level that is expected after three others: the last but one (signs alternate), or a line through them."""
+    if one == 0:
+        return 0
+    if kind == 0 or three == 0:
+        return two if two else one
+    return min(max(two + two - three + (one - two), 1), TOP_LEVEL) if kind == 1 else one
+
+
+@njit(cache=True, nogil=True)
+def _rice(spread: int) -> int:
+    """Low bits of a difference, from the running mean (times 4) of those before."""
+    k = 0
+    while k < 5 and (4 << k) < spread:
+        k += 1
+    return k
+
+
+@njit(cache=True, nogil=True)
+def _code_length(step: int, k: int) -> int:
+    folded = 2 * step if step >= 0 else -2 * step - 1
+    ones = folded >> k
+    return ones + 1 + k if ones < _LONGEST else _LONGEST + 7
+
+
+@njit(cache=True, nogil=True)
+def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -> int:
+    """Levels for tokens up to ``last`` that cost least, table and symbols together; the bits of the table."""
+    one, two, three, spread, bits = STEPS * 8, STEPS * 8, STEPS * 8, 16, 0
+    for t in range(last + 1):
+        n = counts[t]
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        best = 0
+        if n:
+            exact = np.log2(n / total * 16384) * STEPS + 1
+            nearest = min(max(int(np.rint(exact)), 1), TOP_LEVEL)
+            best = nearest
+            low, high = min(nearest, max(guess, 1)), max(nearest, guess)
+            least = 1e18
+            for level in range(max(low, nearest - 24), min(high, nearest + 24) + 1):
+                error = (max(level, 17) - max(exact, 17.0)) * (0.6931 / STEPS)  # below 1 in 4096 all are alike
+                cost = n * 0.7213 * error * error + _code_length(level - guess, k)
+                if cost < least:
+                    least, best = cost, level
+        elif guess:  # may be cheaper to leave it in than to say that it is absent
+            share = max(2.0 ** ((guess - 1) / STEPS) / 16384, 1 / SLOTS)
+            if total * share * 1.4427 + 1 + k < _code_length(-guess, k) + 3:
+                best = guess
+        step = best - guess
+        bits += _code_length(step, k)
+        spread += min(abs(step), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        levels[t] = best
+        one, two, three = best, one, two
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
+    """Write a table for ``counts`` and set ``weights`` to what the reader will see; the next bit.
+
+    A token's share of the symbols is sent as a level, 8 to the octave, and that as the difference to what the levels
+    before suggest, in a Rice code that adapts to them.
+    """
+    total, last = 0, 0
+    for t in range(counts.size):
+        total += counts[t]
+        if counts[t]:
+            last = t
+    levels = np.empty(last + 1, np.int32)
+    kind, least = 0, 1 << 40
+    for candidate in range(3):
+        bits = _choose_levels(counts, total, last, candidate, levels)
+        if bits < least:
+            kind, least = candidate, bits
+    _choose_levels(counts, total, last, kind, levels)
+    at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
+    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
+    weights[:] = 0
+    for t in range(last + 1):
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        step = levels[t] - guess
+        folded = 2 * step if step >= 0 else -2 * step - 1
+        ones = folded >> k
+        if ones < _LONGEST:
+            at = put(out, put(out, at, (1 << ones) - 1, ones + 1), folded & ((1 << k) - 1), k)
+        else:
+            at = put(out, put(out, at, (1 << _LONGEST) - 1, _LONGEST), levels[t], 7)
+        spread += min(abs(step), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        weights[t] = _weight(levels[t])
+        one, two, three = levels[t], one, two
+    return at
+
+
+@njit(cache=True, nogil=True)
+def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
+    """Read a table into ``weights`` (TOKENS of them); the next bit or an error, and the shift."""
+    shift, last, kind = get(data, at, 5), get(data, at + 5, 8), get(data, at + 13, 2)
+    if last < 0 or last >= TOKENS or kind < 0 or shift > MAX_SHIFT:
+        return BAD_TABLE, 0
+    at += 15
+    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
+    weights[:] = 0
+    present = False
+    for t in range(last + 1):
+        guess = _predicted(kind, one, two, three)
+        k = _rice(spread)
+        ones = 0
+        while ones < _LONGEST and get(data, at, 1) == 1:
+            ones += 1
+            at += 1
+        if ones < _LONGEST:
+            low = get(data, at + 1, k)
+            at += 1 + k
+            folded = (ones << k) | low
+            level = guess + (folded >> 1 if folded & 1 == 0 else -(folded >> 1) - 1)
+        else:
+            low = get(data, at, 7)
+            at += 7
+            level = low
+        if low < 0:
+            return CUT, 0
+        if level < 0 or level > TOP_LEVEL:
+            return BAD_TABLE, 0
+        spread += min(abs(level - guess), 40) - (spread >> 2) + (1 if spread & 3 else 0)
+        weights[t] = _weight(level)
+        present = present or level > 0
+        one, two, three = level, one, two
+    return (at, shift) if present else (BAD_TABLE, 0)
+
+
+@njit(cache=True, nogil=True)
+def frequencies(weights: I32, freq: I32) -> None:
+    """Scale weights to frequencies that sum to SLOTS, at least 1 for each token present and none above SLOTS - 1."""
+    total = np.int64(0)
+    for t in range(TOKENS):
+        total += weights[t]
+    left, top = SLOTS, 0
+    for t in range(TOKENS):
+        freq[t] = 0
+        if weights[t]:
+            freq[t] = max(1, (np.int64(weights[t]) * SLOTS + total // 2) // total)
+            left -= freq[t]
+            if freq[t] > freq[top]:
+                top = t
+    while left != 0:  # rounding: take from or give to the most frequent, where it costs least
+        step = left
+        if left < 0:
+            step = -min(-left, max(1, freq[top] // 64))
+        freq[top] += step
+        left -= step
+        for t in range(TOKENS):
+            if freq[t] > freq[top]:
+                top = t
+    if freq[top] == SLOTS:  # a frequency must fit 12 bits
+        freq[top] = SLOTS - 1
+        freq[top + 1 if top + 1 < TOKENS else top - 1] = 1
+
+
+@njit(cache=True, nogil=True)
+def decoder_table(freq: I32, out: U32) -> None:
+    """Fill SLOTS entries: token << 24 | frequency << 12 | slot - start."""
+    at = 0
+    for t in range(TOKENS):
+        entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(freq[t]) << np.uint32(SLOTS_LOG))
+        for j in range(freq[t]):
+            out[at + j] = entry | np.uint32(j)
+        at += freq[t]
+
+
+@njit(cache=True, nogil=True)
+def encoder_table(freq: I32, code: U32, inverse: U64) -> None:
+    """Fill TOKENS entries: frequency << 12 | start, and the reciprocal of the frequency.
+
+    With r = (2^44 - 1) div f, (x + 1)·r >> 44 is x div f for every x below f·2^20: the error of r takes from
+    (x + 1)·2^44 / f more than nothing and less than 2^44 / f.
+    """
+    start = 0
+    for t in range(TOKENS):
+        code[t] = (np.uint32(freq[t]) << np.uint32(SLOTS_LOG)) | np.uint32(start & (SLOTS - 1))
+        inverse[t] = ((1 << 44) - 1) // freq[t] if freq[t] else 0
+        start += freq[t]

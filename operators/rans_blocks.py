@@ -1,0 +1,108 @@
+"""Side data of a rANS chunk: which table codes which block, and the values that shared tables do not know."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from operators import rans_bits as k
+from operators import rans_lanes as lanes
+from operators import raw
+from operators.rans_cluster import block_counts
+from operators.rans_tables import TABLE_BYTES, Tables, split
+
+MOST_EXCEPTIONS = 255  # of a chunk, and one value in 64
+
+
+def room(groups: int, tables: int) -> int:
+    """Bytes that a header takes at most."""
+    return 64 + 2 * groups + tables * TABLE_BYTES + (0 if tables else 10 * MOST_EXCEPTIONS)
+
+
+def take(source: k.U8, at: int, width: int) -> int:
+    """Read a bit field; HilbertflowError past the end."""
+    value = int(k.get(source, at, width))
+    if value < 0:
+        raise raw.damaged("rANS", k.ERRORS[k.CUT])
+    return value
+
+
+def choose(values: k.U32, block: int, groups: int, tables: Tables) -> k.U8:
+    """The cheapest shared table of each block."""
+    cost = np.empty((groups, tables.count), np.int64)
+    for shift in np.unique(tables.shifts):
+        counts = np.zeros((groups, k.TOKENS), np.int32)
+        block_counts(split(values, block, np.full(groups, shift, np.int32))[0], block, counts)
+        which = tables.shifts == shift
+        cost[:, which] = counts.astype(np.int64) @ tables.costs()[which].T
+    chosen: k.U8 = cost.argmin(axis=1).astype(np.uint8)
+    return chosen
+
+
+def put_ids(head: k.U8, at: int, ids: k.U8, count: int) -> int:
+    """Write the table of each block: one bit when it is the one before, else the number too. The next bit."""
+    width = (count - 1).bit_length()
+    before = -1
+    for table in ids.tolist() if width else []:
+        if before >= 0:
+            at = k.put(head, at, int(table != before), 1)
+        if table != before:
+            at = k.put(head, at, table, width)
+        before = table
+    return at
+
+
+def get_ids(source: k.U8, at: int, groups: int, count: int) -> tuple[int, k.U8]:
+    """Read what :func:`put_ids` wrote; the next bit and the table of each block."""
+    width = (count - 1).bit_length()
+    ids = np.zeros(groups, np.uint8)
+    for b in range(groups if width else 0):
+        if b:
+            same = take(source, at, 1) == 0
+            at += 1
+            if same:
+                ids[b] = ids[b - 1]
+                continue
+        ids[b] = take(source, at, width)
+        at += width
+        if ids[b] >= count:
+            raise raw.damaged("rANS", k.ERRORS[k.BAD_TABLE])
+    return at, ids
+
+
+def put_exceptions(head: k.U8, at: int, values: k.U32, tokens: k.U8, step: int, ids: k.U8, tables: Tables) -> int:
+    """Write the values that the tables cannot code, and put others in their place; -1 when there are too many."""
+    places = np.empty(MOST_EXCEPTIONS, np.int32)
+    instead = tables.freq.argmax(axis=1).astype(np.uint8)
+    count = lanes.replace_uncodable(tokens, max(1, step), ids, tables.freq, instead, places)
+    if count > min(MOST_EXCEPTIONS, values.size // 64):
+        return -1
+    at = k.put(head, at, int(count > 0), 1)
+    if count:
+        at = k.put(head, at, count, 8)
+        for place in places[:count].tolist():
+            value, width = int(values[place]), int(values[place]).bit_length()
+            at = k.put(head, k.put(head, at, place, values.size.bit_length()), width, 6)
+            at = k.put(head, at, value, width)
+            table = ids[place // max(1, step) % ids.size]
+            values[place] = _smallest(int(instead[table])) << int(tables.shifts[table])
+    return at
+
+
+def get_exceptions(source: k.U8, at: int, count: int, limit: int) -> tuple[int, dict[int, int]]:
+    """Read what :func:`put_exceptions` wrote; the next bit and the unsigned values by their place."""
+    found: dict[int, int] = {}
+    number = take(source, at + 1, 8) if take(source, at, 1) else 0
+    at += 9 if number else 1
+    for _ in range(number):
+        place, width = take(source, at, count.bit_length()), take(source, at + count.bit_length(), 6)
+        at += count.bit_length() + 6
+        found[place] = take(source, at, width)
+        at += width
+        if place >= count or found[place] > limit:
+            raise raw.damaged("rANS", k.ERRORS[k.TOO_WIDE])
+    return at, found
+
+
+def _smallest(token: int) -> int:
+    """The smallest value, of no shift, that has the token."""
+    return token if token < k.DIRECT else (4 + (token & 3)) << (((token - k.DIRECT) >> 2) + 5)

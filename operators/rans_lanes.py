@@ -1,0 +1,200 @@
+"""The interleaved states of the rANS coder, compiled: symbol i of a chunk is coded by state i mod their number.
+
+A decoder given damaged words returns a negative code of :data:`operators.rans_bits.ERRORS` and reads nothing outside
+its arrays: a table entry is found with 12 bits of the state, and words are counted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from operators.rans_bits import BAD_STATE, CUT, I32, SLOTS, TOKENS, U8, U16, U32, U64
+
+# mypy: disable-error-code="return-value, assignment, arg-type"
+_HALF = np.uint32(1 << 16)
+_LOW = np.uint32(SLOTS - 1)
+_U12, _U16, _U24 = np.uint32(12), np.uint32(16), np.uint32(24)
+
+
+@njit(inline="always")
+def _encode_row(
+    tokens: U8,
+    i: np.uint64,
+    lanes: int,
+    base: np.uint64,
+    code: U32,
+    inverse: U64,
+    state: U32,
+    words: U16,
+    at: np.uint64,
+) -> np.uint64:
+    for j in range(lanes - 1, -1, -1):
+        lane = np.uint64(j)
+        t = base + np.uint64(tokens[i + lane])
+        c = code[t]
+        f = c >> _U12
+        x = state[lane]
+        spill = x >= (f << np.uint32(20))
+        words[at] = np.uint16(x & np.uint32(0xFFFF))
+        at -= np.uint64(spill)
+        x = (x >> _U16) if spill else x
+        q = np.uint32((np.uint64(x) + np.uint64(1)) * inverse[t] >> np.uint64(44))
+        state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
+    return at
+
+
+@njit(cache=True, nogil=True)
+def encode_lanes(tokens: U8, count: int, block: int, ids: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
+    """Code ``count`` tokens, last first; ``words`` fills from its end. Where it begins.
+
+    Every token must have a frequency in its block's table.
+    """
+    lanes = state.size
+    at = np.uint64(words.size - 1)  # the place of the next word
+    for b in range((count + block - 1) // block - 1, -1, -1):
+        base = np.uint64(ids[b]) * np.uint64(TOKENS)
+        rows, rest = divmod(min(count, (b + 1) * block) - b * block, lanes)
+        if rest:
+            at = _encode_row(tokens, np.uint64(b * block + rows * lanes), rest, base, code, inverse, state, words, at)
+        for r in range(rows - 1, -1, -1):  # a number of lanes known to the compiler is twice as fast
+            i = np.uint64(b * block + r * lanes)
+            if lanes == 8:
+                at = _encode_row(tokens, i, 8, base, code, inverse, state, words, at)
+            else:
+                at = _encode_row(tokens, i, lanes, base, code, inverse, state, words, at)
+    return np.int64(at) + 1
+
+
+@njit(cache=True, nogil=True)
+def decode_lanes(words: U16, count: int, block: int, ids: U8, table: U32, state: U32, tokens: U8) -> int:
+    """Decode ``count`` tokens; the words read, or an error. ``state`` is left as the encoder found it."""
+    lanes = np.uint64(state.size)
+    p, size = np.uint64(0), np.uint64(words.size)
+    for b in range((count + block - 1) // block):
+        base = np.uint32(ids[b]) << _U12
+        stop = np.uint64(min(count, (b + 1) * block))
+        i = np.uint64(b * block)
+        while i < stop:
+            row = min(lanes, stop - i)
+            if p + row <= size:
+                for lane in range(row):
+                    x = state[lane]
+                    e = table[base + (x & _LOW)]
+                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                    w = np.uint32(words[p])
+                    short = x < _HALF
+                    state[lane] = ((x << _U16) | w) if short else x
+                    p += np.uint64(short)
+                    tokens[i + lane] = np.uint8(e >> _U24)
+            else:  # near the end of the words
+                for lane in range(row):
+                    x = state[lane]
+                    e = table[base + (x & _LOW)]
+                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                    if x < _HALF:
+                        if p >= size:
+                            return CUT
+                        x = (x << _U16) | np.uint32(words[p])
+                        p += np.uint64(1)
+                    state[lane] = x
+                    tokens[i + lane] = np.uint8(e >> _U24)
+            i += row
+    return np.int64(p)
+
+
+@njit(cache=True, nogil=True)
+def replace_uncodable(tokens: U8, block: int, ids: U8, freq: I32, instead: U8, places: I32) -> int:
+    """Set tokens without a frequency to one that has; ``places`` gets where, as far as there is room. How many.
+
+    Block b of ``block`` tokens is coded by table ``ids[b mod len(ids)]``; ``instead`` is a token of each table.
+    """
+    count, b = 0, 0
+    for begin in range(0, tokens.size, block):
+        table = ids[b]
+        f = freq[table]
+        for i in range(begin, min(tokens.size, begin + block)):
+            if f[tokens[i]] == 0:
+                tokens[i] = instead[table]
+                if count < places.size:
+                    places[count] = i
+                count += 1
+        b = b + 1 if b + 1 < ids.size else 0
+    return count
+
+
+@njit(cache=True, nogil=True)
+def encode_columns(tokens: U8, count: int, plan: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
+    """Like :func:`encode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
+    lanes = state.size
+    at = np.uint64(words.size - 1)
+    lane, last = np.uint64(max(0, count - 1) % lanes), np.uint64(lanes - 1)
+    column, edge = np.uint64(max(0, count - 1) % plan.size), np.uint64(plan.size - 1)
+    for k in range(count - 1, -1, -1):
+        t = np.uint64(plan[column]) * np.uint64(TOKENS) + np.uint64(tokens[k])
+        c = code[t]
+        f = c >> _U12
+        x = state[lane]
+        spill = x >= (f << np.uint32(20))
+        words[at] = np.uint16(x & np.uint32(0xFFFF))
+        at -= np.uint64(spill)
+        x = (x >> _U16) if spill else x
+        q = np.uint32((np.uint64(x) + np.uint64(1)) * inverse[t] >> np.uint64(44))
+        state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
+        lane = lane - np.uint64(1) if lane else last
+        column = column - np.uint64(1) if column else edge
+    return np.int64(at) + 1
+
+
+@njit(cache=True, nogil=True)
+def decode_columns(words: U16, count: int, plan: U8, table: U32, state: U32, tokens: U8) -> int:
+    """Like :func:`decode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
+    lane, lanes = np.uint64(0), np.uint64(state.size)
+    column, columns = np.uint64(0), np.uint64(plan.size)
+    p, size = np.uint64(0), np.uint64(words.size)
+    for i in range(np.uint64(count)):
+        x = state[lane]
+        e = table[(np.uint32(plan[column]) << _U12) + (x & _LOW)]
+        x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+        if p < size:
+            w = np.uint32(words[p])
+            short = x < _HALF
+            x = ((x << _U16) | w) if short else x
+            p += np.uint64(short)
+        elif x < _HALF:
+            return CUT
+        state[lane] = x
+        tokens[i] = np.uint8(e >> _U24)
+        lane += np.uint64(1)
+        lane = np.uint64(0) if lane == lanes else lane
+        column += np.uint64(1)
+        column = np.uint64(0) if column == columns else column
+    return np.int64(p)
+
+
+@njit(cache=True, nogil=True)
+def put_tail(tokens: U8, start: int, width: int, each: int, state: U32) -> None:
+    """Hide the last tokens in the states that the encoder starts from, ``each`` a lane from the third on."""
+    for j in range(tokens.size - start):
+        lane, place = 2 + j // each, j % each
+        state[lane] |= np.uint32(tokens[start + j]) << np.uint32(place * width)
+
+
+@njit(cache=True, nogil=True)
+def get_tail(state: U32, start: int, width: int, each: int, present: U8, tokens: U8) -> int:
+    """Take the tokens out again; 0 or an error when a state holds anything else."""
+    for lane in range(state.size):
+        if (state[lane] >> _U16) != np.uint32(1):
+            return BAD_STATE
+    mask = (np.uint32(1) << np.uint32(width)) - np.uint32(1)
+    for j in range(tokens.size - start):
+        lane, place = 2 + j // each, j % each
+        t = (state[lane] >> np.uint32(place * width)) & mask
+        if t >= TOKENS or not present[t]:
+            return BAD_STATE
+        state[lane] ^= t << np.uint32(place * width)
+        tokens[start + j] = t
+    for lane in range(2, state.size):
+        if state[lane] != _HALF:
+            return BAD_STATE
+    return 0

@@ -43,7 +43,7 @@ class _PlaneCodec(ArrayBytesCodec):
     """A coder as a codec. Chunks of any number of axes: all but the last are taken as rows."""
 
     kind: ClassVar[CoderKind]
-    is_fixed_size: ClassVar[bool] = False
+    is_fixed_size = False
 
     @abstractmethod
     def coder(self) -> Coder:
@@ -90,8 +90,8 @@ class _PlaneCodec(ArrayBytesCodec):
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         data = np.ascontiguousarray(chunk_bytes.as_numpy_array())
         native = chunk_spec.dtype.to_native_dtype()
-        values = self.coder().decode(memoryview(data), chunk_spec.shape, native.newbyteorder("="))
-        return chunk_spec.prototype.nd_buffer.from_ndarray_like(values.astype(native, copy=False))
+        values = self.coder().decode(data.data, chunk_spec.shape, native.newbyteorder("="))
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(values.astype(native, copy=False))
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
         return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)

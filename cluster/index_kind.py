@@ -119,14 +119,7 @@ class IndexKind(ABC):
         """Bytes that one query touches in all shards together when it compares `scanned` codes or nodes."""
 
     def effective(self, index: Any, asked: Overrides) -> Overrides:
-        """Defaults overlaid with what was asked; raises for a setting that this kind does not have."""
-        for name in asked.given():
-            if name not in self.settings:
-                raise HilbertflowError(
-                    f"{name} does not apply to tier {self.kind!r}",
-                    where="search",
-                    remedy=f"it has {', '.join(self.settings)}",
-                )
+        """Defaults overlaid with what was asked."""
         return Overrides(**(self.defaults(index).given() | asked.given()))
 
 

@@ -48,9 +48,11 @@ def choose(query: Query, builds: Mapping[str, Build], where: str) -> Choice:
                 f"tier {query.tier!r} is not built, or not over the rows as they are now", where=where,
                 remedy=f"there is {', '.join(tiers)}; `hilbertflow run` with index.kind={query.tier} builds it",
             )  # fmt: skip
-        if query.tier == "exact" and query.overrides.given():
-            name = next(iter(query.overrides.given()))
-            raise HilbertflowError(f"{name} does not apply to tier 'exact'", where="search", remedy="leave it out")
+        takes = builds[query.tier].kind.settings if query.tier != "exact" else ()
+        for name in query.overrides.given():
+            if name not in takes:
+                remedy = f"it has {', '.join(takes)}" if takes else "leave it out"
+                raise HilbertflowError(f"{name} does not apply to tier {query.tier!r}", where="search", remedy=remedy)
         return Choice(query.tier, "asked for")
     wanted = set(query.overrides.given())
     for tier in PREFERRED:

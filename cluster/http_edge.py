@@ -1,0 +1,72 @@
+"""The edge of the HTTP interface: bodies read within limits, content types chosen, every request counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import Request
+
+from cluster.config import Limits
+from cluster.metrics import Metrics
+from cluster.problems import Refused
+from cluster.wire import JSON, OUTPUTS
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Counted:
+    """ASGI middleware: status and latency of each route, and no guessing of content types by browsers."""
+
+    def __init__(self, app: Any, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass through, watching the response start."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.latency.labels(route).observe(time.perf_counter() - began)
+
+
+def accepted(header: str) -> str:
+    """The first of our content types that the client takes; JSON unless it names another."""
+    wanted = [part.partition(";")[0].strip().lower() for part in header.split(",")]
+    return next((kind for kind in wanted if kind in OUTPUTS), JSON)
+
+
+async def whole_body(request: Request, limits: Limits) -> bytes:
+    """The body, refused (413, 408) as soon as it is too long or too slow."""
+    too_long = Refused(413, f"the body is larger than {limits.body_bytes} bytes", remedy="send fewer queries at once")
+    declared = request.headers.get("Content-Length", "")
+    if declared.isdigit() and int(declared[:20]) > limits.body_bytes:
+        raise too_long
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {limits.body_seconds} s") from None
+    return b"".join(parts)

@@ -1,0 +1,54 @@
+"""Counters of one ingress process, in Prometheus' text format."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from cluster.results import Results
+from cluster.service import CollectionService
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class Metrics:
+    """Everything `/metrics` tells; every ingress replica counts for itself."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own, space = self.registry, "hilbertflow"
+        self.requests = Counter("requests", "HTTP requests", ["route", "status"], space, registry=own)
+        self.latency = Histogram(
+            "request_seconds", "Time to answer", ["route"], space, registry=own, buckets=_SECONDS
+        )  # fmt: skip
+        self.queries = Counter("queries", "Queries answered", ["collection", "tier"], space, registry=own)
+        self.partial = Counter("partial_answers", "Answers that lacked a shard", ["collection"], space, registry=own)
+        self.batch = Histogram(
+            "batch_queries", "Queries searched together", ["collection"], space, registry=own, buckets=_SIZES
+        )  # fmt: skip
+        self.scanned = Counter("rows_scanned", "Codes and vectors compared", ["collection"], space, registry=own)
+        self.read = Counter("storage_read_bytes", "Bytes read from storage", ["collection"], space, registry=own)
+        self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
+        self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
+
+    def describe(self, service: CollectionService) -> None:
+        """Record what is known of a collection when it is opened."""
+        self.rows.labels(service.name, service.collection.fingerprint[:12]).set(service.collection.count)
+        for tier, about in service.about()["indexes"].items():
+            if about["recall_at_10"] is not None:
+                self.recall.labels(service.name, tier).set(about["recall_at_10"])
+
+    def answered(self, collection: str, results: Results) -> None:
+        """Count one answered search; its share of a batch's work."""
+        queries, explain = len(results.rows), results.explain
+        share = queries / max(1, explain["batched"])
+        self.queries.labels(collection, explain["tier"]).inc(queries)
+        self.batch.labels(collection).observe(explain["batched"])
+        self.scanned.labels(collection).inc(explain["rows_scanned"] * share)
+        self.read.labels(collection).inc(explain["bytes_read"] * share)
+        if results.partial:
+            self.partial.labels(collection).inc(queries)
+
+    def text(self) -> bytes:
+        """As Prometheus scrapes it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,97 @@
+"""Errors over HTTP: RFC 9457 problem documents that say what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from cluster.service import Unavailable
+from operators.errors import HilbertflowError
+
+MEDIA = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What an error answer holds (RFC 9457)."""
+
+    type: str = Field(default="about:blank", description="Always about:blank: the status says it all.")
+    title: str = Field(description="The status in words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What is wrong with this request.")
+    where: str | None = Field(default=None, description="The field or object at fault.")
+    remedy: str | None = Field(default=None, description="What to do about it.")
+
+
+class Refused(Exception):
+    """A request that is refused with a status; raised by the routes."""
+
+    def __init__(
+        self, status: int, detail: str, *, where: str = "", remedy: str = "", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status, self.detail, self.where, self.remedy = status, detail, where, remedy
+        self.headers = dict(headers or {})
+        super().__init__(detail)
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text, "content": {MEDIA: {}}}
+    for status, text in {
+        401: "No key, or an unknown one.", 403: "The key does not allow this.", 404: "No such collection.",
+        408: "The body did not arrive in time.", 413: "The body is larger than this service takes.",
+        415: "The content type is not known.", 422: "The request cannot be answered as it stands.",
+        503: "Busy, or no shard answered: send it again after Retry-After seconds.",
+    }.items()
+}  # fmt: skip
+
+
+def problem(refused: Refused) -> Response:
+    """The document as a response."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(refused.status).phrase,
+        "status": refused.status,
+        "detail": refused.detail,
+    }
+    body |= {name: text for name, text in (("where", refused.where), ("remedy", refused.remedy)) if text}
+    return JSONResponse(body, refused.status, refused.headers, media_type=MEDIA)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document; none tells more of the server than its kind."""
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return problem(error)
+
+    async def bad(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HilbertflowError)
+        return problem(Refused(422, error.what, where=error.where, remedy=error.remedy))
+
+    async def unavailable(_: Request, error: Exception) -> Response:
+        return problem(Refused(503, str(error), remedy="send it again", headers={"Retry-After": "1"}))
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem(Refused(error.status_code, str(error.detail), headers=error.headers))
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        return problem(Refused(422, str(first["msg"]), where=".".join(str(part) for part in first["loc"])))
+
+    async def broken(_: Request, error: Exception) -> Response:
+        return problem(Refused(500, f"the service failed ({type(error).__name__})", remedy="its log says more"))
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(HilbertflowError, bad)
+    app.add_exception_handler(Unavailable, unavailable)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, broken)

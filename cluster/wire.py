@@ -1,0 +1,244 @@
+"""The search request and its answer on the wire: JSON, Arrow IPC, raw float32 and NDJSON.
+
+In:  application/json                     `SearchRequest`
+     application/vnd.apache.arrow.stream  a column `vector` (lists of float) or `text`, a row a query; options in the
+     URL application/octet-stream             float32, little-endian, queries * dim of them; options in the URL
+Out: application/json                     {"results": [{"ids", "scores", "rows", "metadata", "partial"}, …]}
+     application/x-ndjson                 the same results, one a line
+     application/vnd.apache.arrow.stream  a row a query: ids, scores, rows as lists, partial; nothing else
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
+
+from cluster.query import MAX_K, Query
+from cluster.results import Results
+from operators.errors import HilbertflowError
+
+JSON, NDJSON = "application/json", "application/x-ndjson"
+ARROW, FLOATS = "application/vnd.apache.arrow.stream", "application/octet-stream"
+INPUTS, OUTPUTS = (JSON, ARROW, FLOATS), (JSON, NDJSON, ARROW)
+
+Whole = Annotated[int, Field(strict=True, ge=1)]
+
+
+class SearchOptions(BaseModel):
+    """How to search, whatever form the queries take."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: Whole = Field(default=10, le=MAX_K, description="Rows wanted for each query; more than there are gives all.")
+    tier: str | None = Field(
+        default=None, max_length=64, description="`exact`, `ivfpq` or `hnsw`; left out, the best one built.",
+        examples=["exact"],
+    )  # fmt: skip
+    filter: str | None = Field(
+        default=None, max_length=4096, examples=['package == "numpy" and lines > 20'],
+        description="Only rows whose metadata match: comparisons, and, or, not, in.",
+    )  # fmt: skip
+    nprobe: Whole | None = Field(default=None, le=1_000_000, description="Inverted lists read (tier ivfpq).")
+    ef: Whole | None = Field(default=None, le=1_000_000, description="Width of the graph search (tier hnsw).")
+    refine: Whole | None = Field(
+        default=None, le=1_000_000, description="Candidates re-ranked, as a multiple of k (tier ivfpq)."
+    )
+    metadata: bool = Field(default=True, description="Return the rows' metadata (JSON and NDJSON).")
+    explain: bool = Field(default=False, description="Return what the search did and took.")
+
+    def query(self) -> Query:
+        """As the engine takes it; raises `HilbertflowError`."""
+        settings = {"nprobe": self.nprobe, "ef": self.ef, "refine": self.refine}
+        return Query.of(self.k, self.tier, self.filter, {name: v for name, v in settings.items() if v is not None})
+
+
+class SearchRequest(SearchOptions):
+    """One or many queries, as vectors or as texts."""
+
+    vectors: list[list[float]] | str | None = Field(
+        default=None,
+        description="Query vectors: arrays of numbers, or base64 of little-endian float32, one after another.",
+    )
+    texts: list[str] | None = Field(
+        default=None, description="Texts that the service's encoder turns into vectors.",
+        examples=[["singular value decomposition"]],
+    )  # fmt: skip
+
+
+class Hits(BaseModel):
+    """The answer to one query, best first; all lists have the same length."""
+
+    ids: list[str | int | None] = Field(description="Row ids.")
+    scores: list[float | None] = Field(
+        description="Similarity for ip and cosine (higher is better), squared distance for l2 (lower is better)."
+    )
+    rows: list[int] = Field(description="Positions of the rows in the archive.")
+    metadata: list[dict[str, Any] | None] | None = Field(default=None, description="Metadata of the rows.")
+    partial: bool = Field(description="True when a shard did not answer, so that better rows may be missing.")
+    explain: dict[str, Any] | None = Field(default=None, description="What the search did and took.")
+
+
+class SearchResponse(BaseModel):
+    """One entry a query, in the order asked."""
+
+    results: list[Hits]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A parsed request: vectors (anything `checked_vectors` takes) or texts, and the options."""
+
+    vectors: Any
+    texts: list[str] | None
+    options: SearchOptions
+
+
+def parse_request(kind: str, body: bytes, url_options: Mapping[str, str], dim: int) -> Asked:
+    """Read a body of the content type `kind`; raises `HilbertflowError` saying what is wrong with it."""
+    if kind == JSON:
+        request = _model(SearchRequest, body)
+        if (request.vectors is None) == (request.texts is None):
+            raise HilbertflowError("give either vectors or texts", where="body")
+        if request.vectors is not None and not request.vectors:
+            raise HilbertflowError("vectors is empty", where="body")
+        vectors = _floats(_unbase64(request.vectors), dim) if isinstance(request.vectors, str) else request.vectors
+        if isinstance(vectors, list) and len({len(vector) for vector in vectors}) > 1:
+            raise HilbertflowError("vectors have different lengths", where="body", remedy=f"give {dim} values each")
+        return Asked(vectors, request.texts, request)
+    options = _options(url_options)
+    if kind == FLOATS:
+        return Asked(_floats(body, dim), None, options)
+    table = _arrow(body)
+    if "text" in table.column_names and "vector" not in table.column_names:
+        return Asked(None, _strings(table.column("text")), options)
+    return Asked(_lists(table), None, options)
+
+
+def render(kind: str, results: Results, metadata: list[list[Any]] | None, explain: bool) -> Iterator[bytes]:
+    """The answer in the content type `kind`, in pieces."""
+    if kind == ARROW:
+        yield _to_arrow(results, explain)
+        return
+    rows, scores, ids = results.rows.tolist(), results.scores.tolist(), results.ids.tolist()
+    hits = (
+        {"ids": ids[i], "scores": scores[i], "rows": rows[i], "metadata": metadata[i] if metadata else None,
+         "partial": results.partial, "explain": results.explain if explain else None}
+        for i in range(len(rows))
+    )  # fmt: skip
+    if kind == NDJSON:
+        for hit in hits:
+            yield _json(hit) + b"\n"
+        return
+    yield _json({"results": list(hits)})
+
+
+def _json(value: Any) -> bytes:
+    return to_json(value, exclude_none=False, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True)
+
+
+def _model(kind: type[SearchRequest], body: bytes) -> SearchRequest:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _first(error, "body") from None
+
+
+def _options(given: Mapping[str, str]) -> SearchOptions:
+    body: dict[str, Any] = dict(given)
+    for name in ("k", "nprobe", "ef", "refine"):
+        if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
+            body[name] = int(body[name][:20])
+    try:
+        return SearchOptions.model_validate(body)
+    except ValidationError as error:
+        raise _first(error, "URL") from None
+
+
+def _first(error: ValidationError, where: str) -> HilbertflowError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return HilbertflowError(f"{place}: {first['msg']}" if place else first["msg"], where=where,
+                            remedy="GET /openapi.json describes every field")  # fmt: skip
+
+
+def _unbase64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise HilbertflowError("vectors is a string but not base64", where="body") from None
+
+
+def _floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if not data or len(data) % (4 * dim):
+        raise HilbertflowError(
+            f"{len(data)} bytes are no whole number of vectors",
+            where="body",
+            remedy=f"send {4 * dim} bytes each ({dim} float32)",
+        )
+    return np.frombuffer(data, "<f4").reshape(-1, dim)
+
+
+def _arrow(body: bytes) -> pa.Table:
+    try:
+        with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
+            table = reader.read_all()
+            table.validate(full=True)
+            return table
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise HilbertflowError(f"is not an Arrow stream ({str(error).splitlines()[0][:120]})", where="body") from None
+
+
+def _strings(column: pa.ChunkedArray) -> list[str]:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+        raise HilbertflowError("column 'text' holds other than strings", where="body")
+    texts: list[str] = column.to_pylist()
+    return texts
+
+
+def _lists(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if "vector" not in table.column_names:
+        raise HilbertflowError("has no column 'vector' and no column 'text'", where="body")
+    column = table.column("vector")
+    kinds = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    if not any(test(column.type) for test in kinds) or not pa.types.is_floating(column.type.value_type):
+        raise HilbertflowError(f"column 'vector' is {column.type}", where="body", remedy="send lists of float32")
+    lengths = set(pa.compute.list_value_length(column).to_pylist())
+    if len(lengths) != 1 or None in lengths:
+        raise HilbertflowError("vectors are missing or have different lengths", where="body")
+    values = pa.compute.list_flatten(column)
+    if values.null_count:
+        raise HilbertflowError("a vector has a null in it", where="body")
+    matrix: np.ndarray[Any, np.dtype[np.float32]] = values.to_numpy().astype(np.float32).reshape(-1, lengths.pop())
+    return matrix
+
+
+def _to_arrow(results: Results, explain: bool) -> bytes:
+    queries, width = results.rows.shape
+    offsets = pa.array(np.arange(queries + 1, dtype=np.int32) * width)
+
+    def lists(values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, values)
+
+    table = pa.table(
+        {
+            "ids": lists(pa.array(results.ids.reshape(-1), from_pandas=True)),
+            "scores": lists(pa.array(results.scores.reshape(-1))),
+            "rows": lists(pa.array(results.rows.reshape(-1))),
+            "partial": pa.array(np.full(queries, results.partial)),
+        }
+    )
+    if explain:
+        table = table.replace_schema_metadata({"explain": _json(results.explain)})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -11,6 +11,7 @@ from typing import Any
 
 from operators.errors import HilbertflowError
 from storage.fs import Location
+from storage.gguf import gguf_specs
 from storage.kinds import tensor_kind
 from storage.references import hub_snapshot
 from storage.safetensors_file import safetensors_specs
@@ -19,7 +20,10 @@ from storage.tensors import TensorSpec
 _INDEX = "model.safetensors.index.json"
 _MAX_JSON = 64 << 20
 _BLOCK, _SPREAD, _MAX_TENSOR_BLOCKS = 4096, 64, 4096
-READERS: dict[str, Callable[[Location], tuple[TensorSpec, ...]]] = {".safetensors": safetensors_specs}
+READERS: dict[str, Callable[[Location], tuple[TensorSpec, ...]]] = {
+    ".safetensors": safetensors_specs,
+    ".gguf": gguf_specs,
+}
 
 
 @dataclass(frozen=True)

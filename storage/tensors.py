@@ -25,6 +25,8 @@ class TensorSpec:
     file: URL of the file.
     offset: byte of the file at which the tensor begins.
     nbytes: bytes of the tensor, ``prod(shape)`` times the width of the dtype.
+    blocks: block format, as ``Q4_0``, of a tensor that a GGUF file holds quantized: the dtype is then ``U8`` and the
+        last axis counts bytes of blocks. Empty for all others.
     """
 
     name: str
@@ -34,6 +36,7 @@ class TensorSpec:
     file: str
     offset: int
     nbytes: int
+    blocks: str = ""
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -71,4 +72,39 @@ def odd_tensors(seed: int = 0) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     result["F32.zeros"] = "F32", (64, 64), bytes(4 * 64 * 64)
     wide = random.normal(size=256) * 10.0 ** random.integers(-38, 38, 256)
     result["F32.wide_range"] = "F32", (256,), wide.astype("<f4").tobytes()
+    return result
+
+
+def write_gguf(
+    path: str | Path, tensors: Mapping[str, tuple[int, tuple[int, ...], bytes]], metadata: bytes = b"", pairs: int = 0,
+    alignment: int = 32,
+) -> str:  # fmt: skip
+    """Write name -> (ggml type number, logical shape, bytes) as GGUF 3; ``metadata`` holds ``pairs`` encoded keys."""
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), pairs) + metadata
+    body = b""
+    for name, (number, shape, data) in tensors.items():
+        body += bytes(-len(body) % alignment)
+        head += gguf_text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, len(body))
+        body += data
+    head += bytes(-len(head) % alignment)
+    Path(path).write_bytes(head + body + bytes(-len(body) % alignment))
+    return str(path)
+
+
+def gguf_text(text: str) -> bytes:
+    """A string as GGUF writes it."""
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def block_tensors(seed: int = 0) -> dict[str, tuple[int, tuple[int, ...], bytes]]:
+    """GGUF tensors of each type that is read: plain ones, and random blocks of the quantized ones."""
+    random = np.random.default_rng(seed)
+    formats = {"q8_0": (8, 32, 34), "q4_0": (2, 32, 18), "q4_1": (3, 32, 20), "q6_k": (14, 256, 210)}
+    result: dict[str, tuple[int, tuple[int, ...], bytes]] = {}
+    for name, (number, values, width) in formats.items():
+        blocks = random.integers(0, 256, (6, 2, width), np.uint8)
+        blocks[..., :4] = random.normal(size=(6, 2, 2)).astype("<f2").view(np.uint8)  # scales that are finite numbers
+        result[f"blk.0.{name}.weight"] = number, (6, 2 * values), blocks.tobytes()
+    for name, number, width in (("f32", 0, 4), ("f16", 1, 2), ("bf16", 30, 2), ("i8", 24, 1), ("i64", 27, 8)):
+        result[f"blk.0.{name}"] = number, (3, 7), random.integers(0, 256, 21 * width, np.uint8).tobytes()
     return result

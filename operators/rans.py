@@ -26,8 +26,8 @@ from operators import rans_bits as k
 from operators import rans_lanes as lanes
 from operators import rans_tokens as tokens_of
 from operators import raw
-from operators.rans_blocks import choose, get_exceptions, get_ids, put_exceptions, put_ids, room, take
-from operators.rans_tables import Tables, fold, group, read, split, write
+from operators.rans_blocks import choose, get_exceptions, put_exceptions, room, take
+from operators.rans_tables import Tables, fold, group, padded_tokens, read, split, write
 
 CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13
 BLOCK = 1024
@@ -104,33 +104,32 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     head[0] = OWN if shared is None else SHARED
     at = k.put(head, k.put(head, 8, lanes_log, 3), block.bit_length() - 1, 5)
     if shared is None:
-        counts, shifts, ids, number = group(values, every, block, groups, MOST_TABLES)
-        at = k.put(head, at, number - 1, 6)
-        at, tables = write(counts[:number], shifts[:number], head, at)
+        counts, shifts, ids, parts = group(values, every, block, groups, MOST_TABLES)
+        at = k.put(head, at, len(shifts) - 1, 6)
+        at, tables = write(counts, shifts, head, at)
     else:
         tables = shared
         ids = tables.plan if tables.plan.size else choose(values, block, groups, tables)
     step = 0 if tables.plan.size else block  # a plan gives each column its table
-    if step:
-        at = put_ids(head, at, ids, tables.count)
     where = tables.shifts[ids]
-    tokens, highs, low_bits, extra_bits = split(values, step, where)
+    if step:
+        at = int(k.put_ids(head, at, ids, (tables.count - 1).bit_length()))
     if shared is not None:
-        at = put_exceptions(head, at, values, tokens, step, ids, tables)
+        parts = split(values, step, where)
+        at, replaced = put_exceptions(head, at, values, parts.tokens, step, ids, tables)
         if at < 0:
             return None
-        tokens, highs, low_bits, extra_bits = split(values, step, where)
-    bits = low_bits + extra_bits
-    extra = np.empty(bits // 32 + 2 if bits else 0, np.uint32)
-    if bits:
-        tokens_of.put_raw(values, highs, tokens, step, where, extra)
-    extra_bytes = extra.view(np.uint8)[: (bits + 7) // 8]
+        parts = split(values, step, where) if replaced else parts
+    tokens = parts.tokens
+    extra = np.empty(parts.bits // 32 + 2 if parts.bits else 0, np.uint32)
+    if parts.bits:
+        tokens_of.put_raw(values, parts.highs, tokens, step, where, extra)
 
     start, width, each = _tail(count, lanes_log, tables.top)
     state = np.full(1 << lanes_log, 1 << 16, np.uint32)
     if lanes_log > 1:
         lanes.put_tail(tokens, start, width, each, state)
-    check = _check(head[: (at + 7) // 8], tokens, extra_bytes)
+    check = _check(head[: (at + 7) // 8], tokens, extra[: (parts.bits + 31) // 32])
     state[0] |= np.uint32(check & 0xFFFF)
     state[1] |= np.uint32(check >> 16)
     words = np.empty(start + 1, np.uint16)
@@ -142,7 +141,8 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     number = start + 1 - begin
     at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
     size = (at + 15) // 16 * 2
-    return b"".join((head[:size].tobytes(), state.tobytes(), words[begin:].tobytes(), extra_bytes.tobytes()))
+    rest = extra.view(np.uint8)[: (parts.bits + 7) // 8]
+    return b"".join((head[:size].data, state.data, words[begin:].data, rest.data))
 
 
 def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
@@ -156,7 +156,10 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
         tables = shared
     step, ids = 0 if tables.plan.size else block, tables.plan
     if step:
-        at, ids = get_ids(source, at, -(-count // block), tables.count)
+        ids = np.empty(-(-count // block), np.uint8)
+        at = int(k.get_ids(source, at, (tables.count - 1).bit_length(), tables.count, ids))
+        if at < 0:
+            raise raw.damaged("rANS", k.ERRORS[at])
     at, exceptions = get_exceptions(source, at, count, limit) if shared is not None else (at, {})
     head = source[: (at + 7) // 8].copy()
     if at & 7:
@@ -170,7 +173,7 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
         raise raw.damaged("rANS", k.ERRORS[k.CUT])
     state, words = source[size:begin].copy().view(np.uint32), source[begin:end].view(np.uint16)
 
-    tokens = np.empty(count, np.uint8)
+    tokens = padded_tokens(count)
     start, width, each = _tail(count, lanes_log, tables.top)
     if step:
         used = lanes.decode_lanes(words, start, block, ids, tables.decoder(), state, tokens)
@@ -180,37 +183,38 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
     failed = k.CUT if used != number else lanes.get_tail(state, start, width, each, tables.present, tokens)
     if failed:
         raise raw.damaged("rANS", k.ERRORS[failed])
-    if check != _check(head, tokens, source[end:]):
+    size = source.size - end
+    extra = np.zeros(size // 4 + 3 if size else 0, np.uint32)
+    extra.view(np.uint8)[:size] = source[end:]
+    if check != _check(head, tokens, extra[: (size + 3) // 4]):
         raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM])
-    values = _assembled(tokens, source[end:], step, tables, ids, dtype)
+    values = _assembled(tokens, extra, size, step, tables, ids, dtype)
     for place, value in exceptions.items():
         values[place] = _unfold(value, dtype)
     return values
 
 
 def _assembled(
-    tokens: k.U8, extra: k.U8, step: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
+    tokens: k.U8, extra: k.U32, size: int, step: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
-    """Tokens and raw bits to values of ``dtype``."""
+    """Tokens and ``size`` bytes of raw bits to values of ``dtype``."""
     signed, shifts = dtype.kind == "i", tables.shifts[ids]
-    shifted = bool(tables.shifts.any())
-    if not shifted and tables.top < k.DIRECT and extra.size == 0:
-        small = np.empty(tokens.size, np.int8)
-        tokens_of.unfold(tokens, signed, small)
-        return small.astype(dtype, copy=False)
-    low_bits = _low_bits(tokens.size, step, shifts) if shifted else 0
-    if (low_bits + tokens_of.extra_bits(tokens) + 7) // 8 != extra.size:
+    out = np.empty(tokens.size, f"i{dtype.itemsize}")
+    if not tables.shifted and tables.top < k.DIRECT and size == 0:
+        tokens_of.unfold(tokens, signed, out)
+        return out.view(dtype)
+    low_bits = _low_bits(tokens.size, step, shifts) if tables.shifted else 0
+    if low_bits > 8 * size:
         raise raw.damaged("rANS", k.ERRORS[k.CUT])
-    padded = np.empty(extra.size // 4 + 3, np.uint32)
-    padded[extra.size // 4 :] = 0
-    padded.view(np.uint8)[: extra.size] = extra
-    values, out = np.empty(tokens.size, np.uint32), np.empty(tokens.size, np.int32)
-    tokens_of.highs_of(tokens, padded, low_bits, values)
-    failed = tokens_of.join_low_parts(values, step, shifts, padded) if shifted else 0
+    values = np.empty(tokens.size, np.uint32)
+    bits = tokens_of.highs_of(tokens, extra, low_bits, 8 * size, values)
+    failed = bits if bits < 0 else 0 if (bits + 7) // 8 == size else k.CUT
+    if not failed and tables.shifted:
+        failed = tokens_of.join_low_parts(values, step, shifts, extra)
     failed = failed or tokens_of.unzigzag(values, signed, (1 << 8 * dtype.itemsize) - 1, out)
     if failed:
         raise raw.damaged("rANS", k.ERRORS[failed])
-    return out.view(np.uint32) if dtype == np.uint32 else out.astype(dtype, copy=False)
+    return out.view(dtype)
 
 
 def _low_bits(count: int, step: int, shifts: k.I32) -> int:
@@ -221,9 +225,14 @@ def _low_bits(count: int, step: int, shifts: k.I32) -> int:
     return int(shifts.sum(dtype=np.int64)) * step - int(shifts[-1]) * (len(shifts) * step - count)
 
 
-def _check(head: k.U8, tokens: k.U8, extra: k.U8) -> int:
-    """32 bits that depend on all that was coded."""
-    return int(tokens_of.check_sum(extra, tokens_of.check_sum(tokens, tokens_of.check_sum(head, tokens.size))))
+def _check(head: k.U8, tokens: k.U8, extra: k.U32) -> int:
+    """32 bits that depend on all that was coded; ``tokens`` come from :func:`padded_tokens`."""
+    words = np.zeros((head.size + 3) // 4, np.uint32)
+    words.view(np.uint8)[: head.size] = head
+    check = tokens_of.check_sum(words, tokens.size)
+    whole = tokens.base
+    assert whole is not None
+    return int(tokens_of.check_sum(extra, tokens_of.check_sum(whole.view(np.uint32), check)))
 
 
 def _constant(value: int, count: int) -> bytes:

@@ -238,25 +238,85 @@ def frequencies(weights: I32, freq: I32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def decoder_table(freq: I32, out: U32) -> None:
-    """Fill SLOTS entries: token << 24 | frequency << 12 | slot - start."""
-    at = 0
-    for t in range(TOKENS):
-        entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(freq[t]) << np.uint32(SLOTS_LOG))
-        for j in range(freq[t]):
-            out[at + j] = entry | np.uint32(j)
-        at += freq[t]
+def put_tables(out: U8, at: int, counts: I32, shifts: I32, freq: I32) -> int:
+    """Write a table for each histogram; sets ``freq`` to the frequencies that the reader will have."""
+    weights = np.empty(TOKENS, np.int32)
+    for row in range(shifts.size):
+        at = put_table(out, at, counts[row], shifts[row], weights)
+        frequencies(weights, freq[row])
+    return at
 
 
 @njit(cache=True, nogil=True)
-def encoder_table(freq: I32, code: U32, inverse: U64) -> None:
-    """Fill TOKENS entries: frequency << 12 | start, and the reciprocal of the frequency.
+def get_tables(data: U8, at: int, freq: I32, shifts: I32) -> int:
+    """Read as many tables as there are rows; the next bit or an error."""
+    weights = np.empty(TOKENS, np.int32)
+    for row in range(shifts.size):
+        at, shift = get_table(data, at, weights)
+        if at < 0:
+            return at
+        shifts[row] = shift
+        frequencies(weights, freq[row])
+    return at
+
+
+@njit(cache=True, nogil=True)
+def decoder_tables(freq: I32, out: U32) -> None:
+    """Fill SLOTS entries a table: token << 24 | frequency << 12 | slot - start."""
+    at = 0
+    for row in range(freq.shape[0]):
+        for t in range(TOKENS):
+            f = freq[row, t]
+            entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(f) << np.uint32(SLOTS_LOG))
+            slots = out[at : at + f]
+            for j in range(slots.size):
+                slots[j] = entry | np.uint32(j)
+            at += f
+
+
+@njit(cache=True, nogil=True)
+def encoder_tables(freq: I32, code: U32, inverse: U64) -> None:
+    """Fill TOKENS entries a table: frequency << 12 | start, and the reciprocal of the frequency.
 
     With r = (2^44 - 1) div f, (x + 1)·r >> 44 is x div f for every x below f·2^20: the error of r takes from
     (x + 1)·2^44 / f more than nothing and less than 2^44 / f.
     """
-    start = 0
-    for t in range(TOKENS):
-        code[t] = (np.uint32(freq[t]) << np.uint32(SLOTS_LOG)) | np.uint32(start & (SLOTS - 1))
-        inverse[t] = ((1 << 44) - 1) // freq[t] if freq[t] else 0
-        start += freq[t]
+    for row in range(freq.shape[0]):
+        start = 0
+        for t in range(TOKENS):
+            f = freq[row, t]
+            code[row * TOKENS + t] = (np.uint32(f) << np.uint32(SLOTS_LOG)) | np.uint32(start & (SLOTS - 1))
+            inverse[row * TOKENS + t] = ((1 << 44) - 1) // f if f else 0
+            start += f
+
+
+@njit(cache=True, nogil=True)
+def put_ids(out: U8, at: int, ids: U8, width: int) -> int:
+    """Write the table of each block: one bit when it is the one before, else the number too. The next bit."""
+    for b in range(ids.size if width else 0):
+        if b:
+            at = put(out, at, 1 if ids[b] != ids[b - 1] else 0, 1)
+        if b == 0 or ids[b] != ids[b - 1]:
+            at = put(out, at, ids[b], width)
+    return at
+
+
+@njit(cache=True, nogil=True)
+def get_ids(data: U8, at: int, width: int, count: int, ids: U8) -> int:
+    """Read what :func:`put_ids` wrote; the next bit, or an error when a number is not below ``count``."""
+    ids[:] = 0
+    for b in range(ids.size if width else 0):
+        if b:
+            other = get(data, at, 1)
+            at += 1
+            if other == 0:
+                ids[b] = ids[b - 1]
+                continue
+        number = get(data, at, width)
+        if number < 0:
+            return CUT
+        if number >= count:
+            return BAD_TABLE
+        ids[b] = number
+        at += width
+    return at

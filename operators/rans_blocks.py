@@ -31,51 +31,25 @@ def choose(values: k.U32, block: int, groups: int, tables: Tables) -> k.U8:
     cost = np.empty((groups, tables.count), np.int64)
     for shift in np.unique(tables.shifts):
         counts = np.zeros((groups, k.TOKENS), np.int32)
-        block_counts(split(values, block, np.full(groups, shift, np.int32))[0], block, counts)
+        block_counts(split(values, block, np.full(groups, shift, np.int32)).tokens, block, counts)
         which = tables.shifts == shift
         cost[:, which] = counts.astype(np.int64) @ tables.costs()[which].T
     chosen: k.U8 = cost.argmin(axis=1).astype(np.uint8)
     return chosen
 
 
-def put_ids(head: k.U8, at: int, ids: k.U8, count: int) -> int:
-    """Write the table of each block: one bit when it is the one before, else the number too. The next bit."""
-    width = (count - 1).bit_length()
-    before = -1
-    for table in ids.tolist() if width else []:
-        if before >= 0:
-            at = k.put(head, at, int(table != before), 1)
-        if table != before:
-            at = k.put(head, at, table, width)
-        before = table
-    return at
+def put_exceptions(
+    head: k.U8, at: int, values: k.U32, tokens: k.U8, step: int, ids: k.U8, tables: Tables
+) -> tuple[int, int]:
+    """Write the values that the tables cannot code, and put others in their place; the next bit, and how many.
 
-
-def get_ids(source: k.U8, at: int, groups: int, count: int) -> tuple[int, k.U8]:
-    """Read what :func:`put_ids` wrote; the next bit and the table of each block."""
-    width = (count - 1).bit_length()
-    ids = np.zeros(groups, np.uint8)
-    for b in range(groups if width else 0):
-        if b:
-            same = take(source, at, 1) == 0
-            at += 1
-            if same:
-                ids[b] = ids[b - 1]
-                continue
-        ids[b] = take(source, at, width)
-        at += width
-        if ids[b] >= count:
-            raise raw.damaged("rANS", k.ERRORS[k.BAD_TABLE])
-    return at, ids
-
-
-def put_exceptions(head: k.U8, at: int, values: k.U32, tokens: k.U8, step: int, ids: k.U8, tables: Tables) -> int:
-    """Write the values that the tables cannot code, and put others in their place; -1 when there are too many."""
+    The bit is -1 when there are too many.
+    """
     places = np.empty(MOST_EXCEPTIONS, np.int32)
     instead = tables.freq.argmax(axis=1).astype(np.uint8)
     count = lanes.replace_uncodable(tokens, max(1, step), ids, tables.freq, instead, places)
     if count > min(MOST_EXCEPTIONS, values.size // 64):
-        return -1
+        return -1, count
     at = k.put(head, at, int(count > 0), 1)
     if count:
         at = k.put(head, at, count, 8)
@@ -85,7 +59,7 @@ def put_exceptions(head: k.U8, at: int, values: k.U32, tokens: k.U8, step: int, 
             at = k.put(head, at, value, width)
             table = ids[place // max(1, step) % ids.size]
             values[place] = _smallest(int(instead[table])) << int(tables.shifts[table])
-    return at
+    return at, count
 
 
 def get_exceptions(source: k.U8, at: int, count: int, limit: int) -> tuple[int, dict[int, int]]:

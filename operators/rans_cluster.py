@@ -43,21 +43,39 @@ def _n_log_n(lut: I64, n: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _beyond(values: U32, shift: int) -> int:
+    least, over = np.uint32(DIRECT << shift), np.int32(0)
+    for i in range(values.size):
+        over += np.int32(values[i] >= least)
+    return over
+
+
+@njit(cache=True, nogil=True)
 def block_shifts(values: U32, block: int, shifts: I32) -> None:
-    """For each block the fewest low bits to take off so that 31 in 32 values fall among the direct tokens."""
+    """For each block the fewest low bits to take off so that 31 in 32 values fall among the direct tokens.
+
+    A block keeps the shift of the one before when its own would be one more or less and nearly as good: blocks of
+    different shifts cannot share a table.
+    """
+    before = -1
     for b in range(shifts.size):
         v = values[b * block : (b + 1) * block]
         low, high = 0, MAX_SHIFT
+        if before >= 0 and _beyond(v, before) <= v.size // 12:  # the common case first
+            high = before
+            low = max(0, before - 2)
+            if low and _beyond(v, low - 1) <= v.size // 32:
+                low, high = 0, low - 1
         while low < high:
             shift = (low + high) // 2
-            least, over = np.uint32(DIRECT << shift), np.int32(0)
-            for i in range(v.size):
-                over += np.int32(v[i] >= least)
-            if over <= v.size // 32:
+            if _beyond(v, shift) <= v.size // 32:
                 high = shift
             else:
                 low = shift + 1
+        if before - 1 <= low <= before + 1 and _beyond(v, before) <= v.size // 12:
+            low = before
         shifts[b] = low
+        before = low
 
 
 @njit(cache=True, nogil=True)
@@ -190,6 +208,14 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
             k += 1
         ids[b] = number[root]
     return k
+
+
+@njit(cache=True, nogil=True)
+def regroup(each: I32, ids: U8, counts: I32) -> None:
+    """Set the histogram of each cluster to the sum of its blocks'."""
+    counts[:] = 0
+    for b in range(ids.size):
+        counts[ids[b]] += each[b]
 
 
 @njit(cache=True, nogil=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,15 +42,20 @@ class Tables:
         """How many tables."""
         return len(self.shifts)
 
-    @property
-    def top(self) -> int:
-        """The largest token that any table codes."""
-        return int(np.flatnonzero(self.freq.any(axis=0))[-1])
-
-    @property
+    @cached_property
     def present(self) -> k.U8:
         """(228,) uint8: 1 for each token that some table codes."""
         return np.asarray(self.freq.any(axis=0), np.uint8)
+
+    @cached_property
+    def top(self) -> int:
+        """The largest token that any table codes."""
+        return k.TOKENS - 1 - int(self.present[::-1].argmax())
+
+    @cached_property
+    def shifted(self) -> bool:
+        """Whether any table leaves low bits raw."""
+        return bool(self.shifts.any())
 
     def decoder(self) -> k.U32:
         """(T·4096,) entries for the decoding kernels."""
@@ -98,22 +103,17 @@ def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
 
 def write(counts: k.I32, shifts: k.I32, out: k.U8, at: int) -> tuple[int, Tables]:
     """Write tables for histograms (T, 228) at bit ``at`` of zeroed ``out``; the next bit and the tables."""
-    weights, freq = np.empty(k.TOKENS, np.int32), np.empty((len(counts), k.TOKENS), np.int32)
-    for row, counted in enumerate(counts):
-        at = k.put_table(out, at, counted, int(shifts[row]), weights)
-        k.frequencies(weights, freq[row])
+    freq = np.empty((len(counts), k.TOKENS), np.int32)
+    at = int(k.put_tables(out, at, counts, shifts, freq))
     return at, Tables(b"", shifts.astype(np.int32), freq, np.empty(0, np.uint8))
 
 
 def read(data: k.U8, at: int, count: int) -> tuple[int, Tables]:
     """``count`` tables at bit ``at`` of ``data``; the next bit and the tables."""
-    weights, freq = np.empty(k.TOKENS, np.int32), np.empty((count, k.TOKENS), np.int32)
-    shifts = np.empty(count, np.int32)
-    for row in range(count):
-        at, shifts[row] = k.get_table(data, at, weights)
-        if at < 0:
-            raise HilbertflowError(k.ERRORS[at], where="rans")
-        k.frequencies(weights, freq[row])
+    freq, shifts = np.empty((count, k.TOKENS), np.int32), np.empty(count, np.int32)
+    at = int(k.get_tables(data, at, freq, shifts))
+    if at < 0:
+        raise HilbertflowError(k.ERRORS[at], where="rans")
     return at, Tables(b"", shifts, freq, np.empty(0, np.uint8))
 
 
@@ -133,50 +133,73 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
         while flat.size > block * 256:
             block *= 2
         groups = -(-flat.size // block)
-    counts, shifts, ids, count = group(flat, int(flat.max()), block, groups, most)
-    smooth = counts[:count].copy()
+    made = group(flat, int(flat.max()), block, groups, most)
+    smooth, count = made.counts.copy(), len(made.shifts)
     for row in smooth:
         row[: np.flatnonzero(row)[-1] + 3] += 1  # and two beyond the largest seen
     out = np.zeros(count * TABLE_BYTES, np.uint8)
-    at, _ = write(smooth, shifts[:count], out, 0)
-    plan = ids if columns else np.empty(0, np.uint8)
+    at, _ = write(smooth, made.shifts, out, 0)
+    plan = made.ids if columns else np.empty(0, np.uint8)
     head = np.array([1, count, len(plan) & 255, len(plan) >> 8 & 255, len(plan) >> 16], np.uint8)
     return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
 
 
-def group(values: k.U32, every: int, block: int, groups: int, most: int) -> tuple[k.I32, k.I32, k.U8, int]:
-    """Histograms and shifts of at most ``most`` clusters of blocks, the cluster of each block, and how many."""
+def group(values: k.U32, every: int, block: int, groups: int, most: int) -> Grouped:
+    """At most ``most`` clusters of blocks; ``every`` is the bitwise or of the values, or their maximum."""
     shifts, ids = np.zeros(groups, np.int32), np.zeros(groups, np.uint8)
     if every >= k.DIRECT:
         clusters.block_shifts(values, block, shifts)
     for coarse in (1, 2, 4, 32):  # fewer different shifts when there are too many
         rounded = -(-shifts // coarse) * coarse if coarse < 32 else np.full_like(shifts, shifts.max())
         rounded = np.minimum(rounded, k.MAX_SHIFT).astype(np.int32)
-        counts = _count(values, block, rounded)
+        parts = split(values, block, rounded)
+        counts = _count(parts.tokens, block, groups)
         count = int(clusters.cluster(counts, rounded, most, clusters.n_log_n(), ids))
         if count:
             break
     if clusters.coarsen(counts[:count], rounded[:count], clusters.n_log_n()):  # wider bins do: count them
-        each = _count(values, block, rounded[ids])
-        counts[:count] = 0
-        np.add.at(counts, ids, each)
-    return counts, rounded, ids, count
+        parts = split(values, block, rounded[ids])
+        clusters.regroup(_count(parts.tokens, block, groups), ids, counts[:count])
+    return Grouped(counts[:count], rounded[:count], ids, parts)
 
 
-def _count(values: k.U32, block: int, shifts: k.I32) -> k.I32:
-    tokens, _, _, _ = split(values, block, shifts)
-    counts = np.zeros((shifts.size, k.TOKENS), np.int32)
+def _count(tokens: k.U8, block: int, groups: int) -> k.I32:
+    counts = np.zeros((groups, k.TOKENS), np.int32)
     clusters.block_counts(tokens, block, counts)
     return counts
 
 
-def split(values: k.U32, block: int, shifts: k.I32) -> tuple[k.U8, k.U32, int, int]:
-    """Tokens, values without low bits, how many low bits there are and how many raw bits behind tokens."""
-    tokens, highs, low_bits = np.empty(values.size, np.uint8), values, 0
+class Parts(NamedTuple):
+    """Values taken apart: tokens, and what :func:`operators.rans_tokens.put_raw` needs."""
+
+    tokens: k.U8
+    highs: k.U32
+    bits: int  # raw bits in all
+
+
+class Grouped(NamedTuple):
+    """Clusters of blocks: their histograms (T, 228) and shifts, the cluster of each block, and the values' parts."""
+
+    counts: k.I32
+    shifts: k.I32
+    ids: k.U8
+    parts: Parts
+
+
+def split(values: k.U32, block: int, shifts: k.I32) -> Parts:
+    """Take values apart at the shift of their block (or column, where ``block`` is 0)."""
+    tokens, highs, bits = padded_tokens(values.size), values, 0
     if shifts.any():
         highs = np.empty(values.size, np.uint32)
-        low_bits = int(tokens_of.high_parts(values, block, shifts, highs))
-    return tokens, highs, low_bits, int(tokens_of.tokenize(highs, tokens))
+        bits = int(tokens_of.high_parts(values, block, shifts, highs))
+    return Parts(tokens, highs, bits + int(tokens_of.tokenize(highs, tokens)))
+
+
+def padded_tokens(count: int) -> k.U8:
+    """Room for tokens that can be read four at a time (``.base``): zeros behind them."""
+    whole = np.empty((count + 3) // 4, np.uint32)
+    whole[-1:] = 0
+    return whole.view(np.uint8)[:count]
 
 
 @lru_cache(maxsize=64)
@@ -195,17 +218,14 @@ def _from_bytes(blob: bytes) -> Tables:
 @lru_cache(maxsize=64)
 def _decoder(tables: Tables) -> k.U32:
     out = np.empty(tables.count * k.SLOTS, np.uint32)
-    for row, freq in enumerate(tables.freq):
-        k.decoder_table(freq, out[row * k.SLOTS : (row + 1) * k.SLOTS])
+    k.decoder_tables(tables.freq, out)
     return out
 
 
 @lru_cache(maxsize=64)
 def _encoder(tables: Tables) -> tuple[k.U32, k.U64]:
     code, inverse = np.empty(tables.count * k.TOKENS, np.uint32), np.empty(tables.count * k.TOKENS, np.uint64)
-    for row, freq in enumerate(tables.freq):
-        at = slice(row * k.TOKENS, (row + 1) * k.TOKENS)
-        k.encoder_table(freq, code[at], inverse[at])
+    k.encoder_tables(tables.freq, code, inverse)
     return code, inverse
 
 

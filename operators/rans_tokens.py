@@ -8,11 +8,13 @@ raw bits of a chunk are all low bits, then those of the large tokens, least sign
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import DIRECT, I32, TOO_WIDE, U8, U32
+from operators.rans_bits import CUT, DIRECT, I32, TOO_WIDE, U8, U32
 
 # mypy: disable-error-code="return-value, assignment, arg-type"
 _WORD = np.uint64(0xFFFFFFFF)
@@ -91,55 +93,77 @@ def extra_width(token: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def extra_bits(tokens: U8) -> int:
-    """Raw bits that follow the tokens, low bits of the values aside."""
-    total = np.int64(0)
-    for begin in range(0, tokens.size, 1024):
-        t = tokens[begin : begin + 1024]
-        extra = np.int32(0)
-        for i in range(t.size):
-            k = np.int32(t[i])
-            extra += (((k - np.int32(DIRECT)) >> np.int32(2)) + np.int32(5)) if k >= np.int32(DIRECT) else np.int32(0)
-        total += extra
-    return total
-
-
-@njit(cache=True, nogil=True)
 def put_raw(values: U32, highs: U32, tokens: U8, block: int, shifts: I32, out: U32) -> None:
-    """Write all raw bits into ``out``, which has room for one number more."""
+    """Write all raw bits into ``out``, which has room for one number more; the bits beyond the last are 0."""
     held, filled, at = np.uint64(0), np.uint64(0), np.uint64(0)
-    column, left = 0, max(1, block)
-    for i in range(values.size if shifts.any() else 0):
-        width = np.uint64(shifts[column])
-        held |= (np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))) << filled
-        filled += width
-        out[at] = np.uint32(held & _WORD)
-        full = filled >> np.uint64(5)
-        at += full
-        held >>= full << np.uint64(5)
-        filled &= np.uint64(31)
-        left -= 1
-        if left == 0:
-            left = max(1, block)
-            column = column + 1 if column + 1 < shifts.size else 0
-    for i in range(tokens.size):
-        t = np.uint64(tokens[i])
-        if t >= np.uint64(DIRECT):
-            width = ((t - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5)
-            held |= (np.uint64(highs[i]) & ((np.uint64(1) << width) - np.uint64(1))) << filled
+    if block:
+        joined = np.empty(block // 2, np.uint32)
+        for b in range(shifts.size):
+            v = values[b * block : (b + 1) * block]
+            width = np.uint64(shifts[b])
+            if width == np.uint64(0):
+                continue
+            mask = np.uint32((np.uint64(1) << width) - np.uint64(1))
+            first = 0
+            if width <= np.uint64(16):  # two at a time
+                up = np.uint32(width)
+                for i in range(v.size // 2):
+                    joined[i] = (v[2 * i] & mask) | np.uint32((v[2 * i + 1] & mask) << up)
+                for i in range(v.size // 2):
+                    held |= np.uint64(joined[i]) << filled
+                    filled += width + width
+                    out[at] = np.uint32(held & _WORD)
+                    full = filled >> np.uint64(5)
+                    at += full
+                    held >>= full << np.uint64(5)
+                    filled &= np.uint64(31)
+                first = v.size // 2 * 2
+            for i in range(first, v.size):
+                held |= np.uint64(v[i] & mask) << filled
+                filled += width
+                out[at] = np.uint32(held & _WORD)
+                full = filled >> np.uint64(5)
+                at += full
+                held >>= full << np.uint64(5)
+                filled &= np.uint64(31)
+    else:
+        column = 0
+        for i in range(values.size):
+            width = np.uint64(shifts[column])
+            held |= (np.uint64(values[i]) & ((np.uint64(1) << width) - np.uint64(1))) << filled
             filled += width
             out[at] = np.uint32(held & _WORD)
             full = filled >> np.uint64(5)
             at += full
             held >>= full << np.uint64(5)
             filled &= np.uint64(31)
+            column = column + 1 if column + 1 < shifts.size else 0
+    for begin in range(0, tokens.size, 1024):
+        t, h = tokens[begin : begin + 1024], highs[begin : begin + 1024]
+        every = np.uint8(0)
+        for i in range(t.size):
+            every |= t[i]
+        for i in range(t.size if every >= DIRECT else 0):
+            k = np.uint64(t[i])
+            if k >= np.uint64(DIRECT):
+                width = ((k - np.uint64(DIRECT)) >> np.uint64(2)) + np.uint64(5)
+                held |= (np.uint64(h[i]) & ((np.uint64(1) << width) - np.uint64(1))) << filled
+                filled += width
+                out[at] = np.uint32(held & _WORD)
+                full = filled >> np.uint64(5)
+                at += full
+                held >>= full << np.uint64(5)
+                filled &= np.uint64(31)
     out[at] = np.uint32(held & _WORD)
 
 
 @njit(cache=True, nogil=True)
-def highs_of(tokens: U8, raw: U32, at: int, out: U32) -> None:
-    """Values without their low bits; ``at`` is the raw bit after the low ones, ``raw`` holds 64 bits too many."""
-    bit = np.uint64(at)
+def highs_of(tokens: U8, raw: U32, begin_bit: int, bits: int, out: U32) -> int:
+    """Values without their low bits; the bit after the last one used, or an error when that is beyond ``bits``.
+
+    Raw bits behind tokens begin at ``begin_bit``; ``raw`` holds 64 bits more than ``bits``.
+    """
+    bit = np.uint64(begin_bit)
     for begin in range(0, tokens.size, 1024):
         t, o = tokens[begin : begin + 1024], out[begin : begin + 1024]
         every = np.uint8(0)
@@ -148,6 +172,11 @@ def highs_of(tokens: U8, raw: U32, at: int, out: U32) -> None:
             every |= t[i]
         if every < DIRECT:
             continue
+        needed = np.int64(bit)
+        for i in range(t.size):
+            needed += extra_width(np.int64(t[i]))
+        if needed > bits:
+            return CUT
         for i in range(t.size):
             k = np.uint64(t[i])
             if k >= np.uint64(DIRECT):
@@ -157,6 +186,7 @@ def highs_of(tokens: U8, raw: U32, at: int, out: U32) -> None:
                 low = (word >> (bit & np.uint64(31))) & ((np.uint64(1) << width) - np.uint64(1))
                 o[i] = np.uint32(((np.uint64(4) | (k & np.uint64(3))) << width | low) & _WORD)
                 bit += width
+    return np.int64(bit)
 
 
 @njit(cache=True, nogil=True)
@@ -199,21 +229,25 @@ def join_low_parts(highs: U32, block: int, shifts: I32, raw: U32) -> int:
 
 
 @njit(cache=True, nogil=True)
-def unzigzag(values: U32, signed: bool, limit: int, out: I32) -> int:
-    """Values of their sign again, as bit patterns; 0 or an error when one passes ``limit``."""
+def unzigzag(values: U32, signed: bool, limit: int, out: npt.NDArray[Any]) -> int:
+    """Values of their sign again, as bit patterns of a signed type; 0 or an error when one passes ``limit``."""
     every = np.uint32(0)
     for i in range(values.size):
         every |= values[i]
     if every > np.uint64(limit):
         return TOO_WIDE
-    for i in range(values.size):
-        u = values[i]
-        out[i] = np.int32((u >> np.uint32(1)) ^ np.uint32(np.uint32(0) - (u & np.uint32(1)))) if signed else np.int32(u)
+    if signed:
+        for i in range(values.size):
+            u = values[i]
+            out[i] = np.int32((u >> np.uint32(1)) ^ np.uint32(np.uint32(0) - (u & np.uint32(1))))
+    else:
+        for i in range(values.size):
+            out[i] = np.int32(values[i])
     return 0
 
 
 @njit(cache=True, nogil=True)
-def unfold(tokens: U8, signed: bool, out: npt.NDArray[np.int8]) -> None:
+def unfold(tokens: U8, signed: bool, out: npt.NDArray[Any]) -> None:
     """Tokens that are values themselves, back to signed ones."""
     if signed:
         for i in range(tokens.size):
@@ -221,14 +255,14 @@ def unfold(tokens: U8, signed: bool, out: npt.NDArray[np.int8]) -> None:
             out[i] = np.int8((t >> np.uint8(1)) ^ (np.uint8(0) - (t & np.uint8(1))))
     else:
         for i in range(tokens.size):
-            out[i] = np.int8(tokens[i])
+            out[i] = np.int16(tokens[i])
 
 
 @njit(cache=True, nogil=True)
-def check_sum(data: U8, seed: int) -> int:
-    """32-bit sum of bytes weighted by odd multiples of their place: one changed byte always changes it."""
-    h = np.uint32(0)
-    for i in range(data.size):
+def check_sum(words: U32, seed: int) -> int:
+    """32-bit sum of words weighted by odd multiples of their place: one changed word always changes it."""
+    h = np.uint32(seed)
+    for i in range(words.size):
         weight = np.uint32((i * 0x9E3779B2) | 1)
-        h = np.uint32(h + np.uint32(np.uint32(data[i] + 1) * weight))
-    return np.int64(np.uint32(h ^ np.uint32(seed)))
+        h = np.uint32(h + np.uint32(np.uint32(words[i] + 1) * weight))
+    return np.int64(np.uint32(h ^ (h >> np.uint32(15))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -70,7 +71,7 @@ def from_plane(planes: npt.NDArray[Any], layout: Layout = "hilbert") -> npt.NDAr
 
 def _side_of(shape: tuple[int, ...]) -> int:
     count = shape[-1] if shape else 0
-    side = round(count**0.5)
+    side = math.isqrt(int(count))
     if count == 0 or side * side != count:
         raise HilbertflowError(f"{count} values do not fill a square plane", remedy="pad them to a square")
     return side

@@ -66,4 +66,4 @@ def from_layout(plane: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
 
 
 def _side(values: npt.NDArray[Any]) -> int:
-    return round(values.size**0.5)
+    return math.isqrt(int(values.size))

@@ -159,7 +159,8 @@ def serve(docs: CollectionArchive) -> list[str]:
     from cluster.config import ServeConfig
 
     step(5, "serve the collection on loopback and ask the same over HTTP")
-    config = ServeConfig.model_validate({"collections": [{"name": "docs", "url": docs.url}], "encoder": {"model": docs.encoder}, "port": 0})
+    collections = [{"name": "docs", "url": docs.url}]
+    config = ServeConfig.model_validate({"collections": collections, "encoder": {"model": docs.encoder}, "port": 0})
     app = serve_app.start(config)
     try:
         question = {"texts": [QUESTION], "k": RECALL_AT}

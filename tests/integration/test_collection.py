@@ -80,7 +80,7 @@ def test_rows_are_taken_in_the_order_asked_and_levels_differ(vectors: Path, root
 
 
 @pytest.mark.parametrize(("tier", "least"), [("exact", 1.0), ("ivfpq", 0.9), ("hnsw", 0.9)])
-def test_the_command_line_searches_every_tier(vectors: Path, root: Path, tmp_path: Path, tier: str, least: float) -> None:
+def test_every_tier_from_the_command_line(vectors: Path, root: Path, tmp_path: Path, tier: str, least: float) -> None:
     values = np.load(vectors / "v.npy")
     queries = values[:20] + 0.05
     np.save(tmp_path / "q.npy", queries)

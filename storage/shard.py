@@ -17,7 +17,7 @@ MISSING = 2**64 - 1
 
 
 def pack(chunks: Sequence[bytes | None], slots: int) -> bytes | None:
-    """The shard of ``chunks`` with room for ``slots``; ``None`` reads as the fill value; nothing but None is no object."""
+    """The shard of ``chunks`` with room for ``slots``; a ``None`` reads as the fill value. No object for nothing."""
     if all(chunk is None for chunk in chunks):
         return None
     index = np.full((slots, 2), MISSING, "<u8")

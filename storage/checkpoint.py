@@ -16,13 +16,18 @@ from storage.kinds import tensor_kind
 from storage.references import hub_snapshot
 from storage.safetensors_file import safetensors_specs
 from storage.tensors import TensorSpec
+from storage.torch_file import torch_specs
 
-_INDEX = "model.safetensors.index.json"
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
 _MAX_JSON = 64 << 20
 _BLOCK, _SPREAD, _MAX_TENSOR_BLOCKS = 4096, 64, 4096
 READERS: dict[str, Callable[[Location], tuple[TensorSpec, ...]]] = {
     ".safetensors": safetensors_specs,
     ".gguf": gguf_specs,
+    ".bin": torch_specs,
+    ".pt": torch_specs,
+    ".pth": torch_specs,
 }
 
 
@@ -81,7 +86,8 @@ def open_checkpoint(url: str) -> Checkpoint:
 
     Parameters
     ----------
-    url: a ``.safetensors`` file; a directory with one, or with shards and ``model.safetensors.index.json``; that index;
+    url: a ``.safetensors``, ``.gguf`` or PyTorch file (``.bin``, ``.pt``, ``.pth``: read, never unpickled); a directory
+        with one, or with shards and ``model.safetensors.index.json``; that index;
         ``package://NAME/path`` for a checkpoint that an installed Python package carries (nothing is imported);
         ``hf://ORG/NAME`` for a Hugging Face repository, from the local cache where it is there.
 
@@ -117,10 +123,11 @@ def _files(place: Location) -> tuple[list[Location], dict[str, str] | None]:
         if not place.exists():
             place.size()  # says that it is missing
         return [place], None
-    if place.exists("model.safetensors"):
-        return [place.join("model.safetensors")], None
-    if place.exists(_INDEX):
-        return _indexed(place.join(_INDEX))
+    for whole, index in zip(_WHOLE, _INDEXES, strict=True):
+        if place.exists(whole):
+            return [place.join(whole)], None
+        if place.exists(index):
+            return _indexed(place.join(index))
     for suffix in READERS:
         found = [name for name in place.list() if name.endswith(suffix) and "/" not in name]
         if len(found) == 1:
@@ -129,7 +136,9 @@ def _files(place: Location) -> tuple[list[Location], dict[str, str] | None]:
             what = f"holds {len(found)} {suffix} files and no index that says how they belong together"
             raise HilbertflowError(what, where=place.url, remedy=f"name one of them, as {place.url}/{found[0]}")
     raise HilbertflowError(
-        "holds no checkpoint", where=place.url, remedy=f"expected model.safetensors, {_INDEX} or *{', *'.join(READERS)}"
+        "holds no checkpoint",
+        where=place.url,
+        remedy=f"expected model.safetensors, {_INDEXES[0]} or *{', *'.join(READERS)}",
     )
 
 
@@ -139,8 +148,8 @@ def _indexed(index: Location) -> tuple[list[Location], dict[str, str]]:
     if not isinstance(listed, dict) or not listed:
         raise HilbertflowError("has no weight_map", where=index.url, remedy="save the model again")
     for tensor, name in listed.items():
-        if not isinstance(name, str) or "/" in name or "\\" in name or not name.endswith(".safetensors"):
-            raise HilbertflowError(f"names no safetensors file beside it for tensor {tensor!r}", where=index.url)
+        if not isinstance(name, str) or "/" in name or "\\" in name or not name.endswith((".safetensors", ".bin")):
+            raise HilbertflowError(f"names no checkpoint file beside it for tensor {tensor!r}", where=index.url)
     folder = _parent(index)
     files = [folder.join(name) for name in sorted(set(listed.values()))]
     for file in files:

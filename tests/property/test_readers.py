@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import resource
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from operators.errors import HilbertflowError
 from storage import python_scan
 from storage.checkpoint import open_checkpoint
 from storage.vectors import open_vectors
-from tests.fixtures import odd_tensors, write_safetensors
+from tests.fixtures import block_tensors, gguf_text, odd_tensors, write_gguf, write_safetensors
 
 CASES = int(os.environ.get("HILBERTFLOW_FUZZ", "300"))
 VALUES = np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)
@@ -98,6 +99,30 @@ def npy(values: Any) -> bytes:
     return buffer.getvalue()
 
 
+def torch_bytes() -> bytes:
+    """What ``torch.save`` writes for two tensors, so that the test does without Torch."""
+    import zipfile
+
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0%dX\x03\0\0\0cpuK\x0ctQ"
+    tensor = b"X\x01\0\0\0%sctorch._utils\n_rebuild_tensor_v2\n(%sK\0K\x03K\x04\x86K\x04K\x01\x86\x89}tR"
+    body = b"".join(tensor % (name, storage % number) for number, name in enumerate((b"a", b"b")))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}(" + body + b"u.")
+        archive.writestr("archive/byteorder", b"little")
+        for number in range(2):
+            archive.writestr(f"archive/data/{number}", VALUES.tobytes()[:48])
+    return buffer.getvalue()
+
+
+GGUF_KEYS = b"".join(
+    [
+        gguf_text("general.architecture") + struct.pack("<I", 8) + gguf_text("llama"),
+        gguf_text("general.alignment") + struct.pack("<II", 4, 32),
+        gguf_text("tokens") + struct.pack("<IIQ", 9, 8, 2) + gguf_text("a") + gguf_text("bc"),
+    ]
+)
+
 # name -> suffix, maker of a valid file, what reads it
 READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], None]]] = {
     "safetensors": (
@@ -105,6 +130,12 @@ READERS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], None]]] = {
         lambda: written(lambda path: write_safetensors(path, some_tensors(), {"a": "b"}), ".safetensors"),
         consume_checkpoint,
     ),
+    "gguf": (
+        ".gguf",
+        lambda: written(lambda path: write_gguf(path, block_tensors(), GGUF_KEYS, 3), ".gguf"),
+        consume_checkpoint,
+    ),
+    "torch": (".pt", torch_bytes, consume_checkpoint),
     "npy": (".npy", lambda: npy(VALUES), consume_vectors),
     "npy-fortran": (".npy", lambda: npy(np.asfortranarray(VALUES.astype(np.float16))), consume_vectors),
     "npz": (".npz", lambda: npz(False), consume_vectors),

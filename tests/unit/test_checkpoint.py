@@ -107,8 +107,8 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
         (lambda folder, listed: (folder / "model-00002-of-00002.safetensors").unlink(), "which is missing"),
         (lambda folder, listed: listed.pop("U8.one"), "the index puts tensor 'U8.one' in no file"),
         (lambda folder, listed: listed.update(ghost="model-00001-of-00002.safetensors"), "it is in none"),
-        (lambda folder, listed: listed.update({"U8.one": "../../etc/x.safetensors"}), "no safetensors file beside it"),
-        (lambda folder, listed: listed.update({"U8.one": 7}), "no safetensors file beside it"),
+        (lambda folder, listed: listed.update({"U8.one": "../../etc/x.safetensors"}), "no checkpoint file beside it"),
+        (lambda folder, listed: listed.update({"U8.one": 7}), "no checkpoint file beside it"),
         (lambda folder, listed: listed.clear(), "has no weight_map"),
     ],
 )

@@ -220,6 +220,15 @@ def write_mp4(frames: npt.NDArray[np.uint8], fps: float = 8.0) -> bytes:
     return file.getvalue()
 
 
+def write_png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """A grey PNG file of a picture (height, width)."""
+    context = av.CodecContext.create("png", "w")
+    context.width, context.height, context.pix_fmt = picture.shape[1], picture.shape[0], "gray"
+    context.time_base = Fraction(1)
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="gray")
+    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+
+
 def _as_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return plane.reshape(-1, plane.shape[-1]) if plane.ndim and plane.size else plane.reshape(-1, max(1, plane.size))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.commands.options import Json, Root, Url, later, level
+from pipelines.commands.options import Json, Root, Url, level
 
 
 def ls(root: Root, as_json: Json = False) -> None:
@@ -182,10 +182,14 @@ def rm(
 def export(
     url: Url,
     tensor: Annotated[str, typer.Argument(help="Name of the tensor.")],
-    out: Annotated[str, typer.Argument(help="Where the picture goes: OUT.png, or OUT.mp4 for one plane a frame.")],
+    out: Annotated[str, typer.Argument(help="OUT.png for planes side by side, OUT.mp4 for one plane a frame.")],
+    at: Annotated[str, typer.Option("--level", help="A level's number, or exact.")] = "exact",
 ) -> None:
-    """Look at a tensor's planes."""
-    raise later("export", "writing pictures and videos of planes")
+    """Look at a tensor's planes: its values along the Hilbert curve, grey is zero."""
+    from pipelines.export import export as write
+
+    planes = write(url, tensor, out, level(at))
+    console.say(f"{out}: {planes} plane{'s' if planes != 1 else ''}")
 
 
 def _decibels(ratio: float | None) -> str:

@@ -30,9 +30,9 @@ Picture = npt.NDArray[np.uint8]
 def export(url: str, name: str, out: str, level: Level = "exact", fps: float = 8.0) -> int:
     """Write planes of a tensor to ``out``; returns how many.
 
-    ``.png`` tiles the first 64 planes, ``.mp4`` (H.264, played by browsers) shows one plane a frame, at most 2,048. Each
-    plane holds side² consecutive values along the Hilbert curve, so that what is near in the tensor is near in the
-    picture; grey is zero.
+    ``.png`` tiles the first 64 planes, ``.mp4`` (H.264, played by browsers) shows one plane a frame, at most 2,048.
+    Each plane holds side² consecutive values along the Hilbert curve, so that what is near in the tensor is near in
+    the picture; grey is zero.
     """
     handle = archive.open(url)
     if not isinstance(handle, ModelArchive):
@@ -41,7 +41,7 @@ def export(url: str, name: str, out: str, level: Level = "exact", fps: float = 8
     suffix = Path(out).suffix
     if suffix not in (".png", ".mp4"):
         raise HilbertflowError(
-            f"no pictures are written to {suffix or 'a file without suffix'}",
+            f"no picture has the suffix {suffix!r}",
             where=out,
             remedy="use OUT.png or OUT.mp4",
         )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from operators import exact, refine, trellis, uniform
 from operators.hilbert import Layout
 from operators.hilbert_map import from_layout
+from operators.scratch import scratch
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,20 @@ class Ladder:
     def cells(
         self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
     ) -> npt.NDArray[np.int32]:
-        """Cells of level ``len(levels) - 1``, source order, (height, width) int32, from the arrays of levels 0 … k."""
+        """Cells of level ``len(levels) - 1``, source order, (height, width) int32, from the arrays of levels 0 … k.
+
+        They are this thread's work array: read them before the next call.
+        """
         symbols = from_layout(levels[0].reshape(-1), self.layout).reshape(levels[0].shape)
-        cells = trellis.index(symbols, self.states) if self.method == "trellis" else symbols.astype(np.int32)
+        cells = scratch("cells0", symbols.shape, np.int32)
+        if self.method == "trellis":
+            cells = trellis.index(symbols, self.states, cells)
+        else:
+            cells[...] = symbols
         for level, refinement in enumerate(levels[1:], 1):
-            cells = refine.refined(refinement, dtype, codes, cells, self.lattice, level)
+            cells = refine.refined(
+                refinement, dtype, codes, cells, self.lattice, level, scratch(f"cells{level}", symbols.shape, np.int32)
+            )
         return cells
 
     def values(

@@ -21,13 +21,16 @@ The words of a row of zeros (code 0) are stored as they are, after all others: p
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from operators.floats import Words, ceil_magnitude, dtype_info, round_magnitude
-from operators.refine import NONE, Lattice, exponents
-from operators.scales import Codes, grains, row_steps
+from operators.refine import NONE, Lattice, Rows, rows_of
+from operators.scales import Codes
+from operators.scratch import scratch
 
 _ZERO_CELL, _SPARSE, _NEAR, _FAR, _VERBATIM = 24, 25, 26, 32, 191
 
@@ -44,11 +47,11 @@ def encode(
     codes: (rows,) row codes.
     lattice, level: the base lattice and the number of refinements.
     """
+    form, rows = dtype_info(dtype), rows_of(codes, dtype, lattice, level)
     cells = np.ascontiguousarray(cells, dtype=np.int32)
-    base, keys = _geometry(dtype, cells, codes, lattice, level)
-    symbols, stored = np.empty(bits.shape, bits.dtype), np.empty(bits.shape, bits.dtype)
-    form = dtype_info(dtype)
-    _to_symbols(np.ascontiguousarray(bits), base, keys, cells, grains(codes), form.mantissa, 8 * form.width, symbols)
+    base, keys = _geometry(dtype, cells, rows, lattice)
+    symbols, stored = scratch("symbols", bits.shape, bits.dtype), np.empty(bits.shape, bits.dtype)
+    _to_symbols(np.ascontiguousarray(bits), base, keys, cells, rows.grain, form.mantissa, 8 * form.width, symbols)
     _sort(symbols.reshape(-1), keys.reshape(-1), stored.reshape(-1))
     return stored
 
@@ -57,38 +60,39 @@ def decode(
     symbols: Words, dtype: str, cells: npt.NDArray[np.integer], codes: Codes, lattice: Lattice, level: int
 ) -> Words:
     """Inverse of :func:`encode`: the words (rows, side) of the source, bit for bit. Any symbols give some words."""
+    form, rows = dtype_info(dtype), rows_of(codes, dtype, lattice, level)
     cells = np.ascontiguousarray(cells, dtype=np.int32)
-    base, keys = _geometry(dtype, cells, codes, lattice, level)
-    form = dtype_info(dtype)
+    base, keys = _geometry(dtype, cells, rows, lattice)
     bits = np.empty(cells.shape, f"<u{form.word}")
     _unsort(np.ascontiguousarray(symbols, bits.dtype).reshape(-1), keys.reshape(-1), bits.reshape(-1))
-    _to_bits(bits, base, keys, cells, grains(codes), form.mantissa, 8 * form.width)
+    _to_bits(bits, base, keys, cells, rows.exponents, rows.grain, form.mantissa, 8 * form.width)
     return bits
 
 
 def _geometry(
-    dtype: str, cells: npt.NDArray[np.integer], codes: Codes, lattice: Lattice, level: int
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]:
+    dtype: str, cells: npt.NDArray[np.integer], rows: Rows, lattice: Lattice
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """From the decoded levels: the magnitude from which each symbol counts, and its key."""
-    form = dtype_info(dtype)
-    k = exponents(codes, dtype, lattice, level) if level else np.full(codes.size, NONE, np.int64)
-    base, keys = np.empty(cells.shape, np.uint32), np.empty(cells.shape, np.uint8)
-    steps, reach = row_steps(codes, lattice.step), np.float32(lattice.reach)
-    for_rows = cells, k, steps, grains(codes)
-    _of_cells(*for_rows, form.drop, form.rebias, form.mantissa, form.top, base, keys)
-    _of_points(*for_rows, reach, form.drop, form.rebias, form.mantissa, form.top, base, keys)
+    form, k, grain = dtype_info(dtype), rows.exponents, rows.grain
+    base, keys = scratch("base", cells.shape, np.uint32), scratch("keys", cells.shape, np.uint8)
+    of_format = form.drop, form.rebias, form.mantissa, form.top
+    _of_cells(cells, k, grain, *of_format, base, keys)
+    _of_points(cells, k, rows.steps, grain, np.float32(lattice.reach), *of_format, base, keys)
     return base, keys
 
 
 @njit(cache=True, nogil=True)
-def _of_cells(cells, k, steps, grain, drop, rebias, mantissa, top, base, keys):  # type: ignore[no-untyped-def]
+def _of_cells(cells, k, grain, drop, rebias, mantissa, top, base, keys):  # type: ignore[no-untyped-def]
     rows, side = cells.shape
     for r in range(rows):
         if k[r] == NONE:
             continue
         dropped, kept, limit, scale = drop + grain[r], mantissa - grain[r], top >> grain[r], k[r] << 23
-        lowest = rebias + 1  # exponent field of the smallest normal number
         origin = ceil_magnitude(scale + (127 << 23), dropped, rebias, limit) - 1
+        if rebias - 127 < k[r] < 100:  # the lowest cell but that at zero is a normal number, the highest no overflow
+            _plain_row(cells[r], origin, dropped, kept, limit, scale - (rebias << 23), base[r], keys[r])
+            continue
+        lowest = rebias + 1  # exponent field of the smallest normal number
         for i in range(side):
             q = cells[r, i]
             a = q ^ (q >> 31)
@@ -99,6 +103,20 @@ def _of_cells(cells, k, steps, grain, drop, rebias, mantissa, top, base, keys): 
                 base[r, i] = ceil_magnitude(word, dropped, rebias, limit)
                 j = k[r] + 127 - (max(word >> 23, lowest) - kept)
                 keys[r, i] = j if j >= 0 else _SPARSE
+
+
+@njit(cache=True, nogil=True)
+def _plain_row(cells, origin, dropped, kept, limit, scale, base, keys):  # type: ignore[no-untyped-def]
+    """A row of normal numbers: j is what the cell's number leaves of the mantissa. In 32-bit integers, for speed."""
+    start, up, shift = np.int32(origin), np.int32(scale + (1 << dropped) - 1), np.int32(dropped & 31)
+    most, bound = np.int32(kept + 127), np.int32(limit)
+    for i in range(cells.size):
+        a = np.int32(cells[i] ^ np.int32(cells[i] >> 31))
+        word = np.int32(np.float32(a).view(np.int32))
+        low = np.int32(np.int32(word + up) >> shift)
+        base[i] = start if a == 0 else min(low, bound)
+        j = min(np.int32(most - np.int32(word >> 23)), np.int32(_ZERO_CELL))  # far above it where the cell is 0
+        keys[i] = np.uint8(j if j >= 0 else np.int32(_SPARSE))
 
 
 @njit(cache=True, nogil=True)
@@ -151,21 +169,23 @@ def _to_symbols(bits, base, keys, cells, grain, mantissa, width, symbols):  # ty
 
 
 @njit(cache=True, nogil=True)
-def _to_bits(bits, base, keys, cells, grain, mantissa, width):  # type: ignore[no-untyped-def]
+def _to_bits(bits, base, keys, cells, k, grain, mantissa, width):  # type: ignore[no-untyped-def]
+    """From symbols to words, in place."""
     rows, side = bits.shape
     for r in range(rows):
         sign = np.int64(1) << (width - 1 - grain[r])
         mask, low = 2 * sign - 1, max(mantissa - grain[r] - 3, 0)
+        if k[r] != NONE:
+            _to_words(bits[r], base[r], keys[r], cells[r], sign, mask, grain[r])
+            continue
         for i in range(side):
             symbol, start = np.int64(bits[r, i]), np.int64(base[r, i])
-            if keys[r, i] <= _SPARSE:
-                word = start + symbol if keys[r, i] != _ZERO_CELL else start - symbol
-            elif keys[r, i] < _FAR:
+            if keys[r, i] == _VERBATIM:
+                continue
+            if keys[r, i] < _FAR:
                 tail = symbol & ((1 << low) - 1)
                 word = (start - (((symbol >> (low + 1)) << low) | tail)) & (sign - 1)
                 word |= ((symbol >> low) & 1) * sign
-            elif keys[r, i] == _VERBATIM:
-                continue
             else:
                 word = start + ((symbol >> 1) ^ -(symbol & 1))
             if cells[r, i] < 0:
@@ -174,28 +194,47 @@ def _to_bits(bits, base, keys, cells, grain, mantissa, width):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
+def _to_words(bits, base, keys, cells, sign, mask, grain):  # type: ignore[no-untyped-def]
+    """A row of cells, in 32-bit integers, for speed."""
+    flip, kept, shift = np.int32(np.uint32(sign)), np.int32(np.uint32(mask)), np.int32(grain & 31)
+    for i in range(bits.size):
+        symbol, start = np.int32(bits[i]), np.int32(base[i])
+        word = np.int32(start - symbol) if keys[i] == _ZERO_CELL else np.int32(start + symbol)
+        word ^= np.int32(np.int32(cells[i] >> 31) & flip)
+        bits[i] = np.int32(np.int32(word & kept) << shift)
+
+
+@njit(cache=True, nogil=True)
 def _sort(symbols, keys, stored):  # type: ignore[no-untyped-def]
     place = _starts(keys)
     for i in range(keys.size):
-        stored[place[keys[i]]] = symbols[i]
-        place[keys[i]] += 1
+        at = place[keys[i]]
+        place[keys[i]] = at + np.uint32(1)
+        stored[at] = symbols[i]
 
 
 @njit(cache=True, nogil=True)
 def _unsort(stored, keys, symbols):  # type: ignore[no-untyped-def]
     place = _starts(keys)
     for i in range(keys.size):
-        symbols[i] = stored[place[keys[i]]]
-        place[keys[i]] += 1
+        at = place[keys[i]]
+        place[keys[i]] = at + np.uint32(1)
+        symbols[i] = stored[at]
 
 
 @njit(cache=True, nogil=True)
 def _starts(keys):  # type: ignore[no-untyped-def]
-    """Where the symbols of each key begin."""
-    seen = np.zeros(_VERBATIM + 1, np.int64)
-    for i in range(keys.size):
-        seen[keys[i]] += 1
-    total = 0
+    """Where the symbols of each key begin; counted in four places, so that a counter need not wait for itself."""
+    seen = np.zeros((4, _VERBATIM + 1), np.uint32)
+    whole = keys.size & ~3
+    for i in range(0, whole, 4):
+        for j in range(4):
+            seen[j, keys[i + j]] += np.uint32(1)
+    for i in range(whole, keys.size):
+        seen[0, keys[i]] += np.uint32(1)
+    starts, total = np.empty(_VERBATIM + 1, np.uint32), np.uint32(0)
     for key in range(_VERBATIM + 1):
-        seen[key], total = total, total + seen[key]
-    return seen
+        starts[key] = total
+        for j in range(4):
+            total += seen[j, key]
+    return starts

@@ -14,18 +14,21 @@ the spacing of the numbers four deviations out, where there would be nothing mor
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from operators.floats import dtype_info
-from operators.scales import Codes, grains, row_steps
+from operators.scales import GRAIN, ZERO, Codes, row_steps
 
 NONE = 1 << 16
 """Exponent of a row without refinements: its format is coarser than the base lattice; the exact level starts there."""
 _FARTHEST = (1 << 23) - 2
+_PLACES = 1 << 10  # more than the sixteenths of an octave between a lattice and its cells
 _LARGEST = float(np.finfo(np.float32).max)
 
 Cells = npt.NDArray[np.int32]
@@ -47,24 +50,72 @@ class Lattice:
     fine_bits: int = 3
 
 
-def exponents(codes: Codes, dtype: str, lattice: Lattice, level: int) -> npt.NDArray[np.int64]:
-    """Exponents k (rows,) of the cells at ``level`` (1 …); NONE for rows that have no cells."""
-    form, steps = dtype_info(dtype), row_steps(codes, lattice.step)
-    base = (steps.view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
-    base += 2 * (lattice.reach > 1)  # on a trellis a value chooses between points that lie four steps apart
-    scale = (row_steps(codes, 1.0).view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
-    coarse = np.maximum(scale + 2, 1 - form.bias) - (form.mantissa - grains(codes))
-    return np.where((base - coarse >= 1) & (codes > 0), np.maximum(base - lattice.fine_bits * level, coarse), NONE)
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the row codes of a plane say about one of its levels; arrays (rows,).
+
+    Parameters
+    ----------
+    steps: float32, of the base lattice.
+    exponents: int64, of the cells; NONE for rows that have none, and for all at level 0.
+    above: int64, exponents of the level beneath, or those of this level again where it is the base.
+    ratios: float32, cells that a step of the base lattice spans: exact, since cells are powers of two.
+    widths: float32, of the cells.
+    grain: int64, low mantissa bits that are zero in every value.
+    order: int64, the row that lies at each place of the stored level.
+    """
+
+    steps: npt.NDArray[np.float32]
+    exponents: npt.NDArray[np.int64]
+    above: npt.NDArray[np.int64]
+    ratios: npt.NDArray[np.float32]
+    widths: npt.NDArray[np.float32]
+    grain: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
 
 
-def stored_order(codes: Codes, dtype: str, lattice: Lattice, level: int) -> npt.NDArray[np.int64]:
-    """The row that lies at each place (rows,): by how many cells one of the level beneath spans."""
-    k = exponents(codes, dtype, lattice, level)
-    if level > 1:
-        split = exponents(codes, dtype, lattice, level - 1) - k
-        return np.argsort(np.where(codes == 0, NONE, split), kind="stable")
-    ratio = (row_steps(codes, lattice.step).view(np.uint32) >> np.uint32(19)).astype(np.int64) - (k << 4)  # sixteenths
-    return np.argsort(np.where(codes == 0, 1 << 62, ratio), kind="stable")  # rows of zeros, padding among them, last
+def rows_of(codes: Codes, dtype: str, lattice: Lattice, level: int) -> Rows:
+    """The rows of a plane at a level; 0 is the base."""
+    return _rows_of(np.asarray(codes, np.uint16).tobytes(), dtype, lattice, level)
+
+
+@lru_cache(maxsize=256)
+def _rows_of(packed: bytes, dtype: str, lattice: Lattice, level: int) -> Rows:
+    codes, form = np.frombuffer(packed, np.uint16), dtype_info(dtype)
+    floats, whole = np.empty((3, codes.size), np.float32), np.empty((4, codes.size), np.int64)
+    extra = 2 * (lattice.reach > 1)  # on a trellis a value chooses between points that lie four steps apart
+    bits = lattice.fine_bits
+    _derive(codes, row_steps(codes, lattice.step), form.mantissa, 1 - form.bias, extra, bits, level, floats, whole)
+    for array in (floats, whole):
+        array.setflags(write=False)
+    return Rows(floats[0], whole[0], whole[1], floats[1], floats[2], whole[2], whole[3])
+
+
+@njit(cache=True, nogil=True)
+def _derive(codes, steps, mantissa, lowest, extra, bits, level, floats, whole):  # type: ignore[no-untyped-def]
+    places = np.zeros(_PLACES + 2, np.int64)
+    ranks = np.empty(codes.size, np.int64)
+    for r in range(codes.size):
+        word = np.int64(steps[r : r + 1].view(np.uint32)[0])
+        octave, grain = (np.int64(codes[r]) % GRAIN - ZERO) >> 3, np.int64(codes[r]) // GRAIN
+        base = (word >> 23) - 127 + extra
+        coarse = max(octave + 2, lowest) - (mantissa - grain)
+        k, above, rank = NONE, NONE, 0
+        if level > 0 and codes[r] > 0 and base - coarse >= 1:
+            k = max(base - bits * level, coarse)
+            above = max(base - bits * (level - 1), coarse) if level > 1 else k
+            rank = 1 + (above - k if level > 1 else (word >> 19) - ((k + 127) << 4))  # in sixteenths of an octave
+        rank = _PLACES if codes[r] == 0 else min(max(rank, 0), _PLACES - 1)  # rows of zeros, padding among them, last
+        floats[0, r] = steps[r]
+        floats[1, r] = math.ldexp(np.float64(steps[r]), -k) if k != NONE else 0.0
+        floats[2, r] = math.ldexp(1.0, k) if k != NONE else 0.0
+        whole[0, r], whole[1, r], whole[2, r], ranks[r] = k, above, grain, rank
+        places[rank + 1] += 1
+    for rank in range(_PLACES):
+        places[rank + 1] += places[rank]
+    for r in range(codes.size):
+        whole[3, places[ranks[r]]] = r
+        places[ranks[r]] += 1
 
 
 def refine(
@@ -80,12 +131,13 @@ def refine(
     ``cells`` are those of level ``level - 1``: the base's lattice index for level 1. A cell too far for a symbol is
     approached; the exact level makes up for it.
     """
-    k = exponents(codes, dtype, lattice, level)
-    above = exponents(codes, dtype, lattice, level - 1) if level > 1 else k
-    start = _start(np.ascontiguousarray(cells, np.int32), _ratios(codes, lattice, k), k, above, level == 1)
-    symbols = _symbols(np.ascontiguousarray(values), start, np.ldexp(1.0, np.where(k == NONE, 0, -k)), k)
-    refined = start + symbols
-    return np.ascontiguousarray(symbols[stored_order(codes, dtype, lattice, level)]), refined
+    rows = rows_of(codes, dtype, lattice, level)
+    fine = np.empty(cells.shape, np.int32)
+    _start(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
+    per_cell = np.ldexp(1.0, np.where(rows.exponents == NONE, 0, -rows.exponents))
+    symbols = np.zeros(cells.shape, np.int8)
+    _symbols(np.ascontiguousarray(values), fine, per_cell, rows.exponents, symbols)
+    return np.ascontiguousarray(symbols[rows.order]), fine + symbols
 
 
 def refined(
@@ -95,13 +147,17 @@ def refined(
     cells: npt.NDArray[np.integer],
     lattice: Lattice,
     level: int,
+    out: Cells | None = None,
 ) -> Cells:
-    """The new cells (rows, side) from stored symbols and the cells of the level beneath: the decoder's half."""
-    k = exponents(codes, dtype, lattice, level)
-    above = exponents(codes, dtype, lattice, level - 1) if level > 1 else k
-    result: Cells = _start(np.ascontiguousarray(cells, np.int32), _ratios(codes, lattice, k), k, above, level == 1)
-    _add_rows(result, np.ascontiguousarray(symbols), stored_order(codes, dtype, lattice, level))
-    return result
+    """The new cells (rows, side) from stored symbols and the cells of the level beneath: the decoder's half.
+
+    ``out`` is where they go: a fresh array by default.
+    """
+    rows = rows_of(codes, dtype, lattice, level)
+    fine = np.empty(cells.shape, np.int32) if out is None else out
+    _start(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
+    _add_rows(fine, np.ascontiguousarray(symbols), rows.order)
+    return fine
 
 
 def reconstruct(
@@ -112,55 +168,44 @@ def reconstruct(
     The two cells at zero come back as zero, so that the zeros of a pruned tensor stay zeros. What would be infinite
     comes back as the largest finite number.
     """
-    steps = row_steps(codes, lattice.step)
-    k = exponents(codes, dtype, lattice, level) if level else np.full(codes.size, NONE)
-    widths = np.where(k == NONE, 0, np.ldexp(1.0, np.minimum(k, 127))).astype(np.float32)
-    return _middles(np.ascontiguousarray(cells, np.int32), steps, widths, k)  # type: ignore[no-any-return]
-
-
-def _ratios(codes: Codes, lattice: Lattice, k: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Cells (rows,) that a step of the base lattice spans; exact, since cells are powers of two."""
-    return np.ldexp(row_steps(codes, lattice.step).astype(np.float64), np.where(k == NONE, -1000, -k)).astype(
-        np.float32
-    )
+    rows = rows_of(codes, dtype, lattice, level)
+    values = np.empty(cells.shape, np.float32)
+    _middles(np.ascontiguousarray(cells, np.int32), rows.steps, rows.widths, rows.exponents, values)
+    return values
 
 
 @njit(cache=True, nogil=True)
-def _start(cells, ratios, k, above, first):  # type: ignore[no-untyped-def]
+def _start(cells, ratios, k, above, first, out):  # type: ignore[no-untyped-def]
     """Cells that a symbol 0 means: that of the base's reconstruction, or the first of the cells that split one."""
     rows, side = cells.shape
-    out = np.empty((rows, side), np.int32)
     for r in range(rows):
         if k[r] == NONE:
-            out[r] = cells[r]
+            out[r, :] = cells[r]
         elif first:
+            ratio = ratios[r]
             for i in range(side):
-                near = np.float32(cells[r, i]) * ratios[r]
+                near = np.float32(cells[r, i]) * ratio
                 cell = np.int32(near)
-                out[r, i] = cell - (np.float32(cell) > near)  # the floor
+                out[r, i] = np.int32(cell - np.int32(np.float32(cell) > near))  # the floor
         else:
             shift = np.int32(above[r] - k[r])
             for i in range(side):
                 out[r, i] = cells[r, i] << shift
-    return out
 
 
 @njit(cache=True, nogil=True)
-def _symbols(values, start, per_cell, k):  # type: ignore[no-untyped-def]
+def _symbols(values, start, per_cell, k, out):  # type: ignore[no-untyped-def]
     rows, side = values.shape
     words = values.view(np.uint32)
-    out = np.zeros((rows, side), np.int8)
     for r in range(rows):
         if k[r] == NONE:
             continue
         for i in range(side):
-            if words[r, i] & np.uint32(0x7F800000) == np.uint32(0x7F800000):
-                continue
-            cell = np.int64(min(float(_FARTHEST), np.floor(abs(np.float64(values[r, i])) * per_cell[r])))
-            if words[r, i] >> np.uint32(31):  # by the sign bit: the zeros are told apart too
-                cell = ~cell
-            out[r, i] = max(-128, min(127, cell - start[r, i]))
-    return out
+            finite = words[r, i] & np.uint32(0x7F800000) != np.uint32(0x7F800000)
+            magnitude = min(float(_FARTHEST), abs(np.float64(values[r, i])) * per_cell[r]) if finite else 0.0
+            cell = np.int32(magnitude)
+            cell ^= -np.int32(words[r, i] >> np.uint32(31))  # by the sign bit: the zeros are told apart too
+            out[r, i] = max(-128, min(127, cell - start[r, i])) if finite else 0
 
 
 @njit(cache=True, nogil=True)
@@ -172,9 +217,8 @@ def _add_rows(cells, symbols, order):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _middles(cells, steps, widths, k):  # type: ignore[no-untyped-def]
+def _middles(cells, steps, widths, k, out):  # type: ignore[no-untyped-def]
     rows, side = cells.shape
-    out = np.empty((rows, side), np.float32)
     for r in range(rows):
         if k[r] == NONE:
             for i in range(side):
@@ -185,4 +229,3 @@ def _middles(cells, steps, widths, k):  # type: ignore[no-untyped-def]
             q = cells[r, i]
             middle = np.float32(0.0) if q == 0 or q == -1 else np.float32(q) + np.float32(0.5)
             out[r, i] = min(max(middle * widths[r], np.float32(-_LARGEST)), np.float32(_LARGEST))
-    return out

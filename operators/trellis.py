@@ -87,13 +87,18 @@ def quantize(values: npt.NDArray[np.float32], codes: Codes, step: float, states:
     return symbols.reshape(-1)[: values.size].reshape(values.shape)
 
 
-def index(symbols: npt.NDArray[np.integer], states: int) -> npt.NDArray[np.int32]:
-    """Lattice indices (rows, side) int32 of symbols; the value is ``index * step``."""
+def index(
+    symbols: npt.NDArray[np.integer], states: int, out: npt.NDArray[np.int32] | None = None
+) -> npt.NDArray[np.int32]:
+    """Lattice indices (rows, side) int32 of symbols, in ``out`` where it is given; the value is ``index * step``."""
     h0, h1 = _check(states)
     turns = -(-symbols.size // _LANES)
     flat = np.ascontiguousarray(symbols).reshape(-1)
     if flat.size % _LANES:
         flat = np.concatenate([flat, np.zeros(turns * _LANES - flat.size, flat.dtype)])
+    if out is not None and not symbols.size % _LANES:
+        _follow(flat.reshape(turns, _LANES), h0, h1, out.reshape(turns, _LANES))
+        return out
     points = np.empty((turns, _LANES), np.int32)
     _follow(flat.reshape(turns, _LANES), h0, h1, points)
     return points.reshape(-1)[: symbols.size].reshape(symbols.shape)

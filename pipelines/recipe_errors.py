@@ -43,10 +43,12 @@ class Settings:
     def apply(self, setting: str) -> None:
         """Set one ``key.path=value``; list items go by number, and parts that are missing are made."""
         dotted, equals, raw = setting.partition("=")
-        where = f"--set {setting}"
+        where = f"--set {_cut(setting)}"
         if not equals or not dotted.strip():
             raise HilbertflowError("not a setting", where=where, remedy="write key.path=value")
-        path: Path = tuple(int(p) if p.isdigit() else p for p in dotted.strip().split("."))
+        path: Path = tuple(
+            int(p) if p.isascii() and p.isdigit() and len(p) < 10 else p for p in dotted.strip().split(".")
+        )
         value = yaml_lines.parse(raw, where).data if raw.strip() else ""
         if isinstance(value, str) and raw[:1] not in ("'", '"'):
             value = raw  # as typed: no YAML comment or trimming in a path
@@ -123,7 +125,7 @@ def first_error(error: ValidationError, settings: Settings, keys: Keys) -> Hilbe
         what, remedy = f"{what} {remedy}", ""
     if more := len(found) - 1:
         what += f" (and {more} more error{'s' if more > 1 else ''})"
-    dotted = ".".join(map(str, path))
+    dotted = _cut(".".join(map(str, path)))
     return HilbertflowError(f"{dotted}: {what}" if dotted else what, where=settings.where(path), remedy=remedy)
 
 
@@ -153,7 +155,7 @@ def _say(path: Path, detail: ErrorDetails, keys: Keys, data: Any) -> tuple[str, 
         return "missing", _choose("", keys((*path, "kind"), data), "kinds")
     if kind == "union_tag_invalid":
         choices = re.findall(r"'([^']*)'", str(context.get("expected_tags", "")))
-        return f"unknown kind '{context.get('tag')}'", _choose(context.get("tag"), choices, "kinds")
+        return f"unknown kind '{_cut(str(context.get('tag')))}'", _choose(context.get("tag"), choices, "kinds")
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return f"{_show(given)} is not a choice", _choose(given, choices, "choices")
@@ -175,18 +177,22 @@ def _choose(given: Any, choices: list[str], called: str) -> str:
     return " ".join(filter(None, (nearest(given, choices), listed)))
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 def _show(value: Any) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, str):
-        return f"the text '{value[:60]}'"
+        return f"the text '{_cut(value)}'"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
         return "keys and values"
     if isinstance(value, list):
         return "a list"
-    return str(value)
+    return _cut(str(value))
 
 
 def _plain(loc: tuple[int | str, ...], data: Any) -> Path:

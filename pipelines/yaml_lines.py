@@ -17,6 +17,8 @@ from operators.errors import HilbertflowError
 
 Path = tuple[str | int, ...]
 
+MAX_DEPTH = 32
+
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NONFINITE = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
@@ -41,10 +43,14 @@ class Document:
 def parse(text: str, name: str) -> Document:
     """Read one YAML document; ``name`` is how errors call it."""
     lines: dict[Path, int] = {}
+    depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise _error("anchors and aliases are not read", name, event.start_mark, "write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise _error(f"nested more than {MAX_DEPTH} deep", name, event.start_mark, "a recipe needs four")
             if tag := getattr(event, "tag", None):
                 raise _error(f"tag {tag} is not read", name, event.start_mark, "write the plain value")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -64,7 +70,7 @@ def scalar(text: str) -> Any:
         return True
     if text in ("false", "False", "FALSE"):
         return False
-    if _INT.fullmatch(text):
+    if _INT.fullmatch(text) and len(text) <= 40:  # longer ones are no option's value, and Python limits their digits
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if _FLOAT.fullmatch(text):
         return float(text)

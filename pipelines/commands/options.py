@@ -30,7 +30,7 @@ def level(text: str) -> int | Literal["exact"]:
     """``exact`` or the number of a level."""
     if text == "exact":
         return "exact"
-    if text.isdecimal():
+    if text.isascii() and text.isdigit() and len(text) < 4:
         return int(text)
     raise typer.BadParameter(f"'{text}' is no level; write a number from 0, or exact")
 

@@ -127,7 +127,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["similar", "x", "y"], ["bench", "weights"], ["export", "x", "t", "o.png"], ["submit", "x", "--address", "h"]],
+    [["similar", "x", "y"], ["bench", "weights"], ["submit", "x", "--address", "h"]],
     ids=lambda arguments: arguments[0],
 )
 def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -210,6 +210,12 @@ def test_ls_and_info_tell_bytes_by_level(
     assert "models/tiny" in call(capsys, "ls", root)[1]
 
 
+def test_stock_zarr_opens_an_archive_where_hilbertflow_is_installed(model: str, tmp_path: Path) -> None:
+    code = f"import zarr; print(zarr.open_group({model!r}, mode='r')['level0'][0].any())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "True", done.stderr
+
+
 def test_restore_exact_is_the_source_and_level_0_is_near(
     capsys: pytest.CaptureFixture[str], model: str, tensors: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -228,6 +234,16 @@ def test_restore_exact_is_the_source_and_level_0_is_near(
     assert 0 < errors[1] < errors[0] < 0.05
     code, _, err = call(capsys, "restore", model, str(tmp_path / "x.safetensors"), "--level", "9")
     assert code == 1 and "no level 9" in err and not (tmp_path / "x.safetensors").exists()
+
+
+def test_export_writes_a_picture(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
+    for name, magic in (("a.png", b"\x89PNG"), ("a.mp4", b"ftyp")):
+        code, out, _ = call(capsys, "export", model, "layer.0.weight", str(tmp_path / name), "--level", "0")
+        assert code == 0 and "planes" in out
+        assert magic in (tmp_path / name).read_bytes()[:16]
+    code, _, err = call(capsys, "export", model, "layer.0.weigth", str(tmp_path / "b.png"))
+    assert code == 1 and "did you mean 'layer.0.weight'" in err
+    assert call(capsys, "export", model, "half", str(tmp_path / "b.gif"))[0] == 1
 
 
 def test_verify_names_the_object_with_a_flipped_bit(

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from operators.errors import HilbertflowError
 from pipelines import recipe, yaml_lines
@@ -172,6 +174,25 @@ def test_the_schema_knows_every_operator_and_is_json() -> None:
     tags = schema["properties"]["operators"]["items"]["discriminator"]["mapping"]
     assert set(tags) == set(recipe.OPERATORS)
     assert schema["additionalProperties"] is False
+
+
+VALUES = st.sampled_from(
+    ["", "~", "3", "-1", "1e400", ".nan", "[]", "{}", "[1, [2]]", "{kind: ~}", "{kind: {}}", "'", "&a", "*a", "\t",
+     "{kind: sample, kind: sample}", "sample", "9" * 5000, "[" * 3000, "\x00", "package://x/../y", "s3://", "{1: 2}",
+     "? [a]", "---\n..."]
+) | st.text(max_size=12)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.integers(0, len(GOOD.splitlines()) - 1), VALUES, st.booleans())
+def test_no_text_gets_past_with_anything_but_one_clear_line(line: int, value: str, keep: bool) -> None:
+    lines = GOOD.splitlines()
+    lines[line] = f"{lines[line].partition(':')[0]}: {value}" if keep else value
+    for text, sets in (("\n".join(lines), ()), (GOOD, [f"operators.1.side={value}", f"{value}=1"])):
+        try:
+            recipe.parse(text, name="recipe.yaml", sets=sets)
+        except HilbertflowError as error:
+            assert "\n" not in str(error) and len(str(error)) < 2000
 
 
 def test_scalars_follow_the_core_schema() -> None:

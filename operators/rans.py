@@ -2,7 +2,7 @@
 
 A value becomes a token and raw bits (:mod:`operators.rans_tokens`). Tokens are coded with 12-bit frequencies (Duda,
 "Asymmetric numeral systems", 2013) by up to 8 interleaved 32-bit states that share one stream of 16-bit words
-(Giesen, "Interleaved entropy coders", 2014). The plane is cut in blocks and each block names one of a few tables, so
+(Giesen, "Interleaved entropy coders", 2014). The plane is cut in runs and each run names one of a few tables, so
 that a plane whose statistics drift is coded near its conditional entropy. The states start from a check sum and the
 last tokens rather than from nothing, which is why neither costs anything.
 
@@ -10,8 +10,8 @@ A chunk is::
 
     0x10 values crc32                                   stored as they are, little-endian
     0x11 value:u32 check:u16                            all alike
-    0x12 header tables blocks … states words raw        tables of its own
-    0x13 header blocks exceptions … states words raw    tables shared by the array
+    0x12 header tables runs … states words raw        tables of its own
+    0x13 header runs exceptions … states words raw    tables shared by the array
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from operators import rans_bits as k
 from operators import rans_lanes as lanes
 from operators import rans_tokens as tokens_of
 from operators import raw
-from operators.rans_blocks import choose, get_exceptions, put_exceptions, room, take
+from operators.rans_blocks import choose, get_exceptions, put_exceptions, room, take, take_runs
 from operators.rans_tables import Tables, fold, group, padded_tokens, read, split, write
 
 CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13
-BLOCK = 1024
+BLOCK = 1024  # symbols that are looked at together when tables are chosen
+SHARED_BLOCK = 256
 MOST_TABLES = 16
 
 
@@ -99,31 +100,31 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     count, block, lanes_log = values.size, BLOCK, _lanes_log(values.size)
     while count > block * 256:
         block *= 2
-    groups = -(-count // block)
-    head = np.zeros(room(groups, MOST_TABLES if shared is None else 0), np.uint8)
+    head = np.zeros(room(count, MOST_TABLES if shared is None else 0), np.uint8)
     head[0] = OWN if shared is None else SHARED
-    at = k.put(head, k.put(head, 8, lanes_log, 3), block.bit_length() - 1, 5)
+    at = k.put(head, 8, lanes_log, 2)
     if shared is None:
-        counts, shifts, ids, parts = group(values, every, block, groups, MOST_TABLES)
+        counts, shifts, ends, ids, parts = group(values, every, block, MOST_TABLES)
         at = k.put(head, at, len(shifts) - 1, 6)
         at, tables = write(counts, shifts, head, at)
+    elif shared.plan.size:  # each column has its table
+        tables, ends, ids = shared, np.empty(0, np.int32), shared.plan
     else:
         tables = shared
-        ids = tables.plan if tables.plan.size else choose(values, block, groups, tables)
-    step = 0 if tables.plan.size else block  # a plan gives each column its table
+        ends, ids = choose(values, max(SHARED_BLOCK, block // 4), tables)
     where = tables.shifts[ids]
-    if step:
-        at = int(k.put_ids(head, at, ids, (tables.count - 1).bit_length()))
+    if ends.size:
+        at = int(k.put_runs(head, at, ends, ids, (tables.count - 1).bit_length()))
     if shared is not None:
-        parts = split(values, step, where)
-        at, replaced = put_exceptions(head, at, values, parts.tokens, step, ids, tables)
+        parts = split(values, ends, where)
+        at, replaced = put_exceptions(head, at, values, parts.tokens, ends, ids, tables)
         if at < 0:
             return None
-        parts = split(values, step, where) if replaced else parts
+        parts = split(values, ends, where) if replaced else parts
     tokens = parts.tokens
     extra = np.empty(parts.bits // 32 + 2 if parts.bits else 0, np.uint32)
     if parts.bits:
-        tokens_of.put_raw(values, parts.highs, tokens, step, where, extra)
+        tokens_of.put_raw(values, parts.highs, tokens, ends, where, extra)
 
     start, width, each = _tail(count, lanes_log, tables.top)
     state = np.full(1 << lanes_log, 1 << 16, np.uint32)
@@ -134,8 +135,8 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     state[1] |= np.uint32(check >> 16)
     words = np.empty(start + 1, np.uint16)
     code, inverse = tables.encoder()
-    if step:
-        begin = lanes.encode_lanes(tokens, start, block, ids, code, inverse, state, words)
+    if ends.size:
+        begin = lanes.encode_lanes(tokens, start, ends, ids, code, inverse, state, words)
     else:
         begin = lanes.encode_columns(tokens, start, ids, code, inverse, state, words)
     number = start + 1 - begin
@@ -146,20 +147,16 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
 
 
 def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
-    lanes_log, block = take(source, 8, 3), 1 << take(source, 11, 5)
-    if not 1 <= lanes_log <= 3 or block < 16 or count > block << 16:
+    lanes_log, at, limit = take(source, 8, 2), 10, (1 << 8 * dtype.itemsize) - 1
+    if lanes_log < 1:
         raise raw.damaged("rANS", "the header is malformed")
-    at, limit = 16, (1 << 8 * dtype.itemsize) - 1
     if shared is None:
-        at, tables = read(source, 22, take(source, 16, 6) + 1)
+        at, tables = read(source, at + 6, take(source, at, 6) + 1)
     else:
         tables = shared
-    step, ids = 0 if tables.plan.size else block, tables.plan
-    if step:
-        ids = np.empty(-(-count // block), np.uint8)
-        at = int(k.get_ids(source, at, (tables.count - 1).bit_length(), tables.count, ids))
-        if at < 0:
-            raise raw.damaged("rANS", k.ERRORS[at])
+    ends, ids = np.empty(0, np.int32), tables.plan
+    if not ids.size:
+        at, ends, ids = take_runs(source, at, count, tables.count)
     at, exceptions = get_exceptions(source, at, count, limit) if shared is not None else (at, {})
     head = source[: (at + 7) // 8].copy()
     if at & 7:
@@ -175,8 +172,8 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
 
     tokens = padded_tokens(count)
     start, width, each = _tail(count, lanes_log, tables.top)
-    if step:
-        used = lanes.decode_lanes(words, start, block, ids, tables.decoder(), state, tokens)
+    if ends.size:
+        used = lanes.decode_lanes(words, start, ends, ids, tables.decoder(), state, tokens)
     else:
         used = lanes.decode_columns(words, start, ids, tables.decoder(), state, tokens)
     check = int(state[0] & 0xFFFF) | int(state[1] & 0xFFFF) << 16
@@ -188,41 +185,41 @@ def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables |
     extra.view(np.uint8)[:size] = source[end:]
     if check != _check(head, tokens, extra[: (size + 3) // 4]):
         raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM])
-    values = _assembled(tokens, extra, size, step, tables, ids, dtype)
+    values = _assembled(tokens, extra, size, ends, tables.shifts[ids], tables, dtype)
     for place, value in exceptions.items():
         values[place] = _unfold(value, dtype)
     return values
 
 
 def _assembled(
-    tokens: k.U8, extra: k.U32, size: int, step: int, tables: Tables, ids: k.U8, dtype: np.dtype[Any]
+    tokens: k.U8, extra: k.U32, size: int, ends: k.I32, shifts: k.I32, tables: Tables, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
     """Tokens and ``size`` bytes of raw bits to values of ``dtype``."""
-    signed, shifts = dtype.kind == "i", tables.shifts[ids]
+    signed = dtype.kind == "i"
     out = np.empty(tokens.size, f"i{dtype.itemsize}")
     if not tables.shifted and tables.top < k.DIRECT and size == 0:
         tokens_of.unfold(tokens, signed, out)
         return out.view(dtype)
-    low_bits = _low_bits(tokens.size, step, shifts) if tables.shifted else 0
+    low_bits = _low_bits(tokens.size, ends, shifts) if tables.shifted else 0
     if low_bits > 8 * size:
         raise raw.damaged("rANS", k.ERRORS[k.CUT])
     values = np.empty(tokens.size, np.uint32)
     bits = tokens_of.highs_of(tokens, extra, low_bits, 8 * size, values)
     failed = bits if bits < 0 else 0 if (bits + 7) // 8 == size else k.CUT
     if not failed and tables.shifted:
-        failed = tokens_of.join_low_parts(values, step, shifts, extra)
+        failed = tokens_of.join_low_parts(values, ends, shifts, extra)
     failed = failed or tokens_of.unzigzag(values, signed, (1 << 8 * dtype.itemsize) - 1, out)
     if failed:
         raise raw.damaged("rANS", k.ERRORS[failed])
     return out.view(dtype)
 
 
-def _low_bits(count: int, step: int, shifts: k.I32) -> int:
+def _low_bits(count: int, ends: k.I32, shifts: k.I32) -> int:
     """How many low bits ``count`` values have."""
-    if step == 0:
-        rows, rest = divmod(count, len(shifts))
-        return int(shifts.sum(dtype=np.int64)) * rows + int(shifts[:rest].sum(dtype=np.int64))
-    return int(shifts.sum(dtype=np.int64)) * step - int(shifts[-1]) * (len(shifts) * step - count)
+    if ends.size:
+        return int(np.diff(ends, prepend=0).astype(np.int64) @ shifts.astype(np.int64))
+    rows, rest = divmod(count, len(shifts))
+    return int(shifts.sum(dtype=np.int64)) * rows + int(shifts[:rest].sum(dtype=np.int64))
 
 
 def _check(head: k.U8, tokens: k.U8, extra: k.U32) -> int:

@@ -26,6 +26,7 @@ TOKENS: Final = 228  # 128 direct, then exponents 7 … 31 with two mantissa bit
 SLOTS_LOG: Final = 12
 SLOTS: Final = 1 << SLOTS_LOG
 MAX_SHIFT: Final = 24
+GRAIN: Final = 64  # runs of a table begin at multiples, which must be multiples of the number of states
 
 CUT, BAD_TABLE, BAD_STATE, BAD_SUM, TOO_WIDE = -1, -2, -3, -4, -5
 ERRORS: Final[dict[int, str]] = {
@@ -39,6 +40,7 @@ ERRORS: Final[dict[int, str]] = {
 STEPS: Final = 8  # levels an octave: a level is off by 4 % at most, which costs 0.001 bit a symbol
 TOP_LEVEL: Final = 14 * STEPS + 1  # level 0 is a token that is absent, level 1 one in 2^14
 _FRACTION = np.rint(1024 * 2.0 ** (np.arange(STEPS) / STEPS)).astype(np.int32)
+_START: Final = 12 * STEPS  # the level expected first: a quarter of the symbols
 _LONGEST = 15  # ones before a level is given outright
 
 
@@ -105,7 +107,7 @@ def _code_length(step: int, k: int) -> int:
 @njit(cache=True, nogil=True)
 def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -> int:
     """Levels for tokens up to ``last`` that cost least, table and symbols together; the bits of the table."""
-    one, two, three, spread, bits = STEPS * 8, STEPS * 8, STEPS * 8, 16, 0
+    one, two, three, spread, bits = _START, _START, _START, 16, 0
     for t in range(last + 1):
         n = counts[t]
         guess = _predicted(kind, one, two, three)
@@ -154,7 +156,7 @@ def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
             kind, least = candidate, bits
     _choose_levels(counts, total, last, kind, levels)
     at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
-    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
+    one, two, three, spread = _START, _START, _START, 16
     weights[:] = 0
     for t in range(last + 1):
         guess = _predicted(kind, one, two, three)
@@ -179,7 +181,7 @@ def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
     if last < 0 or last >= TOKENS or kind < 0 or shift > MAX_SHIFT:
         return BAD_TABLE, 0
     at += 15
-    one, two, three, spread = STEPS * 8, STEPS * 8, STEPS * 8, 16
+    one, two, three, spread = _START, _START, _START, 16
     weights[:] = 0
     present = False
     for t in range(last + 1):
@@ -291,32 +293,54 @@ def encoder_tables(freq: I32, code: U32, inverse: U64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def put_ids(out: U8, at: int, ids: U8, width: int) -> int:
-    """Write the table of each block: one bit when it is the one before, else the number too. The next bit."""
-    for b in range(ids.size if width else 0):
-        if b:
-            at = put(out, at, 1 if ids[b] != ids[b - 1] else 0, 1)
-        if b == 0 or ids[b] != ids[b - 1]:
-            at = put(out, at, ids[b], width)
+def put_runs(out: U8, at: int, ends: I32, ids: U8, width: int) -> int:
+    """Write runs: the table of each and its length, in pieces of GRAIN, but the last run's. The next bit.
+
+    A length is coded after Rice, with low bits after the length before. Ends but the last are multiples of GRAIN.
+    """
+    begin, k = 0, 4
+    for s in range(ends.size if width else 0):
+        at = put(out, at, ids[s], width)
+        pieces = (ends[s] - begin + GRAIN - 1) // GRAIN - 1
+        begin = ends[s]
+        ones = min(pieces >> k, _LONGEST)
+        at = put(out, at, (1 << ones) - 1, ones + 1 if ones < _LONGEST else ones)
+        at = put(out, at, pieces if ones == _LONGEST else pieces & ((1 << k) - 1), 26 if ones == _LONGEST else k)
+        k = max(bit_length(pieces) - 1, 0)
     return at
 
 
 @njit(cache=True, nogil=True)
-def get_ids(data: U8, at: int, width: int, count: int, ids: U8) -> int:
-    """Read what :func:`put_ids` wrote; the next bit, or an error when a number is not below ``count``."""
-    ids[:] = 0
-    for b in range(ids.size if width else 0):
-        if b:
-            other = get(data, at, 1)
-            at += 1
-            if other == 0:
-                ids[b] = ids[b - 1]
-                continue
-        number = get(data, at, width)
-        if number < 0:
-            return CUT
-        if number >= count:
-            return BAD_TABLE
-        ids[b] = number
+def get_runs(data: U8, at: int, width: int, tables: int, count: int, ends: I32, ids: U8) -> tuple[int, int]:
+    """Read runs that cover ``count`` symbols; the next bit or an error, and how many runs there are.
+
+    ``ends`` and ``ids`` have room for a run a piece.
+    """
+    if width == 0:
+        ends[0], ids[0] = count, 0
+        return at, 1
+    begin, k, s = 0, 4, 0
+    while begin < count:
+        table = get(data, at, width)
         at += width
-    return at
+        ones = 0
+        while ones < _LONGEST and get(data, at, 1) == 1:
+            ones += 1
+            at += 1
+        if ones == _LONGEST:
+            pieces = get(data, at, 26)
+            at += 26
+        else:
+            pieces = get(data, at + 1, k)
+            at += 1 + k
+            if pieces >= 0:
+                pieces += ones << k
+        if pieces < 0 or table < 0:
+            return CUT, 0
+        k = max(bit_length(pieces) - 1, 0)
+        begin += (pieces + 1) * GRAIN
+        if table >= tables or begin >= count + GRAIN:
+            return BAD_TABLE, 0
+        ends[s], ids[s] = min(begin, count), table
+        s += 1
+    return at, s

@@ -1,4 +1,4 @@
-"""Side data of a rANS chunk: which table codes which block, and the values that shared tables do not know."""
+"""Side data of a rANS chunk: which table codes which run, and the values that shared tables do not know."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from operators import rans_bits as k
 from operators import rans_lanes as lanes
 from operators import raw
 from operators.rans_cluster import block_counts
-from operators.rans_tables import TABLE_BYTES, Tables, split
+from operators.rans_tables import TABLE_BYTES, Tables, join_runs, split
 
 MOST_EXCEPTIONS = 255  # of a chunk, and one value in 64
 
 
-def room(groups: int, tables: int) -> int:
-    """Bytes that a header takes at most."""
-    return 64 + 2 * groups + tables * TABLE_BYTES + (0 if tables else 10 * MOST_EXCEPTIONS)
+def room(count: int, tables: int) -> int:
+    """Bytes that a header for ``count`` symbols takes at most."""
+    return 64 + 6 * (count // k.GRAIN + 1) + tables * TABLE_BYTES + (0 if tables else 10 * MOST_EXCEPTIONS)
 
 
 def take(source: k.U8, at: int, width: int) -> int:
@@ -26,20 +26,32 @@ def take(source: k.U8, at: int, width: int) -> int:
     return value
 
 
-def choose(values: k.U32, block: int, groups: int, tables: Tables) -> k.U8:
-    """The cheapest shared table of each block."""
-    cost = np.empty((groups, tables.count), np.int64)
+def choose(values: k.U32, block: int, tables: Tables) -> tuple[k.I32, k.U8]:
+    """Ends and tables of runs of blocks, each coded by the cheapest shared table."""
+    groups = -(-values.size // block)
+    ends = np.minimum(np.arange(1, groups + 1) * block, values.size).astype(np.int32)
+    cost = np.empty((groups, tables.count))
     for shift in np.unique(tables.shifts):
         counts = np.zeros((groups, k.TOKENS), np.int32)
-        block_counts(split(values, block, np.full(groups, shift, np.int32)).tokens, block, counts)
+        block_counts(split(values, ends, np.full(groups, shift, np.int32)).tokens, block, counts)
         which = tables.shifts == shift
-        cost[:, which] = counts.astype(np.int64) @ tables.costs()[which].T
-    chosen: k.U8 = cost.argmin(axis=1).astype(np.uint8)
-    return chosen
+        cost[:, which] = counts.astype(np.float64) @ tables.costs()[which].T.astype(np.float64)  # whole numbers: exact
+    ids = cost.argmin(axis=1).astype(np.uint8)
+    return join_runs(ends, ids)
+
+
+def take_runs(source: k.U8, at: int, count: int, tables: int) -> tuple[int, k.I32, k.U8]:
+    """Read the runs of ``count`` symbols: the next bit, their ends and tables."""
+    pieces = -(-count // k.GRAIN)
+    ends, ids = np.empty(pieces, np.int32), np.empty(pieces, np.uint8)
+    at, runs = k.get_runs(source, at, (tables - 1).bit_length(), tables, count, ends, ids)
+    if at < 0:
+        raise raw.damaged("rANS", k.ERRORS[int(at)])
+    return int(at), ends[:runs], ids[:runs]
 
 
 def put_exceptions(
-    head: k.U8, at: int, values: k.U32, tokens: k.U8, step: int, ids: k.U8, tables: Tables
+    head: k.U8, at: int, values: k.U32, tokens: k.U8, ends: k.I32, ids: k.U8, tables: Tables
 ) -> tuple[int, int]:
     """Write the values that the tables cannot code, and put others in their place; the next bit, and how many.
 
@@ -47,7 +59,7 @@ def put_exceptions(
     """
     places = np.empty(MOST_EXCEPTIONS, np.int32)
     instead = tables.freq.argmax(axis=1).astype(np.uint8)
-    count = lanes.replace_uncodable(tokens, max(1, step), ids, tables.freq, instead, places)
+    count = lanes.replace_uncodable(tokens, ends, ids, tables.freq, instead, places)
     if count > min(MOST_EXCEPTIONS, values.size // 64):
         return -1, count
     at = k.put(head, at, int(count > 0), 1)
@@ -57,7 +69,7 @@ def put_exceptions(
             value, width = int(values[place]), int(values[place]).bit_length()
             at = k.put(head, k.put(head, at, place, values.size.bit_length()), width, 6)
             at = k.put(head, at, value, width)
-            table = ids[place // max(1, step) % ids.size]
+            table = ids[np.searchsorted(ends, place, "right")] if ends.size else ids[place % ids.size]
             values[place] = _smallest(int(instead[table])) << int(tables.shifts[table])
     return at, count
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32
+from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
 
 # mypy: disable-error-code="return-value, assignment, arg-type, no-any-return"
 
@@ -211,11 +211,64 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
 
 
 @njit(cache=True, nogil=True)
-def regroup(each: I32, ids: U8, counts: I32) -> None:
-    """Set the histogram of each cluster to the sum of its blocks'."""
+def run_counts(tokens: U8, ends: I32, ids: U8, counts: I32) -> None:
+    """Histogram of each table: run s ends before token ``ends[s]`` and is of table ``ids[s]``."""
     counts[:] = 0
-    for b in range(ids.size):
-        counts[ids[b]] += each[b]
+    part = np.zeros((1, TOKENS), np.int32)
+    begin = 0
+    for s in range(ends.size):
+        part[:] = 0
+        block_counts(tokens[begin : ends[s]], ends[s] - begin, part)
+        counts[ids[s]] += part[0]
+        begin = ends[s]
+
+
+@njit(cache=True, nogil=True)
+def symbol_costs(counts: I32, shifts: I32, costs: I32) -> None:
+    """(T, TOKENS) size of a symbol under each table in 1/1024 bits, raw bits included; 20 bits for one it lacks."""
+    for c in range(shifts.size):
+        total = np.int64(0)
+        for t in range(TOKENS):
+            total += counts[c, t]
+        for t in range(TOKENS):
+            n = counts[c, t]
+            bits = np.int64(np.rint(np.log2(total / n) * UNIT)) if n else np.int64(20 * UNIT)
+            costs[c, t] = bits + UNIT * (shifts[c] + (((t - DIRECT) >> 2) + 5 if t >= DIRECT else 0))
+
+
+@njit(cache=True, nogil=True)
+def _cost(values: U32, shift: int, costs: I32) -> int:
+    total = np.int64(0)
+    for i in range(values.size):
+        high = np.int64(values[i]) >> shift
+        if high >= DIRECT:
+            e = 7
+            while high >> (e + 1):
+                e += 1
+            high = DIRECT + (e - 7) * 4 + ((high >> (e - 2)) & 3)
+        total += costs[high]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def move_borders(values: U32, ends: I32, ids: U8, shifts: I32, costs: I32, reach: int) -> None:
+    """Move each border between runs, by at most ``reach`` and a whole number of GRAIN, to where it costs least.
+
+    A run between two that suit its symbols better may come to nothing.
+    """
+    begin = 0
+    for s in range(ends.size - 1):
+        one, other = ids[s], ids[s + 1]
+        low, high = max(begin, ends[s] - reach), min(ends[s + 1], ends[s] + reach)
+        balance, least, best = np.int64(0), np.int64(0), low
+        for at in range(low, high, GRAIN):
+            stop = min(at + GRAIN, high)
+            piece = values[at:stop]
+            balance += _cost(piece, shifts[one], costs[one]) - _cost(piece, shifts[other], costs[other])
+            if balance < least:
+                least, best = balance, stop
+        ends[s] = best
+        begin = best
 
 
 @njit(cache=True, nogil=True)

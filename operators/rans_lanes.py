@@ -11,7 +11,7 @@ from numba import njit
 
 from operators.rans_bits import BAD_STATE, CUT, I32, SLOTS, TOKENS, U8, U16, U32, U64
 
-# mypy: disable-error-code="return-value, assignment, arg-type"
+# mypy: disable-error-code="return-value, assignment, arg-type, operator"
 _HALF = np.uint32(1 << 16)
 _LOW = np.uint32(SLOTS - 1)
 _U12, _U16, _U24 = np.uint32(12), np.uint32(16), np.uint32(24)
@@ -45,20 +45,22 @@ def _encode_row(
 
 
 @njit(cache=True, nogil=True)
-def encode_lanes(tokens: U8, count: int, block: int, ids: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
+def encode_lanes(tokens: U8, count: int, ends: I32, ids: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
     """Code ``count`` tokens, last first; ``words`` fills from its end. Where it begins.
 
-    Every token must have a frequency in its block's table.
+    Run s ends before token ``ends[s]``, a multiple of the number of states, and is coded by table ``ids[s]``, which
+    must have a frequency for each of its tokens.
     """
     lanes = state.size
     at = np.uint64(words.size - 1)  # the place of the next word
-    for b in range((count + block - 1) // block - 1, -1, -1):
-        base = np.uint64(ids[b]) * np.uint64(TOKENS)
-        rows, rest = divmod(min(count, (b + 1) * block) - b * block, lanes)
+    for s in range(ends.size - 1, -1, -1):
+        base = np.uint64(ids[s]) * np.uint64(TOKENS)
+        begin = np.int64(ends[s - 1]) if s else np.int64(0)
+        rows, rest = divmod(max(min(count, np.int64(ends[s])) - begin, 0), lanes)
         if rest:
-            at = _encode_row(tokens, np.uint64(b * block + rows * lanes), rest, base, code, inverse, state, words, at)
+            at = _encode_row(tokens, np.uint64(begin + rows * lanes), rest, base, code, inverse, state, words, at)
         for r in range(rows - 1, -1, -1):  # a number of lanes known to the compiler is twice as fast
-            i = np.uint64(b * block + r * lanes)
+            i = np.uint64(begin + r * lanes)
             if lanes == 8:
                 at = _encode_row(tokens, i, 8, base, code, inverse, state, words, at)
             else:
@@ -67,14 +69,14 @@ def encode_lanes(tokens: U8, count: int, block: int, ids: U8, code: U32, inverse
 
 
 @njit(cache=True, nogil=True)
-def decode_lanes(words: U16, count: int, block: int, ids: U8, table: U32, state: U32, tokens: U8) -> int:
+def decode_lanes(words: U16, count: int, ends: I32, ids: U8, table: U32, state: U32, tokens: U8) -> int:
     """Decode ``count`` tokens; the words read, or an error. ``state`` is left as the encoder found it."""
     lanes = np.uint64(state.size)
     p, size = np.uint64(0), np.uint64(words.size)
-    for b in range((count + block - 1) // block):
-        base = np.uint32(ids[b]) << _U12
-        stop = np.uint64(min(count, (b + 1) * block))
-        i = np.uint64(b * block)
+    i = np.uint64(0)
+    for s in range(ends.size):
+        base = np.uint32(ids[s]) << _U12
+        stop = np.uint64(min(count, np.int64(ends[s])))
         while i < stop:
             row = min(lanes, stop - i)
             if p + row <= size:
@@ -104,22 +106,22 @@ def decode_lanes(words: U16, count: int, block: int, ids: U8, table: U32, state:
 
 
 @njit(cache=True, nogil=True)
-def replace_uncodable(tokens: U8, block: int, ids: U8, freq: I32, instead: U8, places: I32) -> int:
+def replace_uncodable(tokens: U8, ends: I32, ids: U8, freq: I32, instead: U8, places: I32) -> int:
     """Set tokens without a frequency to one that has; ``places`` gets where, as far as there is room. How many.
 
-    Block b of ``block`` tokens is coded by table ``ids[b mod len(ids)]``; ``instead`` is a token of each table.
+    Run s, or column s where there are no ``ends``, is coded by table ``ids[s]``; ``instead`` is a token of each table.
     """
-    count, b = 0, 0
-    for begin in range(0, tokens.size, block):
-        table = ids[b]
-        f = freq[table]
-        for i in range(begin, min(tokens.size, begin + block)):
-            if f[tokens[i]] == 0:
-                tokens[i] = instead[table]
-                if count < places.size:
-                    places[count] = i
-                count += 1
-        b = b + 1 if b + 1 < ids.size else 0
+    count, s = 0, 0
+    for i in range(tokens.size):
+        while ends.size and i >= ends[s]:
+            s += 1
+        if freq[ids[s], tokens[i]] == 0:
+            tokens[i] = instead[ids[s]]
+            if count < places.size:
+                places[count] = i
+            count += 1
+        if ends.size == 0:
+            s = s + 1 if s + 1 < ids.size else 0
     return count
 
 

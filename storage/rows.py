@@ -110,7 +110,8 @@ def content_digest(about: str, files: Sequence[Location]) -> str:
     among them.
     """
     digest = hashlib.sha256(f"hilbertflow rows 1\n{about}\n".encode())
-    for file in files:
+    stores = [[file.join(name) for name in file.list()] if file.is_dir() else [file] for file in files]
+    for file in [file for store in stores for file in store]:
         size = file.size()
         digest.update(f"{size}\n".encode())
         if size <= _WHOLE:

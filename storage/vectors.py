@@ -15,7 +15,11 @@ from operators.errors import HilbertflowError
 from storage.fs import Location
 from storage.rows import RESERVED, check_finite, check_range, check_unique, content_digest
 from storage.vectors_arrow import open_arrow, open_parquet
+from storage.vectors_binary import open_tensor, open_vecs
+from storage.vectors_hdf5 import open_hdf5
+from storage.vectors_jsonl import open_jsonl
 from storage.vectors_npy import open_npy, open_npz
+from storage.vectors_zarr import open_zarr
 
 _CHECK_ROWS = 65_536
 
@@ -49,6 +53,14 @@ FORMATS: dict[str, Opener] = {
     ".parquet": open_parquet,
     ".arrow": open_arrow,
     ".feather": open_arrow,
+    ".fvecs": open_vecs,
+    ".bvecs": open_vecs,
+    ".ivecs": open_vecs,
+    ".safetensors": open_tensor,
+    ".jsonl": open_jsonl,
+    ".hdf5": open_hdf5,
+    ".h5": open_hdf5,
+    ".zarr": open_zarr,
 }
 
 
@@ -134,16 +146,16 @@ def open_vectors(url: str, column: str = "vector", id_column: str | None = None)
 
     Parameters
     ----------
-    url: ``.npy``, ``.npz``, ``.parquet``, ``.arrow`` or ``.feather``; or a directory of files of one of these kinds.
-    column: in tables and ``.npz`` the column of vectors; where there is none of this name, the only column whose type
-        is a list of numbers.
+    url: a file whose name ends in a key of `FORMATS`, or a directory of files of one format.
+    column: the column, array, dataset or tensor of vectors; where there is none of this name, the only one that could
+        be meant.
     id_column: the column of ids; None takes ``id`` if there is one, else rows are numbered from 0 in all files.
 
     Raises `HilbertflowError` for files that hold no vectors, no rows, rows of unequal length, or do not go together.
     """
     place = Location(url)
     suffix = _suffix(place)
-    if suffix is not None and not place.is_dir():
+    if suffix == ".zarr" or (suffix is not None and not place.is_dir()):
         names = [""]
     elif place.is_dir():
         names, suffix = _directory(place)

@@ -228,12 +228,12 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
     @given(damage())
     def read(steps: list[tuple[str, float, int]]) -> None:
         path.write_bytes(apply(valid(name), steps))
-        begin = time.perf_counter()
+        begin = time.process_time()  # not the clock on the wall: the machine may be busy
         try:
             consume(path)
         except HilbertflowError as error:
             assert str(path) in str(error) and "\n" not in str(error)
-        assert time.perf_counter() - begin < 5, "took longer than 5 seconds"
+        assert time.process_time() - begin < 5, "took longer than 5 seconds"
 
     read()
     assert peak() - before < 1e9, f"grew by {(peak() - before) / 1e6:.0f} MB"

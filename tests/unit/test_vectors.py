@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,42 @@ def shuffled_npz(path: Path) -> None:
     np.savez_compressed(path, ids=np.array(IDS), vector=VALUES, labels=np.arange(N))
 
 
+def vecs(values: npt.NDArray[Any]) -> bytes:
+    return b"".join(len(row).to_bytes(4, "little") + row.tobytes() for row in values)
+
+
+def tensors(path: Path, values: npt.NDArray[Any]) -> None:
+    from tests.fixtures import write_safetensors
+
+    write_safetensors(path, {"other": ("F32", (1,), bytes(4)), "emb": ("F32", values.shape, values.tobytes())})
+
+
+def jsonl(values: npt.NDArray[Any] = VALUES) -> str:
+    rows = [{"id": IDS[i], "vector": row.tolist(), "lines": i, "tags": ["a", i]} for i, row in enumerate(values)]
+    return "\n\n".join(json.dumps(row, ensure_ascii=i % 2 == 0) for i, row in enumerate(rows))
+
+
+def hdf5(path: Path, **datasets: Any) -> None:
+    h5py = pytest.importorskip("h5py", reason="writes an HDF5 file")
+    with h5py.File(path, "w") as file:
+        for name, values in datasets.items():
+            file.create_dataset(name, data=values)
+
+
+def zarr_array(path: Path, values: npt.NDArray[Any], **options: Any) -> None:
+    import zarr
+
+    zarr.create_array(str(path), data=values, chunks=(128, 4), **options)
+
+
+def zarr_group(path: Path, **arrays: Any) -> None:
+    import zarr
+
+    group = zarr.create_group(str(path))
+    for name, values in arrays.items():
+        group.create_array(name, data=values)
+
+
 WRITERS: dict[str, tuple[Callable[[Path], None], bool]] = {  # name -> writer, whether ids are in it
     "c.npy": (lambda path: np.save(path, VALUES), False),
     "fortran.npy": (lambda path: np.save(path, np.asfortranarray(VALUES)), False),
@@ -60,6 +97,14 @@ WRITERS: dict[str, tuple[Callable[[Path], None], bool]] = {  # name -> writer, w
     ),
     "zstd.feather": (lambda path: feather.write_feather(table(), path, compression="zstd", chunksize=91), True),
     "x.arrow": (lambda path: arrow(table(), path), True),
+    "x.fvecs": (lambda path: path.write_bytes(vecs(VALUES)), False),
+    "x.safetensors": (lambda path: tensors(path, VALUES), False),
+    "x.jsonl": (lambda path: path.write_text(jsonl(), "utf-8"), True),
+    "x.hdf5": (lambda path: hdf5(path, train=VALUES, test=VALUES[:9], ids=IDS), True),
+    "urls.h5": (lambda path: hdf5(path, embeddings=VALUES, urls=IDS), True),
+    "one.zarr": (lambda path: zarr_array(path, VALUES), False),
+    "v2.zarr": (lambda path: zarr_array(path, VALUES, zarr_format=2), False),
+    "group.zarr": (lambda path: zarr_group(path, vectors=VALUES, id=np.array(IDS)), True),
 }
 
 
@@ -73,7 +118,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, where: str)
         import fsspec
 
         url = f"memory://{tmp_path.name}/{name}"
-        fsspec.filesystem("memory").pipe_file(url, (tmp_path / name).read_bytes())
+        fsspec.filesystem("memory").put(str(tmp_path / name), url, recursive=True)
     source = open_vectors(url)
     assert isinstance(source, RowSource)
     assert (source.count, source.dim) == (N, D)
@@ -180,6 +225,33 @@ def with_ids(ids: Any) -> pa.Table:
     return table().set_column(1, "id", pa.array(ids))
 
 
+def tensors_twice(path: Path) -> None:
+    from tests.fixtures import write_safetensors
+
+    write_safetensors(path, {name: ("F32", VALUES.shape, VALUES.tobytes()) for name in "ab"})
+
+
+def hdf5_external(path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="writes an HDF5 file")
+    with h5py.File(path, "w") as file:
+        file.create_dataset("train", (2, 8), "u1", external=[("/etc/hostname", 0, 16)])
+
+
+def zarr_pickle(path: Path) -> None:
+    zarr_array(path, VALUES, zarr_format=2)
+    metadata = json.loads((path / ".zarray").read_text())
+    (path / ".zarray").write_text(json.dumps({**metadata, "filters": [{"id": "pickle"}]}))
+    (path / "0.0").write_bytes(pickle.dumps(Bomb()))
+
+
+def text(content: str) -> Callable[[Path], Any]:
+    return lambda path: path.write_text(content, "utf-8")
+
+
+def raw(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
+
+
 BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "nan": ("x.npy", lambda p: np.save(p, put(VALUES, 500, np.nan)), r"row 500 holds nan"),
     "inf": ("x.npy", lambda p: np.save(p, put(VALUES, 999, np.inf)), r"row 999 holds inf"),
@@ -206,7 +278,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "three dimensions": ("x.npy", lambda p: np.save(p, VALUES.reshape(10, 100, 7)), "two dimensions are needed"),
     "objects": ("x.npy", lambda p: np.save(p, np.array([[Bomb(), 1]], object)), "was not unpickled"),
     "objects in npz": ("x.npz", lambda p: np.savez(p, a=np.array([[Bomb(), 1]], object)), "was not unpickled"),
-    "pickle": ("x.npy", lambda p: p.write_bytes(pickle.dumps(Bomb())), "is not a NumPy array"),
+    "pickle": ("x.npy", raw(pickle.dumps(Bomb())), "is not a NumPy array"),
     "strings": ("x.npy", lambda p: np.save(p, np.array([["a", "b"]])), "not real numbers"),
     "complex": ("x.npy", lambda p: np.save(p, VALUES * 1j), "not real numbers"),
     "records": ("x.npy", lambda p: np.save(p, np.zeros((3, 3), "f4,i4")), "not real numbers"),
@@ -215,10 +287,43 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "truncated npz": ("x.npz", lambda p: (np.savez(p, a=VALUES), truncate(p, 0.7)), "not a zip archive"),
     "truncated parquet": ("x.parquet", lambda p: (pq.write_table(table(), p), truncate(p, 0.7)), "not a Parquet file"),
     "truncated feather": ("x.feather", lambda p: (feather.write_feather(table(), p), truncate(p, 0.7)), "not an Arrow"),
-    "not parquet": ("x.parquet", lambda p: p.write_bytes(b"hello"), "not a Parquet file"),
-    "empty file": ("x.npy", lambda p: p.write_bytes(b""), "is not a NumPy array"),
+    "not parquet": ("x.parquet", raw(b"hello"), "not a Parquet file"),
+    "empty file": ("x.npy", raw(b""), "is not a NumPy array"),
     "no vectors": ("x.parquet", parquet(pa.table({"a": [1]})), "no column is a list of numbers"),
-    "other suffix": ("x.bin", lambda p: p.write_bytes(b"1"), "is not a file of vectors; expected .npy"),
+    "other suffix": ("x.bin", raw(b"1"), "is not a file of vectors; expected .npy"),
+    "fvecs cut": ("x.fvecs", raw(vecs(VALUES)[:-1]), "no whole number of rows"),
+    "fvecs ragged": ("x.fvecs", raw(vecs(VALUES[:, :3]) + vecs(VALUES[:2, :1]) * 2),
+                     "row 1000 at byte 16,000 claims 1 values, row 0 has 3"),
+    "fvecs of 2^31": ("x.fvecs", raw(b"\xff\xff\xff\x7f" + bytes(64)), "claims 2,147,483,647 values"),
+    "fvecs negative": ("x.fvecs", raw(b"\xff" * 64), "claims -1 values"),
+    "fvecs empty": ("x.fvecs", raw(b""), "claims 0 values"),
+    "fvecs nan": ("x.fvecs", raw(vecs(put(VALUES, 5, np.nan))), "row 5 holds nan"),
+    "two tensors": ("x.safetensors", tensors_twice, "2 matrices of numbers; set source.column"),
+    "jsonl cut": ("x.jsonl", text(jsonl()[:-40]), "row 999 is not JSON"),
+    "jsonl nan": ("x.jsonl", text(jsonl(put(VALUES, 500, np.nan))), "row 500 .* holds nan"),
+    "jsonl ragged": ("x.jsonl", text(jsonl() + '\n{"id": "z", "vector": [1]}'), "row 1000 has 1 values"),
+    "jsonl text": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, "2"]}'), "row 1 holds what is no"),
+    "jsonl bool": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, true]}'), "row 1 holds what is no"),
+    "jsonl list": ("x.jsonl", text("[1, 2]"), "row 0 is not a JSON object"),
+    "jsonl without": ("x.jsonl", text('{"a": 1}'), "no field of it is a list of numbers"),
+    "jsonl lost id": ("x.jsonl", text(jsonl() + '\n{"vector": [1, 2, 3, 4, 5, 6, 7]}'), "row 1000 has no id"),
+    "jsonl twice": ("x.jsonl", text(f"{jsonl()}\n{jsonl(VALUES[:1])}"), "is both row 0 and row 1000"),
+    "jsonl new field": ("x.jsonl", text(jsonl() + '\n{"id": "z", "vector": [1], "extra": 1}'),
+                        "row 1000 has the field 'extra'"),
+    "jsonl other type": ("x.jsonl", text(jsonl() + f'\n{{"id": "z", "vector": {[1] * 7}, "lines": "x"}}'),
+                         "row 1000 has str in 'lines'"),
+    "jsonl deep": ("x.jsonl", text('{"vector": ' + "[" * 100_000), "row 0 is not JSON"),
+    "jsonl empty": ("x.jsonl", text("\n\n"), "has no rows"),
+    "hdf5 cut": ("x.h5", lambda p: (hdf5(p, train=VALUES), truncate(p, 0.5)), "not an HDF5 file"),
+    "hdf5 nothing": ("x.h5", lambda p: hdf5(p, a=np.arange(3)), "has no matrix 'vector'; it has a"),
+    "hdf5 two": ("x.h5", lambda p: hdf5(p, a=VALUES, b=VALUES), "name a matrix"),
+    "hdf5 nan": ("x.h5", lambda p: hdf5(p, a=put(VALUES, 3, np.nan)), "row 3 holds nan"),
+    "hdf5 elsewhere": ("x.h5", hdf5_external, "keeps its values in other files"),
+    "zarr nothing": ("x.zarr", lambda p: p.mkdir(), "is not a Zarr store"),
+    "zarr pickle": ("x.zarr", zarr_pickle, "names the codec 'pickle'"),
+    "zarr flat": ("x.zarr", lambda p: zarr_group(p, a=np.arange(3)), "has no matrix"),
+    "zarr broken": ("x.zarr", lambda p: (zarr_array(p, VALUES), (p / "zarr.json").write_text("{")), "Zarr metadata"),
+    "zarr chunk": ("x.zarr", lambda p: (zarr_array(p, VALUES), (p / "c/0/0").write_bytes(b"x")), "cannot be read"),
     "missing": ("x.npy", lambda p: None, "does not exist"),
     "missing, other suffix": ("x", lambda p: None, "does not exist"),
     "empty directory": ("x.d", lambda p: p.mkdir(), "is not a file of vectors"),

@@ -85,7 +85,7 @@ def decode(
 
 
 def _lanes_log(count: int) -> int:
-    return 3 if count >= 2048 else 2 if count >= 512 else 1
+    return 3 if count >= 16384 else 2 if count >= 2048 else 1
 
 
 def _tail(count: int, lanes_log: int, top: int) -> tuple[int, int, int]:

@@ -63,6 +63,8 @@ def encode_lanes(tokens: U8, count: int, ends: I32, ids: U8, code: U32, inverse:
             i = np.uint64(begin + r * lanes)
             if lanes == 8:
                 at = _encode_row(tokens, i, 8, base, code, inverse, state, words, at)
+            elif lanes == 4:
+                at = _encode_row(tokens, i, 4, base, code, inverse, state, words, at)
             else:
                 at = _encode_row(tokens, i, lanes, base, code, inverse, state, words, at)
     return np.int64(at) + 1
@@ -125,15 +127,22 @@ def replace_uncodable(tokens: U8, ends: I32, ids: U8, freq: I32, instead: U8, pl
     return count
 
 
-@njit(cache=True, nogil=True)
-def encode_columns(tokens: U8, count: int, plan: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
-    """Like :func:`encode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
-    lanes = state.size
-    at = np.uint64(words.size - 1)
-    lane, last = np.uint64(max(0, count - 1) % lanes), np.uint64(lanes - 1)
-    column, edge = np.uint64(max(0, count - 1) % plan.size), np.uint64(plan.size - 1)
-    for k in range(count - 1, -1, -1):
-        t = np.uint64(plan[column]) * np.uint64(TOKENS) + np.uint64(tokens[k])
+@njit(inline="always")
+def _encode_mixed_row(
+    tokens: U8,
+    i: np.uint64,
+    lanes: int,
+    bases: U32,
+    column: np.uint64,
+    code: U32,
+    inverse: U64,
+    state: U32,
+    words: U16,
+    at: np.uint64,
+) -> np.uint64:
+    for j in range(lanes - 1, -1, -1):
+        lane = np.uint64(j)
+        t = np.uint64(bases[column + lane]) + np.uint64(tokens[i + lane])
         c = code[t]
         f = c >> _U12
         x = state[lane]
@@ -143,34 +152,77 @@ def encode_columns(tokens: U8, count: int, plan: U8, code: U32, inverse: U64, st
         x = (x >> _U16) if spill else x
         q = np.uint32((np.uint64(x) + np.uint64(1)) * inverse[t] >> np.uint64(44))
         state[lane] = x + (c & _LOW) + q * (np.uint32(SLOTS) - f)
-        lane = lane - np.uint64(1) if lane else last
-        column = column - np.uint64(1) if column else edge
+    return at
+
+
+@njit(cache=True, nogil=True)
+def encode_columns(tokens: U8, count: int, plan: U8, code: U32, inverse: U64, state: U32, words: U16) -> int:
+    """Like :func:`encode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
+    lanes = state.size
+    bases = _tiled(plan, lanes, TOKENS)
+    at = np.uint64(words.size - 1)
+    rows, rest = divmod(count, lanes)
+    if rest:
+        column = np.uint64(rows * lanes % bases.size)
+        at = _encode_mixed_row(tokens, np.uint64(rows * lanes), rest, bases, column, code, inverse, state, words, at)
+    for r in range(rows - 1, -1, -1):
+        i, column = np.uint64(r * lanes), np.uint64(r * lanes % bases.size)
+        if lanes == 8:
+            at = _encode_mixed_row(tokens, i, 8, bases, column, code, inverse, state, words, at)
+        elif lanes == 4:
+            at = _encode_mixed_row(tokens, i, 4, bases, column, code, inverse, state, words, at)
+        else:
+            at = _encode_mixed_row(tokens, i, lanes, bases, column, code, inverse, state, words, at)
     return np.int64(at) + 1
+
+
+@njit(cache=True, nogil=True)
+def _tiled(plan: U8, lanes: int, entries: int) -> U32:
+    """Where the table of each column begins, repeated until rows of ``lanes`` symbols fit a whole number of times."""
+    times = 1
+    while plan.size * times % lanes:
+        times += 1
+    bases = np.empty(plan.size * times, np.uint32)
+    for i in range(bases.size):
+        bases[i] = plan[i % plan.size] * entries
+    return bases
 
 
 @njit(cache=True, nogil=True)
 def decode_columns(words: U16, count: int, plan: U8, table: U32, state: U32, tokens: U8) -> int:
     """Like :func:`decode_lanes`, the table of symbol i being ``plan[i mod len(plan)]``."""
-    lane, lanes = np.uint64(0), np.uint64(state.size)
-    column, columns = np.uint64(0), np.uint64(plan.size)
+    lanes, last = np.uint64(state.size), np.uint64(count)
+    bases = _tiled(plan, state.size, SLOTS)
+    column, columns = np.uint64(0), np.uint64(bases.size)
     p, size = np.uint64(0), np.uint64(words.size)
-    for i in range(np.uint64(count)):
-        x = state[lane]
-        e = table[(np.uint32(plan[column]) << _U12) + (x & _LOW)]
-        x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
-        if p < size:
-            w = np.uint32(words[p])
-            short = x < _HALF
-            x = ((x << _U16) | w) if short else x
-            p += np.uint64(short)
-        elif x < _HALF:
-            return CUT
-        state[lane] = x
-        tokens[i] = np.uint8(e >> _U24)
-        lane += np.uint64(1)
-        lane = np.uint64(0) if lane == lanes else lane
-        column += np.uint64(1)
-        column = np.uint64(0) if column == columns else column
+    i = np.uint64(0)
+    while i < last:
+        row = min(lanes, last - i)
+        if p + row <= size:
+            for lane in range(row):
+                x = state[lane]
+                e = table[bases[column + lane] + (x & _LOW)]
+                x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                w = np.uint32(words[p])
+                short = x < _HALF
+                state[lane] = ((x << _U16) | w) if short else x
+                p += np.uint64(short)
+                tokens[i + lane] = np.uint8(e >> _U24)
+        else:  # near the end of the words
+            for lane in range(row):
+                x = state[lane]
+                e = table[bases[column + lane] + (x & _LOW)]
+                x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                if x < _HALF:
+                    if p >= size:
+                        return CUT
+                    x = (x << _U16) | np.uint32(words[p])
+                    p += np.uint64(1)
+                state[lane] = x
+                tokens[i + lane] = np.uint8(e >> _U24)
+        i += row
+        column += row
+        column = np.uint64(0) if column >= columns else column
     return np.int64(p)
 
 

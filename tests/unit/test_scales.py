@@ -1,0 +1,44 @@
+"""Row codes: scales within a sixteenth of an octave, grains, and rows that have neither."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from operators.floats import round_to
+from operators.scales import encode, grains, row_steps, scale_of
+
+
+def test_scales_are_near_the_root_mean_square_over_all_of_float32() -> None:
+    rng = np.random.default_rng(1)
+    powers = np.arange(-140, 120, dtype=np.float64)
+    rows = np.ldexp(rng.standard_normal((powers.size, 64)), powers[:, None].astype(int)).astype(np.float32)
+    true = np.sqrt(np.square(rows.astype(np.float64)).mean(axis=1))
+    ratio = np.log2(scale_of(encode(rows.view(np.uint32), "F32")) / true)
+    assert np.abs(ratio).max() <= 1 / 16 + 1e-6
+
+
+def test_codes_do_not_depend_on_the_mathematical_library() -> None:
+    border = np.float32(2.0) ** np.float32(0.5)
+    rows = np.array([[1.0, 1.0], [border, border], [4.0, 4.0], [0.25, 0.25], [3.0, -3.0]], np.float32)
+    np.testing.assert_array_equal(encode(rows.view(np.uint32), "F32") % 2432, [1280, 1284, 1296, 1264, 1293])
+    assert scale_of(np.array([1280, 1288, 1276], np.uint16)).tolist() == [1.0, 2.0, 0.7071067811865476]
+
+
+def test_what_is_not_finite_does_not_count() -> None:
+    rows = np.array([[np.nan, 2.0, np.inf, -2.0], [np.nan, np.inf, -np.inf, np.nan], [0.0, -0.0, 0, 0]], np.float32)
+    assert (encode(rows.view(np.uint32), "F32") % 2432).tolist() == [1288, 0, 0]
+
+
+@pytest.mark.parametrize(("narrow", "dropped"), [("BF16", 16), ("F16", 13)])
+def test_grain_tells_rows_that_were_narrower_before(narrow: str, dropped: int) -> None:
+    from operators.floats import to_float32
+
+    rows = np.random.default_rng(2).standard_normal((2, 256)).astype(np.float32)
+    rows[0] = to_float32(round_to(rows[0], narrow), narrow)
+    assert grains(encode(rows.view(np.uint32), "F32")).tolist() == [dropped, 0]
+
+
+def test_steps_are_never_subnormal_and_zero_rows_have_none() -> None:
+    steps = row_steps(np.array([0, 88, 1280, 2304], np.uint16), 2.0**-10)
+    assert steps[0] == 0 and steps[1] == 2.0**-100 and steps[2] == 2.0**-10 and np.isfinite(steps[3])

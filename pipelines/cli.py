@@ -6,6 +6,7 @@ not there yet; 130 interrupted; 141 the reader of the output went away.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def call(arguments: list[str]) -> int:
     """Run the command line and return its exit code; every failure is one line on standard error."""
+    # Clients of object stores leave sessions to the end of the process, which asyncio would complain of then.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         code = app(args=arguments, prog_name="hilbertflow", standalone_mode=False)
         sys.stdout.flush()

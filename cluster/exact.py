@@ -29,7 +29,7 @@ class ExactScan:
     def __init__(self, queries: F32, k: int, metric: str) -> None:
         ready = prepared(queries, metric)
         step = max(1, PAIRS // max(k, BATCH_ROWS))
-        self.metric, self.scanned = metric, 0
+        self.metric, self.scanned, self._k = metric, 0, k
         self._blocks = [_Block(ready[at : at + step], k, metric) for at in range(0, len(ready), step)]
 
     def feed(self, vectors: F32, rows: I64) -> None:
@@ -43,6 +43,10 @@ class ExactScan:
 
     def best(self) -> tuple[F32, I64]:
         """Scores (q, w) float32 and rows (q, w) int64, best first, w = min(k, rows fed)."""
+        if not self._blocks:
+            return np.empty((0, min(self._k, self.scanned)), np.float32), np.empty(
+                (0, min(self._k, self.scanned)), np.int64
+            )
         return np.concatenate([b.scores for b in self._blocks]), np.concatenate([b.rows for b in self._blocks])
 
 

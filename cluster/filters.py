@@ -136,7 +136,7 @@ class _Reader:
         if isinstance(right, ast.List | ast.Tuple):
             values = [self.literal(item) for item in right.elts]
             column, kind = self.column(left), self.schema.field(self.column_name(left)).type
-            return column.isin(pa.array(values, kind)) & column.is_valid()
+            return pc.if_else(column.is_valid(), column.isin(pa.array(values, kind)), pa.scalar(None, pa.bool_()))
         if isinstance(left, ast.Constant) and isinstance(left.value, str):
             return pc.match_substring(self.column(right), left.value)
         raise self.no("`in` needs a list of literals on its right, or a string on its left and a column on its right")

@@ -28,7 +28,6 @@ from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32, I64
 from storage.collection import CollectionArchive
 
-
 _log = logging.getLogger("hilbertflow.serve")
 
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
+from storage.damage import damage
 from storage.fs import Location
 from storage.rows import vector_array
 from storage.vectors_npy import as_float32
@@ -88,19 +89,14 @@ class _Cursor:
     def rows(self, start: int, stop: int) -> pa.Table:
         """Rows ``start`` to ``stop`` of the columns."""
         with self._lock:
-            try:
-                return self._rows(start, stop)
-            except Exception as error:
-                if isinstance(error, HilbertflowError):
-                    raise
-                self._begun = False
-                reason = " ".join(str(error).split())[:160]
-                raise HilbertflowError(
-                    f"cannot be read at row {self._end}: {reason}", where=self._location.url, remedy="copy it again"
-                ) from error
+            begun, self._begun = self._begun, False  # an error leaves nothing to go on from
+            with damage(f"cannot be read at row {self._end}", self._location.url):
+                table = self._rows(start, stop, begun)
+            self._begun = True
+            return table
 
-    def _rows(self, start: int, stop: int) -> pa.Table:
-        if not self._begun or start < self._at or (start > self._end and self._origin(start) > self._end):
+    def _rows(self, start: int, stop: int, begun: bool) -> pa.Table:
+        if not begun or start < self._at or (start > self._end and self._origin(start) > self._end):
             self._begin(start)
         while self._end < stop:
             batch = next(self._batches, None)
@@ -118,7 +114,7 @@ class _Cursor:
         return table.slice(start - self._at, stop - start)
 
     def _begin(self, start: int) -> None:
-        self._held, self._begun = [], True
+        self._held = []
         self._at = self._end = self._origin(start)
         if self._kind == "parquet":
             groups = range(int(np.searchsorted(self._bounds, start, side="right")) - 1, len(self._bounds) - 1)
@@ -148,18 +144,11 @@ class _Cursor:
 def parquet_file(location: Location) -> pq.ParquetFile:
     """Open a Parquet file by its footer, to be read page by page."""
     source = location.local_path or pa.PythonFile(location.open(), mode="r")
-    try:
+    with damage("is not a Parquet file", location.url):
         return pq.ParquetFile(
             source, buffer_size=1 << 20, pre_buffer=False, thrift_string_size_limit=1 << 26,
             thrift_container_size_limit=1 << 22, page_checksum_verification=True,
         )  # fmt: skip
-    except Exception as error:
-        if isinstance(error, HilbertflowError):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise HilbertflowError(
-            f"is not a Parquet file: {reason}", where=location.url, remedy="copy it again"
-        ) from error
 
 
 def _ipc_batches(location: Location) -> Iterator[pa.RecordBatch]:
@@ -175,35 +164,26 @@ def _sliced(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _ipc_reader(location: Location) -> Any:
-    try:
+    with damage("is not an Arrow IPC file", location.url, "save it as Feather V2 or Parquet"):
         path = location.local_path
         source = pa.memory_map(path) if path is not None else pa.PythonFile(location.open(), mode="r")
         return pa.ipc.open_file(source)
-    except Exception as error:
-        if isinstance(error, HilbertflowError):
-            raise
-        reason = " ".join(str(error).split())[:160]
-        raise HilbertflowError(
-            f"is not an Arrow IPC file: {reason}", where=location.url, remedy="save it as Feather V2 or Parquet"
-        ) from error
 
 
 def open_parquet(location: Location, column: str, id_column: str | None) -> TableVectors:
     """Open a Parquet file."""
     location.size()
     file = parquet_file(location)
-    return _opened(location, "parquet", file.schema_arrow, file.metadata.num_rows, column, id_column)
+    with damage("is damaged", location.url):  # names of columns may well be no text
+        return _opened(location, "parquet", file.schema_arrow, file.metadata.num_rows, column, id_column)
 
 
 def open_arrow(location: Location, column: str, id_column: str | None) -> TableVectors:
     """Open an Arrow IPC file (``.arrow``, Feather V2)."""
     location.size()
     reader = _ipc_reader(location)
-    try:
-        count = reader.count_rows()
-    except Exception as error:  # as everywhere here: a damaged file surfaces in Arrow under many names
-        raise HilbertflowError(f"is damaged: {error}", where=location.url, remedy="copy it again") from error
-    return _opened(location, "arrow", reader.schema, count, column, id_column)
+    with damage("is damaged", location.url):
+        return _opened(location, "arrow", reader.schema, reader.count_rows(), column, id_column)
 
 
 def _opened(

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from storage.damage import damage
 from storage.fs import Location
 from storage.rows import vector_array
 from storage.vectors_npy import as_float32
@@ -48,20 +49,13 @@ class Hdf5Vectors:
         """Ids of the rows as strings."""
         values = self._slice(self.id_dataset, start, stop)
         where = f"{self.location.url}: {self.id_dataset}"
-        try:
+        with damage(f"ids of rows {start} to {stop} are not UTF-8", where):
             texts = [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values.tolist()]
             return pa.array(texts, pa.string())
-        except (UnicodeError, pa.ArrowException) as error:
-            raise HilbertflowError(f"ids of rows {start} to {stop} are not UTF-8", where=where) from error
 
     def _slice(self, name: str, start: int, stop: int) -> Any:
-        with _LOCK:
-            try:
-                values = self._file[name][start:stop]
-            except Exception as error:
-                reason = " ".join(str(error).split())[:120]
-                what = f"{name} cannot be read at rows {start} to {stop}: {reason}"
-                raise HilbertflowError(what, where=self.location.url, remedy="copy it again") from error
+        with _LOCK, damage(f"{name} cannot be read at rows {start} to {stop}", self.location.url):
+            values = self._file[name][start:stop]
         if len(values) != stop - start:
             raise HilbertflowError(f"{name} ends after row {start + len(values)}", where=self.location.url)
         return values
@@ -77,26 +71,16 @@ def _open(location: Location) -> Any:
     except ImportError as error:
         raise HilbertflowError("HDF5 needs h5py", where=location.url, remedy="pip install h5py") from error
     location.size()
-    try:
+    with damage("is not an HDF5 file", location.url):
         return h5py.File(location.local_path or location.open(), "r")
-    except HilbertflowError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise HilbertflowError(f"is not an HDF5 file: {reason}", where=location.url, remedy="copy it again") from error
 
 
 def open_hdf5(location: Location, column: str, id_column: str | None) -> Hdf5Vectors:
     """Open an HDF5 file: the dataset ``column``, ``train``, ``embeddings`` or ``vectors``, or its only matrix."""
     with _LOCK:
         file = _open(location)
-        try:
+        with damage("is damaged", location.url):
             shapes = {name: _shape(file, name, location.url) for name in file}
-        except HilbertflowError:
-            raise
-        except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            raise HilbertflowError(f"is damaged: {reason}", where=location.url, remedy="copy it again") from error
     matrices = {name: shape for name, (shape, kind) in shapes.items() if len(shape) == 2 and kind in "fiu"}
     found = next((name for name in (column, *_NAMES) if name in matrices), "")
     if not found and len(matrices) == 1:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from storage.damage import damage
 from storage.fs import Location
 from storage.rows import vector_array
 
@@ -40,7 +41,7 @@ def npy_header(file: BinaryIO, size: int, where: str) -> NpyHeader:
     """
     read = np.lib.format
     head = io.BytesIO(file.read(_HEADER))
-    try:
+    with damage("is not a NumPy array", where):
         version = read.read_magic(head)
         if version == (1, 0):
             shape, fortran, dtype = read.read_array_header_1_0(head, max_header_size=_HEADER)
@@ -48,9 +49,6 @@ def npy_header(file: BinaryIO, size: int, where: str) -> NpyHeader:
             shape, fortran, dtype = read.read_array_header_2_0(head, max_header_size=_HEADER)
         else:
             raise ValueError(f"version {version} of the format is not known")
-    except Exception as error:  # NumPy parses the header as Python source, and damage has many names there
-        reason = " ".join(str(error).split())[:120]
-        raise HilbertflowError(f"is not a NumPy array: {reason}", where=where, remedy="copy it again") from error
     if dtype.hasobject:
         raise HilbertflowError(
             "holds Python objects, which only a pickle could restore; it was not unpickled", where=where,
@@ -188,10 +186,8 @@ class NpzVectors:
         if stream.size > _MAX_IDS:
             raise HilbertflowError("too many ids for an .npz", where=where, remedy="use Parquet")
         data = stream.read(header.offset, stream.size - header.offset)
-        try:
+        with damage("ids are not valid Unicode", where):
             return pa.array(np.frombuffer(data, header.dtype).astype(str).tolist(), pa.string())
-        except (ValueError, UnicodeError, pa.ArrowException) as error:
-            raise HilbertflowError(f"ids are not valid Unicode ({error})", where=where) from error
 
 
 class _Member:
@@ -201,19 +197,14 @@ class _Member:
         self._where = f"{location.url}: {name}"
         self._lock = threading.Lock()
         archive = zip_archive(location)
-        try:
+        with damage("is damaged", self._where):
             self._file = archive.open(name)
-        except Exception as error:
-            raise _damaged(error, self._where) from error
         self.size = archive.getinfo(name).file_size
 
     def read(self, offset: int, length: int) -> bytes:
-        try:
-            with self._lock:
-                self._file.seek(offset)
-                data = bytes(self._file.read(length))
-        except Exception as error:
-            raise _damaged(error, self._where) from error
+        with self._lock, damage("is damaged", self._where):
+            self._file.seek(offset)
+            data = bytes(self._file.read(length))
         if len(data) != length:
             raise HilbertflowError(f"ends at byte {offset + len(data)}", where=self._where, remedy="copy it again")
         return data
@@ -221,12 +212,8 @@ class _Member:
 
 def zip_archive(location: Location) -> zipfile.ZipFile:
     """The directory of a zip archive; raises `HilbertflowError` when it is none."""
-    try:
+    with damage("is not a zip archive", location.url):
         return zipfile.ZipFile(location.open())
-    except Exception as error:
-        if isinstance(error, HilbertflowError):
-            raise
-        raise HilbertflowError(f"is not a zip archive: {error}", where=location.url, remedy="copy it again") from error
 
 
 def open_npz(location: Location, column: str, id_column: str | None) -> NpzVectors:
@@ -264,15 +251,5 @@ def open_npz(location: Location, column: str, id_column: str | None) -> NpzVecto
 
 
 def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> bytes:
-    try:
-        with archive.open(info) as file:
-            return file.read(_HEADER)
-    except Exception as error:
-        raise _damaged(error, where) from error
-
-
-def _damaged(error: Exception, where: str) -> HilbertflowError:
-    """Damage has many names in `zipfile`: bad zip file, zlib error, end of file, unknown method, no such offset."""
-    if isinstance(error, HilbertflowError):
-        return error
-    return HilbertflowError(f"is damaged: {error}", where=where, remedy="copy it again")
+    with damage("is damaged", where), archive.open(info) as file:
+        return file.read(_HEADER)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from storage.damage import damage
 from storage.fs import Location
 from storage.rows import vector_array
 from storage.vectors_npy import as_float32
@@ -57,12 +58,8 @@ class ZarrVectors:
         return pa.array([str(value) for value in self._slice(self._ids, start, stop).tolist()], pa.string())
 
     def _slice(self, array: Any, start: int, stop: int) -> Any:
-        try:
+        with damage(f"rows {start} to {stop} cannot be read", self.location.url):
             return array[start:stop]
-        except Exception as error:
-            reason = " ".join(str(error).split())[:120]
-            what = f"rows {start} to {stop} cannot be read: {reason}"
-            raise HilbertflowError(what, where=self.location.url, remedy="copy it again") from error
 
     @cached_property
     def _vectors(self) -> Any:
@@ -105,17 +102,13 @@ def _metadata(location: Location, name: str, missing: bool = False) -> tuple[dic
         place = location.join(name, file) if name else location.join(file)
         if not place.exists():
             continue
-        try:
+        with damage("is not Zarr metadata", place.url):
             if place.size() > _MAX_JSON:
                 raise ValueError(f"larger than {_MAX_JSON >> 20} MiB")
             content = json.loads(place.read())
             node = kind or str(content["node_type"])
             _check_codecs(content, place.url)
             return content, node
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, HilbertflowError):
-                raise
-            raise HilbertflowError(f"is not Zarr metadata: {error}", where=place.url, remedy="copy it again") from error
     if missing:
         raise HilbertflowError(
             "is not a Zarr store", where=location.url, remedy="expected zarr.json, .zarray or .zgroup"
@@ -143,15 +136,8 @@ def _array(location: Location, name: str) -> Any:
 
     from storage.zarr_store import read_store
 
-    try:
+    with damage("is not a Zarr array", location.join(name).url if name else location.url):
         array = zarr.open_array(read_store(location), path=name, mode="r")
-        chunk = prod(array.chunks) * array.dtype.itemsize
-        if chunk > _MAX_CHUNK:
-            raise HilbertflowError(f"has chunks of {chunk:,} bytes", where=location.url, remedy="write smaller chunks")
-        return array
-    except HilbertflowError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        where = location.join(name).url if name else location.url
-        raise HilbertflowError(f"is not a Zarr array: {reason}", where=where, remedy="copy it again") from error
+    if (chunk := prod(array.chunks) * array.dtype.itemsize) > _MAX_CHUNK:
+        raise HilbertflowError(f"has chunks of {chunk:,} bytes", where=location.url, remedy="write smaller chunks")
+    return array

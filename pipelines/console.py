@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_MEASURE = re.compile(r"[-+]?[0-9][0-9,]*(\.[0-9]+)?( ([kMGTP]?B|%|dB|s))?")
 
 
 def out() -> Console:
@@ -95,7 +98,7 @@ def size(count: int | float) -> str:
 
 
 def _measure(value: Any) -> bool:
-    return isinstance(value, str) and value.rpartition(" ")[2] in ("B", "kB", "MB", "GB", "TB", "PB", "%")
+    return isinstance(value, str) and _MEASURE.fullmatch(value) is not None
 
 
 def _cell(value: Any) -> str:

@@ -97,12 +97,23 @@ class DocstringsSource(Part):
         return tuple(name.strip() for name in self.path.split(",") if name.strip())
 
 
+class DocumentsSource(Part):
+    """Texts of a folder of documents, at any depth, cut in chunks; a file that cannot be read is named and left out."""
+
+    kind: Literal["documents"] = "documents"
+    path: Text = Field(description="folder of txt, md, html, pdf and docx files, local or a URL")
+    words: PositiveInt = Field(160, description="of a chunk")
+    overlap: int = Field(24, ge=0, description="words that a chunk repeats of the one before it")
+    metric: Literal["ip", "l2", "cosine"] = "ip"
+
+
 SOURCES: dict[str, type[Part]] = {
     "checkpoint": CheckpointSource,
     "vectors": VectorsSource,
     "docstrings": DocstringsSource,
+    "documents": DocumentsSource,
 }
-Source = Annotated[CheckpointSource | VectorsSource | DocstringsSource, Field(discriminator="kind")]
+Source = Annotated[CheckpointSource | VectorsSource | DocstringsSource | DocumentsSource, Field(discriminator="kind")]
 
 
 class ArchiveSink(Part):

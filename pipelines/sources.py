@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from operators.errors import HilbertflowError
-from pipelines.recipe import DocstringsSource, Recipe, VectorsSource
+from pipelines import console
+from pipelines.recipe import DocstringsSource, DocumentsSource, Recipe, VectorsSource
 from storage.docstrings import DocstringRows
+from storage.documents import open_folder
 from storage.references import local_url
 from storage.rows import RowSource
 from storage.vectors import open_vectors
@@ -19,6 +21,11 @@ def row_source(recipe: Recipe) -> RowSource:
         rows = DocstringRows(source.packages, directory, source.limit)
     elif isinstance(source, VectorsSource):
         rows = open_vectors(local_url(source.path), source.column, source.id_column)
+    elif isinstance(source, DocumentsSource):
+        folder = open_folder(local_url(source.path), "text", source.words, source.overlap)
+        for path, reason in folder.skipped:
+            console.note(f"{path} is left out: {reason}")
+        rows = folder
     else:
         raise HilbertflowError(f"a {source.kind} has no rows", where="source")
     rows.check()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from operators.errors import HilbertflowError
 from pipelines import recipe, yaml_lines
+from pipelines.sources import row_source
 
 GOOD = """\
 name: minilm
@@ -167,6 +168,17 @@ def test_the_page_on_recipes_tells_every_option_and_its_default() -> None:
 def test_docstrings_name_packages_or_a_directory(tmp_path: Path) -> None:
     assert recipe.DocstringsSource(path="numpy, pyarrow").packages == ("numpy", "pyarrow")
     assert recipe.DocstringsSource(path=str(tmp_path)).packages == ()
+
+
+def test_a_folder_of_documents_is_a_source_of_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("one two three four five six")
+    (tmp_path / "b.md").write_text("seven")
+    (tmp_path / "c.pdf").write_bytes(b"no pdf")
+    read = recipe.load("documents", [f"source.path={tmp_path}", "source.words=4", "source.overlap=1"])
+    rows = row_source(read)
+    assert rows.read(0, rows.count).column("id").to_pylist() == ["b.md#0", "deep/a.txt#0", "deep/a.txt#1"]
+    assert "c.pdf is left out" in capsys.readouterr().err
 
 
 def test_the_schema_knows_every_operator_and_is_json() -> None:

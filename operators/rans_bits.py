@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-# mypy: disable-error-code="return-value, assignment, arg-type, call-overload, no-any-return"
+# mypy: disable-error-code="return-value, assignment, arg-type, call-overload, no-any-return, operator, index"
 # (numba's integers are Python's to the compiler and NumPy's to the type checker)
 
 U8 = npt.NDArray[np.uint8]
@@ -39,7 +39,7 @@ ERRORS: Final[dict[int, str]] = {
 
 STEPS: Final = 8  # levels an octave: a level is off by 4 % at most, which costs 0.001 bit a symbol
 TOP_LEVEL: Final = 14 * STEPS + 1  # level 0 is a token that is absent, level 1 one in 2^14
-_FRACTION = np.rint(1024 * 2.0 ** (np.arange(STEPS) / STEPS)).astype(np.int32)
+_FRACTION = np.array([1024, 1117, 1218, 1328, 1448, 1579, 1722, 1878], np.int64)  # 1024 · 2^(i / 8)
 _START: Final = 12 * STEPS  # the level expected first: a quarter of the symbols
 _LONGEST = 15  # ones before a level is given outright
 
@@ -57,8 +57,8 @@ def put(out: U8, at: int, value: int, width: int) -> int:
 def get(data: U8, at: int, width: int) -> int:
     """Read ``width`` bits at bit ``at``; -1 past the end."""
     if at < 0 or at + width > data.size * 8:
-        return -1
-    value = 0
+        return np.int64(-1)
+    value = np.int64(0)
     for i in range(width):
         value |= ((np.int64(data[(at + i) >> 3]) >> ((at + i) & 7)) & 1) << i
     return value
@@ -107,15 +107,16 @@ def _code_length(step: int, k: int) -> int:
 @njit(cache=True, nogil=True)
 def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -> int:
     """Levels for tokens up to ``last`` that cost least, table and symbols together; the bits of the table."""
-    one, two, three, spread, bits = _START, _START, _START, 16, 0
+    one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
+    spread, bits = np.int64(16), np.int64(0)
     for t in range(last + 1):
-        n = counts[t]
+        n = np.int64(counts[t])
         guess = _predicted(kind, one, two, three)
         k = _rice(spread)
-        best = 0
+        best = np.int64(0)
         if n:
             exact = np.log2(n / total * 16384) * STEPS + 1
-            nearest = min(max(int(np.rint(exact)), 1), TOP_LEVEL)
+            nearest = np.int64(min(max(np.int64(np.rint(exact)), 1), TOP_LEVEL))
             best = nearest
             low, high = min(nearest, max(guess, 1)), max(nearest, guess)
             least = 1e18
@@ -143,21 +144,22 @@ def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
     A token's share of the symbols is sent as a level, 8 to the octave, and that as the difference to what the levels
     before suggest, in a Rice code that adapts to them.
     """
-    total, last = 0, 0
+    total, last = np.int64(0), np.int64(0)
     for t in range(counts.size):
-        total += counts[t]
+        total += np.int64(counts[t])
         if counts[t]:
-            last = t
-    levels = np.empty(last + 1, np.int32)
-    kind, least = 0, 1 << 40
-    for candidate in range(3):
+            last = np.int64(t)
+        weights[t] = 0
+    levels = np.empty(last + 1, np.int64)
+    kind, least = np.int64(0), np.int64(1 << 40)
+    for attempt in range(4):  # three predictions, and the best again
+        candidate = np.int64(attempt) if attempt < 3 else kind
         bits = _choose_levels(counts, total, last, candidate, levels)
         if bits < least:
             kind, least = candidate, bits
-    _choose_levels(counts, total, last, kind, levels)
     at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
-    one, two, three, spread = _START, _START, _START, 16
-    weights[:] = 0
+    one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
+    spread = np.int64(16)
     for t in range(last + 1):
         guess = _predicted(kind, one, two, three)
         k = _rice(spread)
@@ -181,8 +183,10 @@ def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
     if last < 0 or last >= TOKENS or kind < 0 or shift > MAX_SHIFT:
         return BAD_TABLE, 0
     at += 15
-    one, two, three, spread = _START, _START, _START, 16
-    weights[:] = 0
+    one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
+    spread = np.int64(16)
+    for t in range(weights.size):
+        weights[t] = 0
     present = False
     for t in range(last + 1):
         guess = _predicted(kind, one, two, three)
@@ -199,7 +203,7 @@ def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
         else:
             low = get(data, at, 7)
             at += 7
-            level = low
+            level = np.int64(low)
         if low < 0:
             return CUT, 0
         if level < 0 or level > TOP_LEVEL:
@@ -213,7 +217,10 @@ def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def frequencies(weights: I32, freq: I32) -> None:
-    """Scale weights to frequencies that sum to SLOTS, at least 1 for each token present and none above SLOTS - 1."""
+    """Scale weights to frequencies that sum to SLOTS, at least 1 for each token present.
+
+    A token that is alone has them all: its runs are not coded, since they say nothing.
+    """
     total = np.int64(0)
     for t in range(TOKENS):
         total += weights[t]
@@ -234,9 +241,17 @@ def frequencies(weights: I32, freq: I32) -> None:
         for t in range(TOKENS):
             if freq[t] > freq[top]:
                 top = t
-    if freq[top] == SLOTS:  # a frequency must fit 12 bits
-        freq[top] = SLOTS - 1
-        freq[top + 1 if top + 1 < TOKENS else top - 1] = 1
+
+
+@njit(cache=True, nogil=True)
+def leave_none_alone(freq: I32) -> None:
+    """Give a neighbour one slot of a token that has them all: in a plan, columns that say nothing are coded too."""
+    for row in range(freq.shape[0]):
+        for t in range(TOKENS):
+            if freq[row, t] == SLOTS:
+                freq[row, t] = SLOTS - 1
+                freq[row, t + 1 if t + 1 < TOKENS else t - 1] = 1
+                break
 
 
 @njit(cache=True, nogil=True)
@@ -244,7 +259,7 @@ def put_tables(out: U8, at: int, counts: I32, shifts: I32, freq: I32) -> int:
     """Write a table for each histogram; sets ``freq`` to the frequencies that the reader will have."""
     weights = np.empty(TOKENS, np.int32)
     for row in range(shifts.size):
-        at = put_table(out, at, counts[row], shifts[row], weights)
+        at = put_table(out, at, counts[row], np.int64(shifts[row]), weights)
         frequencies(weights, freq[row])
     return at
 
@@ -264,12 +279,12 @@ def get_tables(data: U8, at: int, freq: I32, shifts: I32) -> int:
 
 @njit(cache=True, nogil=True)
 def decoder_tables(freq: I32, out: U32) -> None:
-    """Fill SLOTS entries a table: token << 24 | frequency << 12 | slot - start."""
+    """Fill SLOTS entries a table: token << 24 | frequency << 12 | slot - start; frequency 0 for a token alone."""
     at = 0
     for row in range(freq.shape[0]):
         for t in range(TOKENS):
             f = freq[row, t]
-            entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(f) << np.uint32(SLOTS_LOG))
+            entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(f & (SLOTS - 1)) << np.uint32(SLOTS_LOG))
             slots = out[at : at + f]
             for j in range(slots.size):
                 slots[j] = entry | np.uint32(j)
@@ -278,7 +293,7 @@ def decoder_tables(freq: I32, out: U32) -> None:
 
 @njit(cache=True, nogil=True)
 def encoder_tables(freq: I32, code: U32, inverse: U64) -> None:
-    """Fill TOKENS entries a table: frequency << 12 | start, and the reciprocal of the frequency.
+    """Fill TOKENS entries a table: frequency << 12 | start, and the reciprocal of the frequency; 0 for a token alone.
 
     With r = (2^44 - 1) div f, (x + 1)·r >> 44 is x div f for every x below f·2^20: the error of r takes from
     (x + 1)·2^44 / f more than nothing and less than 2^44 / f.
@@ -287,7 +302,8 @@ def encoder_tables(freq: I32, code: U32, inverse: U64) -> None:
         start = 0
         for t in range(TOKENS):
             f = freq[row, t]
-            code[row * TOKENS + t] = (np.uint32(f) << np.uint32(SLOTS_LOG)) | np.uint32(start & (SLOTS - 1))
+            kept = f & (SLOTS - 1)
+            code[row * TOKENS + t] = (np.uint32(kept) << np.uint32(SLOTS_LOG)) | np.uint32(start & (SLOTS - 1))
             inverse[row * TOKENS + t] = ((1 << 44) - 1) // f if f else 0
             start += f
 
@@ -298,11 +314,11 @@ def put_runs(out: U8, at: int, ends: I32, ids: U8, width: int) -> int:
 
     A length is coded after Rice, with low bits after the length before. Ends but the last are multiples of GRAIN.
     """
-    begin, k = 0, 4
+    begin, k = np.int64(0), np.int64(4)
     for s in range(ends.size if width else 0):
-        at = put(out, at, ids[s], width)
-        pieces = (ends[s] - begin + GRAIN - 1) // GRAIN - 1
-        begin = ends[s]
+        at = put(out, at, np.int64(ids[s]), width)
+        pieces = (np.int64(ends[s]) - begin + GRAIN - 1) // GRAIN - 1
+        begin = np.int64(ends[s])
         ones = min(pieces >> k, _LONGEST)
         at = put(out, at, (1 << ones) - 1, ones + 1 if ones < _LONGEST else ones)
         at = put(out, at, pieces if ones == _LONGEST else pieces & ((1 << k) - 1), 26 if ones == _LONGEST else k)
@@ -319,7 +335,7 @@ def get_runs(data: U8, at: int, width: int, tables: int, count: int, ends: I32, 
     if width == 0:
         ends[0], ids[0] = count, 0
         return at, 1
-    begin, k, s = 0, 4, 0
+    begin, k, s = np.int64(0), np.int64(4), 0
     while begin < count:
         table = get(data, at, width)
         at += width

@@ -15,11 +15,12 @@ from numba import njit
 
 from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
 
-# mypy: disable-error-code="return-value, assignment, arg-type, no-any-return"
+# mypy: disable-error-code="return-value, assignment, arg-type, no-any-return, operator, index"
 
 I64 = npt.NDArray[np.int64]
 UNIT = 1024
 _LUT = 1 << 16
+_NEVER = -(1 << 60)
 _PAIRED = 96  # clusters that are compared each with each
 
 
@@ -57,15 +58,15 @@ def block_shifts(values: U32, block: int, shifts: I32) -> None:
     A block keeps the shift of the one before when its own would be one more or less and nearly as good: blocks of
     different shifts cannot share a table.
     """
-    before = -1
+    before = np.int64(-1)
     for b in range(shifts.size):
         v = values[b * block : (b + 1) * block]
-        low, high = 0, MAX_SHIFT
+        low, high = np.int64(0), np.int64(MAX_SHIFT)
         if before >= 0 and _beyond(v, before) <= v.size // 12:  # the common case first
             high = before
-            low = max(0, before - 2)
+            low = max(np.int64(0), before - 2)
             if low and _beyond(v, low - 1) <= v.size // 32:
-                low, high = 0, low - 1
+                low, high = np.int64(0), low - 1
         while low < high:
             shift = (low + high) // 2
             if _beyond(v, shift) <= v.size // 32:
@@ -99,16 +100,87 @@ def block_counts(tokens: U8, block: int, counts: I32) -> None:
 
 @njit(cache=True, nogil=True)
 def _size(a: I32, b: I32, top: int, lut: I64) -> int:
-    """Symbols up to ``top`` of two histograms together under their own table, and that table."""
-    total, logs, present, last = np.int64(0), np.int64(0), 0, 0
+    """Symbols below ``top`` of two histograms together under their own table, and that table."""
+    total, logs, present, last = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for t in range(top):
-        n = a[t] + b[t]
+        n = np.int64(a[t]) + np.int64(b[t])
         if n:
             total += n
             logs += _n_log_n(lut, n)
             present += 1
-            last = t
+            last = np.int64(t)
     return _n_log_n(lut, total) - logs + UNIT * (20 + 2 * present + last // 2)
+
+
+@njit(cache=True, nogil=True)
+def _gain(counts: I32, shifts: I32, size: I64, a: int, b: int, top: int, lut: I64) -> int:
+    """What merging two clusters saves; _NEVER when their shifts differ."""
+    return size[a] + size[b] - _size(counts[a], counts[b], top, lut) if shifts[a] == shifts[b] else _NEVER
+
+
+@njit(cache=True, nogil=True)
+def _merge(counts: I32, size: I64, owner: I64, into: int, gone: int, gain: int) -> None:
+    for t in range(TOKENS):
+        counts[into, t] += counts[gone, t]
+    size[into] += size[gone] - gain
+    owner[gone] = into
+
+
+@njit(cache=True, nogil=True)
+def _merge_neighbours(counts: I32, shifts: I32, size: I64, owner: I64, top: int, lut: I64) -> int:
+    """Merge clusters that lie side by side while it pays, or while there are too many; how many remain."""
+    n = owner.size
+    after = np.empty(n, np.int64)  # the next cluster along the plane
+    gain = np.empty(n, np.int64)  # of merging with it
+    for b in range(n):
+        after[b] = b + 1
+        gain[b] = _gain(counts, shifts, size, b, b + 1, top, lut) if b + 1 < n else _NEVER
+    left = n
+    while True:
+        best = np.int64(0)
+        for b in range(n):
+            if gain[b] > gain[best]:
+                best = np.int64(b)
+        if gain[best] == _NEVER or (gain[best] <= 0 and left <= _PAIRED):
+            return left
+        gone = after[best]
+        _merge(counts, size, owner, best, gone, gain[best])
+        after[best] = after[gone]
+        gain[gone] = _NEVER
+        left -= 1
+        before = best - 1
+        while before >= 0 and owner[before] != before:
+            before -= 1
+        for b in (before, best):
+            if b >= 0:
+                gain[b] = _gain(counts, shifts, size, b, after[b], top, lut) if after[b] < n else _NEVER
+
+
+@njit(cache=True, nogil=True)
+def _merge_any(counts: I32, shifts: I32, size: I64, owner: I64, live: I64, most: int, top: int, lut: I64) -> int:
+    """Merge any two of the clusters ``live`` while it pays, or while there are more than ``most``; how many remain."""
+    alive = live.size
+    gain = np.empty((alive, alive), np.int64)
+    for i in range(alive):
+        for j in range(alive):
+            gain[i, j] = _gain(counts, shifts, size, live[i], live[j], top, lut) if i < j else _NEVER
+    left = alive
+    while True:
+        bi, bj = np.int64(0), np.int64(0)
+        for i in range(alive):
+            for j in range(i + 1, alive):
+                if gain[i, j] > gain[bi, bj]:
+                    bi, bj = np.int64(i), np.int64(j)
+        if gain[bi, bj] == _NEVER or (gain[bi, bj] <= 0 and left <= most):
+            return left
+        _merge(counts, size, owner, live[bi], live[bj], gain[bi, bj])
+        left -= 1
+        for i in range(alive):
+            gain[i, bj] = _NEVER
+            gain[bj, i] = _NEVER
+        for i in range(alive):
+            if i != bi and owner[live[i]] == live[i]:
+                gain[min(i, bi), max(i, bi)] = _gain(counts, shifts, size, live[i], live[bi], top, lut)
 
 
 @njit(cache=True, nogil=True)
@@ -116,95 +188,36 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
     """Merge blocks into at most ``most`` clusters and number them by first use.
 
     ``counts`` (blocks, TOKENS) and ``shifts`` are overwritten: the first rows become the clusters'. Blocks of unequal
-    shift are never merged unless there are too many shifts; how many clusters remain, or 0 when that happens.
+    shift are never merged; how many clusters remain, or 0 when too many.
     """
     n = counts.shape[0]
+    top = np.int64(0)
+    for b in range(n):
+        for t in range(top, TOKENS):
+            if counts[b, t]:
+                top = np.int64(t + 1)
     none = np.zeros(TOKENS, np.int32)
-    top = TOKENS
-    while top > 1 and not counts[:, top - 1].any():
-        top -= 1
-    owner = np.arange(n)
-    after = np.arange(1, n + 1)  # the next cluster along the plane
-    size = np.empty(n, np.int64)
-    gain = np.empty(n, np.int64)  # of merging with the next
-    low = -(np.int64(1) << 60)
-    alive = n
+    owner, size = np.empty(n, np.int64), np.empty(n, np.int64)
     for b in range(n):
-        size[b] = _size(counts[b], none, top, lut)
-    for b in range(n):
-        gain[b] = low
-        if b + 1 < n and shifts[b] == shifts[b + 1]:
-            gain[b] = size[b] + size[b + 1] - _size(counts[b], counts[b + 1], top, lut)
-    while True:  # neighbours
-        best = 0
-        for b in range(n):
-            if gain[b] > gain[best]:
-                best = b
-        if gain[best] == low or (gain[best] <= 0 and alive <= _PAIRED):
-            break
-        gone = after[best]
-        counts[best] += counts[gone]
-        owner[gone] = best
-        size[best] = size[best] + size[gone] - gain[best]
-        after[best] = after[gone]
-        gain[gone] = low
-        alive -= 1
-        gain[best] = low
-        if after[best] < n and shifts[after[best]] == shifts[best]:
-            gain[best] = size[best] + size[after[best]] - _size(counts[best], counts[after[best]], top, lut)
-        for b in range(best - 1, -1, -1):
-            if owner[b] == b:
-                if shifts[b] == shifts[best]:
-                    gain[b] = size[b] + size[best] - _size(counts[b], counts[best], top, lut)
-                break
-    live = np.empty(alive, np.int64)
-    k = 0
+        owner[b], size[b] = b, _size(counts[b], none, top, lut)
+    alive = _merge_neighbours(counts, shifts, size, owner, top, lut)
+    live, k = np.empty(alive, np.int64), 0
     for b in range(n):
         if owner[b] == b:
             live[k] = b
             k += 1
-    pair = np.full((alive, alive), low, np.int64)
-    for i in range(alive):
-        for j in range(i + 1, alive):
-            if shifts[live[i]] == shifts[live[j]]:
-                pair[i, j] = size[live[i]] + size[live[j]] - _size(counts[live[i]], counts[live[j]], top, lut)
-    left = alive
-    while True:  # any two
-        bi, bj = 0, 0
-        for i in range(alive):
-            for j in range(i + 1, alive):
-                if pair[i, j] > pair[bi, bj]:
-                    bi, bj = i, j
-        if pair[bi, bj] == low or (pair[bi, bj] <= 0 and left <= most):
-            break
-        a, b = live[bi], live[bj]
-        size[a] = size[a] + size[b] - pair[bi, bj]
-        counts[a] += counts[b]
-        owner[b] = a
-        left -= 1
-        for i in range(alive):
-            pair[i, bj] = low
-            pair[bj, i] = low
-        for i in range(alive):
-            if i != bi and owner[live[i]] == live[i] and shifts[live[i]] == shifts[a]:
-                g = size[a] + size[live[i]] - _size(counts[a], counts[live[i]], top, lut)
-                if i < bi:
-                    pair[i, bi] = g
-                else:
-                    pair[bi, i] = g
-    if left > most:
+    if _merge_any(counts, shifts, size, owner, live, most, top, lut) > most:
         return 0
-    number = np.full(n, -1)
-    k = 0
+    number, k = np.full(n, -1, np.int64), 0
     for b in range(n):
-        root = b
+        root = np.int64(b)
         while owner[root] != root:
             root = owner[root]
         if number[root] < 0:
             number[root] = k
-            if root != k:  # rows before k are in use by now, row k is free: its cluster has a root behind it or is root
-                counts[k] = counts[root]
-                shifts[k] = shifts[root]
+            for t in range(TOKENS):  # row k is free: its cluster's first block lies before this one
+                counts[k, t] = counts[root, t]
+            shifts[k] = shifts[root]
             k += 1
         ids[b] = number[root]
     return k
@@ -213,14 +226,16 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
 @njit(cache=True, nogil=True)
 def run_counts(tokens: U8, ends: I32, ids: U8, counts: I32) -> None:
     """Histogram of each table: run s ends before token ``ends[s]`` and is of table ``ids[s]``."""
+    part = np.empty((1, TOKENS), np.int32)
     counts[:] = 0
-    part = np.zeros((1, TOKENS), np.int32)
-    begin = 0
+    begin = np.int64(0)
     for s in range(ends.size):
+        end = np.int64(ends[s])
         part[:] = 0
-        block_counts(tokens[begin : ends[s]], ends[s] - begin, part)
-        counts[ids[s]] += part[0]
-        begin = ends[s]
+        block_counts(tokens[begin:end], end - begin, part)
+        for t in range(TOKENS):
+            counts[ids[s], t] += part[0, t]
+        begin = end
 
 
 @njit(cache=True, nogil=True)
@@ -264,7 +279,8 @@ def move_borders(values: U32, ends: I32, ids: U8, shifts: I32, costs: I32, reach
         for at in range(low, high, GRAIN):
             stop = min(at + GRAIN, high)
             piece = values[at:stop]
-            balance += _cost(piece, shifts[one], costs[one]) - _cost(piece, shifts[other], costs[other])
+            balance += _cost(piece, np.int64(shifts[one]), costs[one])
+            balance -= _cost(piece, np.int64(shifts[other]), costs[other])
             if balance < least:
                 least, best = balance, stop
         ends[s] = best
@@ -274,23 +290,24 @@ def move_borders(values: U32, ends: I32, ids: U8, shifts: I32, costs: I32, reach
 @njit(cache=True, nogil=True)
 def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
     """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was."""
-    none = np.zeros(TOKENS, np.int32)
-    half = np.empty(TOKENS, np.int32)
+    none, row, half = np.zeros(TOKENS, np.int32), np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
     any_raised = False
     for c in range(shifts.size):
-        row = counts[c].copy()
-        size, raw = _size(row, none, TOKENS, lut), np.int64(0)
+        for t in range(TOKENS):
+            row[t] = counts[c, t]
+        size, raw = _size(row, none, np.int64(TOKENS), lut), np.int64(0)
         while shifts[c] < MAX_SHIFT:
-            half[DIRECT // 2 : DIRECT] = 0
-            half[DIRECT:] = row[DIRECT:]  # their raw bits stay as many
+            for t in range(DIRECT // 2, TOKENS):
+                half[t] = row[t] if t >= DIRECT else 0  # raw bits of large tokens stay as many
             for t in range(DIRECT // 2):
                 half[t] = row[2 * t] + row[2 * t + 1]
                 raw += half[t]
-            less = _size(half, none, TOKENS, lut) + UNIT * raw
+            less = _size(half, none, np.int64(TOKENS), lut) + UNIT * raw
             if less >= size:
                 break
             size = less
-            row[:] = half
+            for t in range(TOKENS):
+                row[t] = half[t]
             shifts[c] += 1
             any_raised = True
     return any_raised

@@ -56,6 +56,8 @@ def encode_lanes(tokens: U8, count: int, ends: I32, ids: U8, code: U32, inverse:
     for s in range(ends.size - 1, -1, -1):
         base = np.uint64(ids[s]) * np.uint64(TOKENS)
         begin = np.int64(ends[s - 1]) if s else np.int64(0)
+        if code[base + np.uint64(tokens[begin])] >> _U12 == 0:  # a token alone says nothing
+            continue
         rows, rest = divmod(max(min(count, np.int64(ends[s])) - begin, 0), lanes)
         if rest:
             at = _encode_row(tokens, np.uint64(begin + rows * lanes), rest, base, code, inverse, state, words, at)
@@ -79,6 +81,9 @@ def decode_lanes(words: U16, count: int, ends: I32, ids: U8, table: U32, state: 
     for s in range(ends.size):
         base = np.uint32(ids[s]) << _U12
         stop = np.uint64(min(count, np.int64(ends[s])))
+        if (table[base] >> _U12) & _LOW == 0:
+            tokens[i : max(i, stop)] = np.uint8(table[base] >> _U24)
+            i = max(i, stop)
         while i < stop:
             row = min(lanes, stop - i)
             if p + row <= size:

@@ -237,6 +237,8 @@ def _from_bytes(blob: bytes) -> Tables:
     if plan.size < length or (length and int(plan.max()) >= count):
         raise HilbertflowError("the plan of shared tables is malformed", where="rans")
     _, tables = read(data[5 + length :], 0, count)
+    if length:
+        k.leave_none_alone(tables.freq)
     return Tables(blob, tables.shifts, tables.freq, plan)
 
 

@@ -137,6 +137,27 @@ def test_values_that_shared_tables_do_not_know_cost_a_few_bytes_each(columns):
     assert round_trip(gaussian((64, 64), 2000), tables)[0] == rans.OWN  # too many
 
 
+@pytest.mark.parametrize("columns", [0, 4])
+def test_tables_of_one_token(columns):
+    plane = np.zeros((512, 4), np.int16)
+    plane[:, 1] = 3
+    plane[256:] += 1
+    for mixed in (plane, plane.reshape(4, 512)):
+        tables = Tables.train([mixed], columns=columns)
+        round_trip(mixed)
+        round_trip(mixed, tables)
+        round_trip(gaussian((512, 4), 1), tables)
+
+
+def test_runs_that_say_nothing_cost_nothing():
+    plane = np.zeros(65536, np.int16)
+    plane[:4096] = gaussian(4096, 5)
+    size = len(round_trip(plane[:4096]))
+    assert len(round_trip(plane)) <= size + 30
+    plane = np.repeat(np.arange(8, dtype=np.int16), 8192)
+    assert len(round_trip(plane)) <= 150
+
+
 def test_shared_tables_with_raw_bits():
     rng = np.random.default_rng(8)
     scale = np.repeat([50, 4000, 2**20, 2**28], 16)
@@ -243,7 +264,7 @@ def test_tables_survive_writing(present):
         assert kernels.get_table(out, 3, got) == (end, 7) and np.array_equal(written, got)
         freq = np.zeros(228, np.int32)
         kernels.frequencies(got, freq)
-        assert freq.sum() == 4096 and freq.max() <= 4095 and (freq[present] > 0).all()
+        assert freq.sum() == 4096 and (freq[present] > 0).all()
 
 
 def golden_chunks(stem):

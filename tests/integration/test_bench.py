@@ -1,0 +1,42 @@
+"""Benchmarks run, count every byte, and hold what the project claims where that does not depend on the clock."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from operators.layerize import Layerize
+from operators.quantize import Quantize
+from pipelines.bench import block_formats, weights
+from pipelines.bench.material import gaussian, model_planes, shuffled
+
+
+@pytest.mark.parametrize(("states", "most"), [(8, 0.12), (256, 0.08)])
+def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: float) -> None:
+    material = gaussian("F32", 4)
+    coded = weights.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]
+    bits = 8 * coded.bytes / material.count
+    assert 0 < bits - coded.sqnr_db / 6.0206 < most
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+def test_all_levels_cost_little_more_than_one_lossless_copy(dtype: str) -> None:
+    material = model_planes(dtype, 4)
+    layers = Layerize(levels=("base", "fine", "exact"))
+    coded = weights.encode(material, Quantize(sqnr_db=20.2), layers)
+    alone = weights.single_bytes(material)
+    assert coded.bytes <= 1.02 * alone
+    base = 8 * (coded.levels["level0"] + coded.levels["scales"]) / material.count
+    assert base <= 4.0 and coded.sqnr_db >= 20.0
+
+
+def test_block_formats_reach_what_is_published_of_them() -> None:
+    values = gaussian("F32", 2).values
+    reached = {name: weights.row_sqnr(values, coder(values).values) for name, coder in block_formats.FORMATS.items()}
+    assert 20 < reached["NF4, blocks of 64"] < 21.5
+    assert 19.5 < reached["Q4_0"] < 22 and 44 < reached["Q8_0"] < 46.5
+
+
+def test_shuffling_keeps_the_values() -> None:
+    material = model_planes("BF16", 1)
+    np.testing.assert_array_equal(np.sort(shuffled(material).words, None), np.sort(material.words, None))

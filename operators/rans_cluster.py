@@ -288,8 +288,41 @@ def move_borders(values: U32, ends: I32, ids: U8, shifts: I32, costs: I32, reach
 
 
 @njit(cache=True, nogil=True)
+def join_runs(ends: I32, ids: U8) -> int:
+    """Drop runs that are empty and join neighbours of one table, in place; how many runs remain."""
+    left, begin = 0, np.int64(0)
+    for s in range(ends.size):
+        if ends[s] == begin:
+            continue
+        begin = np.int64(ends[s])
+        if left and ids[left - 1] == ids[s]:
+            left -= 1
+        ends[left], ids[left] = ends[s], ids[s]
+        left += 1
+    return left
+
+
+@njit(cache=True, nogil=True)
+def renumber(ids: U8, shifts: I32) -> int:
+    """Number the tables in use by their first run, in place; how many there are."""
+    number = np.full(shifts.size, -1, np.int64)
+    moved = shifts.copy()
+    k = 0
+    for s in range(ids.size):
+        if number[ids[s]] < 0:
+            number[ids[s]] = k
+            shifts[k] = moved[ids[s]]
+            k += 1
+        ids[s] = number[ids[s]]
+    return k
+
+
+@njit(cache=True, nogil=True)
 def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
-    """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was."""
+    """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was.
+
+    ``counts`` become what they will be, large tokens aside: those are to be counted again.
+    """
     none, row, half = np.zeros(TOKENS, np.int32), np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
     any_raised = False
     for c in range(shifts.size):
@@ -308,6 +341,7 @@ def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
             size = less
             for t in range(TOKENS):
                 row[t] = half[t]
+                counts[c, t] = half[t]
             shifts[c] += 1
             any_raised = True
     return any_raised

@@ -167,30 +167,26 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
             break
     counts, shifts = counts[:count], rounded[:count]
     coarser = clusters.coarsen(counts, shifts, clusters.n_log_n())
-    ends, ids = join_runs(ends, ids) if settle else (ends, ids)
+    if settle:
+        ends, ids = join_runs(ends, ids)
     moved = settle and len(ends) > 1
-    if coarser:
-        parts = split(values, ends, shifts[ids])
-        clusters.run_counts(parts.tokens, ends, ids, counts)
     if moved:
         costs = np.empty(counts.shape, np.int32)
         clusters.symbol_costs(counts, shifts, costs)
         clusters.move_borders(values, ends, ids, shifts, costs, block)
-        filled = np.diff(ends, prepend=0) > 0
-        ends, ids = join_runs(ends[filled], ids[filled])
-        used, first, renumbered = np.unique(ids, return_index=True, return_inverse=True)
-        rank = np.argsort(np.argsort(first))  # tables are numbered by first use
-        ids, used = rank[renumbered].astype(np.uint8), used[np.argsort(first)]
-        counts, shifts = counts[: len(used)], shifts[used]
+        ends, ids = join_runs(ends, ids)
+        count = int(clusters.renumber(ids, shifts))
+        counts, shifts = counts[:count], shifts[:count]
+    if moved or coarser:
         parts = split(values, ends, shifts[ids])
         clusters.run_counts(parts.tokens, ends, ids, counts)
     return Grouped(counts, shifts, ends, ids, parts)
 
 
 def join_runs(ends: k.I32, ids: k.U8) -> tuple[k.I32, k.U8]:
-    """Runs of the same table, one after another, as one."""
-    last = np.append(ids[1:] != ids[:-1], True)
-    return ends[last], ids[last]
+    """Runs that are not empty, those of one table that lie one after another as one; works in place."""
+    left = int(clusters.join_runs(ends, ids))
+    return ends[:left], ids[:left]
 
 
 class Parts(NamedTuple):

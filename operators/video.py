@@ -148,8 +148,8 @@ def encode_frames(
     ----------
     frames: (n, height, width) uint16 below 1024.
     codec: ``hevc``, ``h264`` or ``av1``.
-    quality: quantization parameter, 0 (fine) to 51 (coarse), H.264 to 63; AV1: rate factor, to 63. Not a rate factor for the others:
-        on single frames of noise x265's costs half a bit a value more at the same distortion.
+    quality: quantization parameter, 0 (fine) to 51 (coarse), H.264 to 63; for AV1 its rate factor, to 63. A rate
+        factor would cost x265 half a bit a value more on single frames of noise.
     intra: every frame for itself; otherwise the encoder predicts between frames.
     preset: speed preset of the encoder, its ``medium`` (SVT-AV1: 6) when empty.
 

@@ -26,7 +26,7 @@ from operators import rans_bits as k
 from operators import rans_lanes as lanes
 from operators import rans_tokens as tokens_of
 from operators import raw
-from operators.rans_blocks import choose, get_exceptions, put_exceptions, room, take, take_runs
+from operators.rans_side import choose, get_exceptions, put_exceptions, room, take, take_runs
 from operators.rans_tables import Tables, fold, group, padded_tokens, read, split, write
 
 CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
+from operators.rans_bits import DIRECT, I32, MAX_SHIFT, TOKENS, U8, U32
 
 # mypy: disable-error-code="return-value, assignment, arg-type, no-any-return, operator, index"
 
@@ -99,7 +99,7 @@ def block_counts(tokens: U8, block: int, counts: I32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _size(a: I32, b: I32, top: int, lut: I64) -> int:
+def table_size(a: I32, b: I32, top: int, lut: I64) -> int:
     """Symbols below ``top`` of two histograms together under their own table, and that table."""
     total, logs, present, last = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     for t in range(top):
@@ -115,7 +115,7 @@ def _size(a: I32, b: I32, top: int, lut: I64) -> int:
 @njit(cache=True, nogil=True)
 def _gain(counts: I32, shifts: I32, size: I64, a: int, b: int, top: int, lut: I64) -> int:
     """What merging two clusters saves; _NEVER when their shifts differ."""
-    return size[a] + size[b] - _size(counts[a], counts[b], top, lut) if shifts[a] == shifts[b] else _NEVER
+    return size[a] + size[b] - table_size(counts[a], counts[b], top, lut) if shifts[a] == shifts[b] else _NEVER
 
 
 @njit(cache=True, nogil=True)
@@ -199,7 +199,7 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
     none = np.zeros(TOKENS, np.int32)
     owner, size = np.empty(n, np.int64), np.empty(n, np.int64)
     for b in range(n):
-        owner[b], size[b] = b, _size(counts[b], none, top, lut)
+        owner[b], size[b] = b, table_size(counts[b], none, top, lut)
     alive = _merge_neighbours(counts, shifts, size, owner, top, lut)
     live, k = np.empty(alive, np.int64), 0
     for b in range(n):
@@ -221,127 +221,3 @@ def cluster(counts: I32, shifts: I32, most: int, lut: I64, ids: U8) -> int:
             k += 1
         ids[b] = number[root]
     return k
-
-
-@njit(cache=True, nogil=True)
-def run_counts(tokens: U8, ends: I32, ids: U8, counts: I32) -> None:
-    """Histogram of each table: run s ends before token ``ends[s]`` and is of table ``ids[s]``."""
-    part = np.empty((1, TOKENS), np.int32)
-    counts[:] = 0
-    begin = np.int64(0)
-    for s in range(ends.size):
-        end = np.int64(ends[s])
-        part[:] = 0
-        block_counts(tokens[begin:end], end - begin, part)
-        for t in range(TOKENS):
-            counts[ids[s], t] += part[0, t]
-        begin = end
-
-
-@njit(cache=True, nogil=True)
-def symbol_costs(counts: I32, shifts: I32, costs: I32) -> None:
-    """(T, TOKENS) size of a symbol under each table in 1/1024 bits, raw bits included; 20 bits for one it lacks."""
-    for c in range(shifts.size):
-        total = np.int64(0)
-        for t in range(TOKENS):
-            total += counts[c, t]
-        for t in range(TOKENS):
-            n = counts[c, t]
-            bits = np.int64(np.rint(np.log2(total / n) * UNIT)) if n else np.int64(20 * UNIT)
-            costs[c, t] = bits + UNIT * (shifts[c] + (((t - DIRECT) >> 2) + 5 if t >= DIRECT else 0))
-
-
-@njit(cache=True, nogil=True)
-def _cost(values: U32, shift: int, costs: I32) -> int:
-    total = np.int64(0)
-    for i in range(values.size):
-        high = np.int64(values[i]) >> shift
-        if high >= DIRECT:
-            e = 7
-            while high >> (e + 1):
-                e += 1
-            high = DIRECT + (e - 7) * 4 + ((high >> (e - 2)) & 3)
-        total += costs[high]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def move_borders(values: U32, ends: I32, ids: U8, shifts: I32, costs: I32, reach: int) -> None:
-    """Move each border between runs, by at most ``reach`` and a whole number of GRAIN, to where it costs least.
-
-    A run between two that suit its symbols better may come to nothing.
-    """
-    begin = 0
-    for s in range(ends.size - 1):
-        one, other = ids[s], ids[s + 1]
-        low, high = max(begin, ends[s] - reach), min(ends[s + 1], ends[s] + reach)
-        balance, least, best = np.int64(0), np.int64(0), low
-        for at in range(low, high, GRAIN):
-            stop = min(at + GRAIN, high)
-            piece = values[at:stop]
-            balance += _cost(piece, np.int64(shifts[one]), costs[one])
-            balance -= _cost(piece, np.int64(shifts[other]), costs[other])
-            if balance < least:
-                least, best = balance, stop
-        ends[s] = best
-        begin = best
-
-
-@njit(cache=True, nogil=True)
-def join_runs(ends: I32, ids: U8) -> int:
-    """Drop runs that are empty and join neighbours of one table, in place; how many runs remain."""
-    left, begin = 0, np.int64(0)
-    for s in range(ends.size):
-        if ends[s] == begin:
-            continue
-        begin = np.int64(ends[s])
-        if left and ids[left - 1] == ids[s]:
-            left -= 1
-        ends[left], ids[left] = ends[s], ids[s]
-        left += 1
-    return left
-
-
-@njit(cache=True, nogil=True)
-def renumber(ids: U8, shifts: I32) -> int:
-    """Number the tables in use by their first run, in place; how many there are."""
-    number = np.full(shifts.size, -1, np.int64)
-    moved = shifts.copy()
-    k = 0
-    for s in range(ids.size):
-        if number[ids[s]] < 0:
-            number[ids[s]] = k
-            shifts[k] = moved[ids[s]]
-            k += 1
-        ids[s] = number[ids[s]]
-    return k
-
-
-@njit(cache=True, nogil=True)
-def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
-    """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was.
-
-    ``counts`` become what they will be, large tokens aside: those are to be counted again.
-    """
-    none, row, half = np.zeros(TOKENS, np.int32), np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
-    any_raised = False
-    for c in range(shifts.size):
-        for t in range(TOKENS):
-            row[t] = counts[c, t]
-        size, raw = _size(row, none, np.int64(TOKENS), lut), np.int64(0)
-        while shifts[c] < MAX_SHIFT:
-            for t in range(DIRECT // 2, TOKENS):
-                half[t] = row[t] if t >= DIRECT else 0  # raw bits of large tokens stay as many
-            for t in range(DIRECT // 2):
-                half[t] = row[2 * t] + row[2 * t + 1]
-                raw += half[t]
-            less = _size(half, none, np.int64(TOKENS), lut) + UNIT * raw
-            if less >= size:
-                break
-            size = less
-            for t in range(TOKENS):
-                row[t] = half[t]
-                counts[c, t] = half[t]
-            shifts[c] += 1
-            any_raised = True
-    return any_raised

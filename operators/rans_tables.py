@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from operators import rans_bits as k
 from operators import rans_cluster as clusters
+from operators import rans_freq as freqs
+from operators import rans_runs as runs
 from operators import rans_tokens as tokens_of
 from operators.errors import HilbertflowError
 
@@ -104,14 +106,14 @@ def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
 def write(counts: k.I32, shifts: k.I32, out: k.U8, at: int) -> tuple[int, Tables]:
     """Write tables for histograms (T, 228) at bit ``at`` of zeroed ``out``; the next bit and the tables."""
     freq = np.empty((len(counts), k.TOKENS), np.int32)
-    at = int(k.put_tables(out, at, counts, shifts, freq))
+    at = int(freqs.put_tables(out, at, counts, shifts, freq))
     return at, Tables(b"", shifts.astype(np.int32), freq, np.empty(0, np.uint8))
 
 
 def read(data: k.U8, at: int, count: int) -> tuple[int, Tables]:
     """``count`` tables at bit ``at`` of ``data``; the next bit and the tables."""
     freq, shifts = np.empty((count, k.TOKENS), np.int32), np.empty(count, np.int32)
-    at = int(k.get_tables(data, at, freq, shifts))
+    at = int(freqs.get_tables(data, at, freq, shifts))
     if at < 0:
         raise HilbertflowError(k.ERRORS[at], where="rans")
     return at, Tables(b"", shifts, freq, np.empty(0, np.uint8))
@@ -166,26 +168,26 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
         if count:
             break
     counts, shifts = counts[:count], rounded[:count]
-    coarser = clusters.coarsen(counts, shifts, clusters.n_log_n())
+    coarser = runs.coarsen(counts, shifts, clusters.n_log_n())
     if settle:
         ends, ids = join_runs(ends, ids)
     moved = settle and len(ends) > 1
     if moved:
         costs = np.empty(counts.shape, np.int32)
-        clusters.symbol_costs(counts, shifts, costs)
-        clusters.move_borders(values, ends, ids, shifts, costs, block)
+        runs.symbol_costs(counts, shifts, costs)
+        runs.move_borders(values, ends, ids, shifts, costs, block)
         ends, ids = join_runs(ends, ids)
-        count = int(clusters.renumber(ids, shifts))
+        count = int(runs.renumber(ids, shifts))
         counts, shifts = counts[:count], shifts[:count]
     if moved or coarser:
         parts = split(values, ends, shifts[ids])
-        clusters.run_counts(parts.tokens, ends, ids, counts)
+        runs.run_counts(parts.tokens, ends, ids, counts)
     return Grouped(counts, shifts, ends, ids, parts)
 
 
 def join_runs(ends: k.I32, ids: k.U8) -> tuple[k.I32, k.U8]:
     """Runs that are not empty, those of one table that lie one after another as one; works in place."""
-    left = int(clusters.join_runs(ends, ids))
+    left = int(runs.join_runs(ends, ids))
     return ends[:left], ids[:left]
 
 
@@ -234,21 +236,21 @@ def _from_bytes(blob: bytes) -> Tables:
         raise HilbertflowError("the plan of shared tables is malformed", where="rans")
     _, tables = read(data[5 + length :], 0, count)
     if length:
-        k.leave_none_alone(tables.freq)
+        freqs.leave_none_alone(tables.freq)
     return Tables(blob, tables.shifts, tables.freq, plan)
 
 
 @lru_cache(maxsize=64)
 def _decoder(tables: Tables) -> k.U32:
     out = np.empty(tables.count * k.SLOTS, np.uint32)
-    k.decoder_tables(tables.freq, out)
+    freqs.decoder_tables(tables.freq, out)
     return out
 
 
 @lru_cache(maxsize=64)
 def _encoder(tables: Tables) -> tuple[k.U32, k.U64]:
     code, inverse = np.empty(tables.count * k.TOKENS, np.uint32), np.empty(tables.count * k.TOKENS, np.uint64)
-    k.encoder_tables(tables.freq, code, inverse)
+    freqs.encoder_tables(tables.freq, code, inverse)
     return code, inverse
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from operators import rans, raw
-from operators import rans_bits as kernels
+from operators import rans_freq as kernels
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
 

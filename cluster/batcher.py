@@ -52,6 +52,8 @@ class Batcher(Generic[K, R]):
     async def _fly(self, key: K, lane: _Lane[R]) -> None:
         while lane.waiting:
             batch = self._gather(lane)
+            if not batch:
+                continue
             try:
                 result = await self._search(key, np.concatenate([vectors for vectors, _ in batch]))
             except BaseException as error:
@@ -63,7 +65,7 @@ class Batcher(Generic[K, R]):
                 continue
             at = 0
             for vectors, future in batch:
-                if not future.done():  # a client that left has cancelled its future
+                if not future.done():
                     future.set_result((result, slice(at, at + len(vectors))))
                 at += len(vectors)
         lane.flying -= 1
@@ -71,9 +73,11 @@ class Batcher(Generic[K, R]):
             self._lanes.pop(key, None)
 
     def _gather(self, lane: _Lane[R]) -> list[tuple[F32, asyncio.Future[tuple[R, slice]]]]:
-        batch = [lane.waiting.popleft()]
-        rows = len(batch[0][0])
-        while lane.waiting and rows + len(lane.waiting[0][0]) <= self._rows:
-            batch.append(lane.waiting.popleft())
-            rows += len(batch[-1][0])
+        batch: list[tuple[F32, asyncio.Future[tuple[R, slice]]]] = []
+        rows = 0
+        while lane.waiting and (not batch or rows + len(lane.waiting[0][0]) <= self._rows):
+            vectors, future = lane.waiting.popleft()
+            if not future.done():  # its client has left
+                batch.append((vectors, future))
+                rows += len(vectors)
         return batch

@@ -98,9 +98,8 @@ def load_config(path: str) -> ServeConfig:
         line = f", line {mark.line + 1}" if mark else ""
         raise HilbertflowError(f"is not YAML ({getattr(error, 'problem', error)})", where=path + line) from None
     if isinstance(body, dict) and "applications" in body:
-        ours = [
-            app for app in body["applications"] or [] if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH
-        ]
+        listed = body["applications"] if isinstance(body["applications"], list) else []
+        ours = [app for app in listed if isinstance(app, dict) and app.get("import_path") == IMPORT_PATH]
         if len(ours) != 1:
             raise HilbertflowError(f"{len(ours)} applications have import_path {IMPORT_PATH}", where=path)
         body = ours[0].get("args") or {}

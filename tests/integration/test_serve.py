@@ -1,0 +1,205 @@
+"""The service on Ray Serve, over loopback HTTP: the engine's answers, whoever searches and whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+
+from cluster import serve_app
+from cluster.build import build_indexes
+from cluster.client import AsyncClient, Client
+from cluster.engine import SearchEngine
+from operators.errors import HilbertflowError
+from tests.collection_fixtures import archive_vectors, clustered
+
+ROWS, DIM = 2000, 16
+QUERIES = clustered(20, DIM, seed=9)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> SearchEngine:
+    """2,000 rows and a graph in two shards."""
+    columns = {"lines": np.arange(ROWS)}
+    url = archive_vectors(tmp_path_factory.mktemp("serve"), clustered(ROWS, DIM), "ip", columns)
+    build_indexes(url, ["hnsw"], shards=2, actors=0)
+    return SearchEngine.open(url)
+
+
+@pytest.fixture(scope="module")
+def service(ray_session: None, engine: SearchEngine) -> Iterator[serve_app.Running]:
+    """The collection twice: searched in the ingress, and in two shard deployments of two replicas."""
+    url = engine.collection.url
+    collections = [
+        {"name": "here", "url": url, "placement": "ingress"},
+        {"name": "apart", "url": url, "placement": "shards", "replicas": 2},
+    ]
+    running = serve_app.start({"collections": collections, "port": 0})
+    yield running
+    running.stop()
+
+
+@pytest.mark.parametrize("name", ["here", "apart"])
+def test_http_gives_the_engines_answers(service: serve_app.Running, engine: SearchEngine, name: str) -> None:
+    """Each tier, with a filter, by JSON and by the client: the same ids in the same order."""
+    with Client(service.url) as client:
+        for tier, text in (("exact", None), ("hnsw", None), ("exact", "lines < 100"), ("hnsw", "lines < 100")):
+            expected = engine.search(QUERIES, 10, tier, text)
+            body = {"vectors": QUERIES.tolist(), "tier": tier, "filter": text}
+            reply = httpx.post(f"{service.url}/v1/collections/{name}/search", json=body, timeout=60, trust_env=False)
+            hits = reply.json()["results"]
+            assert [hit["ids"] for hit in hits] == expected.ids.tolist()
+            assert hits[0]["metadata"][0] == {"lines": int(expected.rows[0, 0])}
+            found = client.search(name, QUERIES, k=10, tier=tier, filter=text)
+            assert found.ids == expected.ids.tolist()
+            assert np.array_equal(np.stack(found.rows), expected.rows)
+            assert np.allclose(np.stack(found.scores), expected.scores, rtol=1e-6)
+            assert not found.partial
+
+
+def test_the_state_of_the_service(service: serve_app.Running) -> None:
+    """Ready, described, counted, with a page."""
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as http:
+        assert http.get("/readyz").json() == {"ready": True, "missing_groups": {}}
+        groups = {item["name"]: item["groups"] for item in http.get("/v1/collections").json()["collections"]}
+        assert groups == {"here": 1, "apart": 2}
+        assert "hilbertflow_requests_total" in http.get("/metrics").text
+        assert "row-7" in http.get("/?c=apart&row=row-7").text
+        assert http.get("/openapi.json").status_code == 200
+        assert http.get("/v1/collections/other").status_code == 404
+
+
+def test_refusals_reach_the_client(service: serve_app.Running) -> None:
+    """Problem documents become errors that say what to do."""
+    with Client(service.url) as client:
+        for options, message in (
+            ({"tier": "cold"}, "there is exact, hnsw"),
+            ({"filter": "x == 1"}, "has no column 'x'"),
+        ):
+            with pytest.raises(HilbertflowError, match=message):
+                client.search("apart", QUERIES, **options)  # type: ignore[arg-type]
+        with pytest.raises(HilbertflowError, match="there is no collection"):
+            client.search("nothing", QUERIES)
+        with pytest.raises(HilbertflowError, match="either vectors or texts"):
+            client.search("here")
+    with pytest.raises(HilbertflowError, match="does not answer"), Client("http://127.0.0.1:9", timeout=1) as nobody:
+        nobody.collections()
+
+
+def test_many_clients_at_once(service: serve_app.Running, engine: SearchEngine) -> None:
+    """200 single queries over 16 connections: each gets its own answer."""
+    queries = clustered(200, DIM, seed=11)
+    expected = engine.search(queries, 5, "hnsw").ids.tolist()
+
+    async def run() -> list[list[Any]]:
+        gate = asyncio.Semaphore(16)
+        async with AsyncClient(service.url) as client:
+
+            async def ask(i: int) -> list[Any]:
+                async with gate:
+                    return (await client.search("apart", queries[i], k=5, tier="hnsw")).ids[0]
+
+            return await asyncio.gather(*(ask(i) for i in range(200)))
+
+    assert asyncio.run(run()) == expected
+
+
+def test_a_killed_replica_costs_no_answer(service: serve_app.Running, engine: SearchEngine) -> None:
+    """A shard's replica killed under load: every answer is right, or marked partial, or a retryable 503."""
+    import ray
+
+    expected = engine.search(QUERIES, 10, "hnsw").ids.tolist()
+    replicas = [actor for actor in ray.util.list_named_actors(all_namespaces=True) if "shards-apart-0" in actor["name"]]
+    assert len(replicas) == 2
+    whole = 0
+    with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as http:
+        for turn in range(60):
+            if turn == 10:
+                ray.kill(ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"]))
+            reply = http.post("/v1/collections/apart/search", json={"vectors": QUERIES.tolist(), "tier": "hnsw"})
+            assert reply.status_code in (200, 503), reply.text
+            if reply.status_code == 503:
+                assert reply.headers["retry-after"]
+                continue
+            hits = reply.json()["results"]
+            if not any(hit["partial"] for hit in hits):
+                assert [hit["ids"] for hit in hits] == expected
+                whole += 1
+    assert whole >= 55
+
+
+def test_a_taken_port_is_refused(service: serve_app.Running, engine: SearchEngine) -> None:
+    """Before anything starts."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(HilbertflowError, match=f"cannot listen on port {port}"):
+            serve_app.start({"collections": [{"name": "a", "url": engine.collection.url}], "port": port})
+
+
+def test_what_cannot_be_served_is_refused(engine: SearchEngine, tmp_path: Path) -> None:
+    """A missing archive, a tier that is not built: one line, before Ray starts."""
+    with pytest.raises(HilbertflowError, match="no archive here"):
+        serve_app.start({"collections": [{"name": "a", "url": str(tmp_path)}], "port": 0})
+    with pytest.raises(HilbertflowError, match="'ivfpq' is not built"):
+        serve_app.start({"collections": [{"name": "a", "url": engine.collection.url, "tier": "ivfpq"}], "port": 0})
+
+
+def test_the_command_serves_until_it_is_told_to_stop(engine: SearchEngine, tmp_path: Path) -> None:
+    """`run_forever` in a process of its own with a Ray of its own: it answers, and SIGTERM ends it cleanly."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "serve.yaml"
+    config.write_text(yaml.safe_dump({"collections": [{"name": "rows", "url": engine.collection.url}], "port": port}))
+    command = f"from cluster.serve_app import run_forever; run_forever({str(config)!r})"
+    environment = os.environ | {"RAY_ADDRESS": ""}
+    with subprocess.Popen(
+        [sys.executable, "-c", command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+            body = {"vectors": QUERIES[:1].tolist(), "k": 3}
+            reply = httpx.post(f"http://127.0.0.1:{port}/v1/collections/rows/search", json=body, trust_env=False)
+            assert reply.json()["results"][0]["ids"] == engine.search(QUERIES[:1], 3).ids[0].tolist()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with socket.socket() as again:
+            if again.connect_ex(("127.0.0.1", port)):
+                return
+        time.sleep(0.2)
+    raise AssertionError("the port is still served")
+
+
+def test_serve_deploy_takes_the_same_keys(engine: SearchEngine) -> None:
+    """The application that `serve deploy` imports, from plain data as it comes out of its YAML."""
+    from ray.serve import Application
+
+    args = {"collections": [{"name": "rows", "url": engine.collection.url, "placement": "shards"}]}
+    assert isinstance(serve_app.application(json.loads(json.dumps(args))), Application)

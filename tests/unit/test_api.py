@@ -1,0 +1,470 @@
+"""The HTTP interface in process: forms of a request, forms of an answer, limits, keys, and every kind of nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from fastapi.testclient import TestClient
+
+from cluster.api import build_api
+from cluster.auth import Keys, new_key
+from cluster.batcher import Batcher
+from cluster.build import build_indexes
+from cluster.config import Limits, load_config, parse_config
+from cluster.engine import SearchEngine
+from cluster.query import Query
+from cluster.service import CollectionService, LocalBackend
+from cluster.services import Services
+from cluster.shard_set import Answer, ShardSet
+from cluster.vectors import F32
+from operators.errors import HilbertflowError
+from tests.collection_fixtures import archive_vectors, clustered
+
+ROWS, DIM = 1500, 8
+QUERIES = clustered(5, DIM, seed=9)
+SEARCH = "/v1/collections/rows/search"
+ARROW, FLOATS, NDJSON = "application/vnd.apache.arrow.stream", "application/octet-stream", "application/x-ndjson"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> SearchEngine:
+    """1,500 rows with metadata, some of it hostile, and a graph in two shards."""
+    names = [f"<script>alert({i})</script>" if i % 2 else f"name {i}" for i in range(ROWS)]
+    columns = {"lines": np.arange(ROWS), "title": names}
+    url = archive_vectors(tmp_path_factory.mktemp("api"), clustered(ROWS, DIM), "ip", columns)
+    build_indexes(url, ["hnsw"], shards=2, actors=0)
+    return SearchEngine.open(url)
+
+
+def served(engine: SearchEngine, **options: Any) -> Services:
+    """The collection behind the interface, in two shard groups."""
+    groups = [LocalBackend(ShardSet(engine.collection, engine.builds, group, 2), None) for group in range(2)]
+    service = CollectionService("rows", engine.collection, engine.builds, groups)
+    return Services({"rows": service}, **options)
+
+
+@pytest.fixture
+def client(engine: SearchEngine) -> Iterator[TestClient]:
+    """Without an encoder, without keys."""
+    with TestClient(build_api(served(engine)), raise_server_exceptions=False) as client:
+        yield client
+
+
+def arrow(table: pa.Table) -> bytes:
+    """As an IPC stream."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def vector_table(vectors: F32) -> pa.Table:
+    """One column of fixed-size lists."""
+    return pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])})
+
+
+def test_every_form_of_request_and_answer_agrees(client: TestClient, engine: SearchEngine) -> None:
+    """JSON arrays, base64, float32, Arrow in; JSON, NDJSON, Arrow out: the engine's own ids, rows and scores."""
+    expected = engine.search(QUERIES, 7, "exact", "lines > 99")
+    options = {"k": 7, "tier": "exact", "filter": "lines > 99"}
+    lists = pa.table({"vector": pa.array(QUERIES.tolist(), pa.list_(pa.float64()))})
+    requests: list[dict[str, Any]] = [
+        {"json": {"vectors": QUERIES.tolist(), **options}},
+        {"json": {"vectors": base64.b64encode(QUERIES.tobytes()).decode(), **options}},
+        {"content": QUERIES.tobytes(), "params": options, "headers": {"Content-Type": FLOATS}},
+        {"content": arrow(vector_table(QUERIES)), "params": options, "headers": {"Content-Type": ARROW}},
+        {"content": arrow(lists), "params": options, "headers": {"Content-Type": ARROW}},
+    ]
+    for request in requests:
+        for accept in ("*/*", NDJSON, f"text/html, {ARROW};q=0.9"):
+            headers = {**request.get("headers", {}), "Accept": accept}
+            reply = client.post(SEARCH, **{**request, "headers": headers})
+            assert reply.status_code == 200, reply.text
+            if ARROW in accept:
+                hits = pa.ipc.open_stream(reply.content).read_all().to_pylist()
+            elif accept == NDJSON:
+                hits = [json.loads(line) for line in reply.content.splitlines()]
+            else:
+                hits = reply.json()["results"]
+            assert [hit["ids"] for hit in hits] == expected.ids.tolist()
+            assert [hit["rows"] for hit in hits] == expected.rows.tolist()
+            assert np.allclose([hit["scores"] for hit in hits], expected.scores, rtol=1e-6)
+            assert not any(hit["partial"] for hit in hits)
+            if accept == "*/*":
+                assert hits[0]["metadata"][0]["lines"] == expected.rows[0, 0]
+
+
+def test_explain_and_metadata_are_options(client: TestClient) -> None:
+    """Off unless asked, on unless not wanted."""
+    (plain,) = client.post(SEARCH, json={"vectors": QUERIES[:1].tolist()}).json()["results"]
+    assert plain["explain"] is None
+    body = {"vectors": QUERIES[:1].tolist(), "explain": True, "metadata": False, "ef": 40}
+    (told,) = client.post(SEARCH, json=body).json()["results"]
+    assert told["metadata"] is None
+    assert told["explain"]["tier"] == "hnsw"
+    assert told["explain"]["rows_scanned"] > 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"vectors": []}, {"texts": []}, {"vectors": [[1.0] * DIM], "texts": ["a"]}, {"vectors": [[1.0]]},
+        {"vectors": [[1.0] * DIM, [1.0]]}, {"vectors": [[]]}, {"vectors": [["a"] * DIM]}, {"vectors": 3},
+        {"vectors": "%%%"}, {"vectors": "AAAA"}, {"vectors": [[1e300] * DIM]}, {"vectors": [[1.0] * 100_000]},
+        {"vectors": [[1.0] * DIM], "k": 0}, {"vectors": [[1.0] * DIM], "k": 10_001},
+        {"vectors": [[1.0] * DIM], "k": "3"},
+        {"vectors": [[1.0] * DIM], "k": True}, {"vectors": [[1.0] * DIM], "tier": "warp"},
+        {"vectors": [[1.0] * DIM], "tier": "cold"}, {"vectors": [[1.0] * DIM], "tier": "ivfpq"},
+        {"vectors": [[1.0] * DIM], "tier": "hnsw", "nprobe": 3}, {"vectors": [[1.0] * DIM], "filter": "open('x')"},
+        {"vectors": [[1.0] * DIM], "filter": "nothing == 3"}, {"vectors": [[1.0] * DIM], "filter": "lines > 'a'"},
+        {"vectors": [[1.0] * DIM], "surprise": 1}, {"texts": ["no encoder here"]}, [], "text", 3, None,
+    ],
+)  # fmt: skip
+def test_bodies_that_cannot_be_answered(client: TestClient, body: Any) -> None:
+    """422 with a problem document that says what is wrong."""
+    reply = client.post(SEARCH, json=body)
+    assert reply.status_code == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem = reply.json()
+    assert problem["status"] == 422
+    assert problem["title"]
+    assert problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("application/json", b"{", 422), ("application/json", b"", 422), ("application/json", b"\xff\xfe", 422),
+        ("application/json", b"[" * 200_000, 422), ("application/json", b'{"vectors": ' + b"[" * 100_000, 422),
+        ("application/json", b'{"vectors": [[NaN,0,0,0,0,0,0,0]]}', 422),
+        ("application/json", b'{"vectors": [[Infinity,0,0,0,0,0,0,0]]}', 422),
+        ("application/json", b'{"vectors": [[1,2,3,4,5,6,7,8]], "k": 1e400}', 422),
+        (FLOATS, b"", 422), (FLOATS, b"123", 422), (FLOATS, np.full(DIM, np.nan, "<f4").tobytes(), 422),
+        (ARROW, b"", 422), (ARROW, b"ARROW1 but not really", 422), (ARROW, arrow(pa.table({"x": [1]})), 422),
+        (ARROW, arrow(pa.table({"vector": ["a"]})), 422), (ARROW, arrow(pa.table({"vector": [[1.0], None]})), 422),
+        (ARROW, arrow(pa.table({"vector": [[1.0] * DIM, [1.0]]})), 422), (ARROW, arrow(pa.table({"text": [1]})), 422),
+        (ARROW, arrow(vector_table(QUERIES))[:-40], 422), (ARROW, arrow(vector_table(QUERIES[:, :5])), 422),
+        ("text/html", b"x", 415), ("multipart/form-data; boundary=x", b"x", 415), ("", b"{}", 415),
+    ],
+)  # fmt: skip
+def test_bytes_that_are_no_request(client: TestClient, kind: str, body: bytes, status: int) -> None:
+    """Malformed in every format: a clear 4xx, and the service answers the next request."""
+    reply = client.post(SEARCH, content=body, headers={"Content-Type": kind})
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert client.post(SEARCH, json={"vectors": QUERIES.tolist()}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "query", ["k=0", "k=ten", "k=1e3", "tier=warp", "surprise=1", "k=99999999999999999999999", "ef=-1"]
+)
+def test_url_options_are_checked_too(client: TestClient, query: str) -> None:
+    """For Arrow and float32 bodies."""
+    reply = client.post(f"{SEARCH}?{query}", content=QUERIES.tobytes(), headers={"Content-Type": FLOATS})
+    assert reply.status_code == 422, reply.text
+
+
+def test_limits_are_kept(engine: SearchEngine) -> None:
+    """413 for too many queries, too large a k, too many answers, too long a body: by its header, or as it streams."""
+    limits = Limits(body_bytes=2048, queries=4, k=50, answers=60, text_chars=10)
+    with TestClient(build_api(served(engine, limits=limits)), raise_server_exceptions=False) as client:
+        fine = {"vectors": QUERIES[:1].tolist(), "k": 50}
+        assert client.post(SEARCH, json=fine).status_code == 200
+        assert client.post(SEARCH, json=fine | {"k": 51}).status_code == 413
+        assert client.post(SEARCH, json=fine | {"vectors": QUERIES.tolist(), "k": 1}).status_code == 413
+        assert client.post(SEARCH, json=fine | {"vectors": QUERIES[:2].tolist()}).status_code == 413
+        reply = client.post(SEARCH, content=b"x" * 4096, headers={"Content-Type": FLOATS})
+        assert reply.status_code == 413
+        assert "2048 bytes" in reply.json()["detail"]
+        stream = client.post(SEARCH, content=iter([b"x" * 1000] * 9), headers={"Content-Type": FLOATS})
+        assert stream.status_code == 413
+
+
+def test_texts_go_through_the_encoder(engine: SearchEngine) -> None:
+    """In JSON and in Arrow; too long a text is refused; a collection of another model does not take texts."""
+
+    async def encode(texts: list[str]) -> F32:
+        return np.stack([QUERIES[int(text)] for text in texts])
+
+    expected = engine.search(QUERIES[[3, 1]], 4).ids.tolist()
+    services = served(engine, encode=encode, encodable=frozenset({"rows"}), limits=Limits(text_chars=3))
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+        reply = client.post(SEARCH, json={"texts": ["3", "1"], "k": 4})
+        assert [hit["ids"] for hit in reply.json()["results"]] == expected
+        body = arrow(pa.table({"text": ["3", "1"]}))
+        reply = client.post(f"{SEARCH}?k=4", content=body, headers={"Content-Type": ARROW})
+        assert [hit["ids"] for hit in reply.json()["results"]] == expected
+        assert client.post(SEARCH, json={"texts": ["3333"]}).status_code == 413
+        assert "name" in client.get("/?q=3").text
+    with TestClient(build_api(served(engine, encode=encode)), raise_server_exceptions=False) as client:
+        reply = client.post(SEARCH, json={"texts": ["3"]})
+        assert reply.status_code == 422
+        assert "not made by this service's encoder" in reply.json()["detail"]
+
+
+def test_collections_and_state(client: TestClient) -> None:
+    """What is served, whether it is ready, what it has done."""
+    (about,) = client.get("/v1/collections").json()["collections"]
+    assert about == client.get("/v1/collections/rows").json()
+    assert (about["count"], about["dim"], about["metric"], about["groups"]) == (ROWS, DIM, "ip", 2)
+    assert about["tiers"] == ["exact", "hnsw"]
+    assert about["columns"]["lines"] == "int64"
+    missing = client.get("/v1/collections/nothing")
+    assert missing.status_code == 404
+    assert missing.json()["remedy"] == "GET /v1/collections lists them"
+    assert client.post("/v1/collections/nothing/search", json={}).status_code == 404
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"ready": True, "missing_groups": {}}
+    client.post(SEARCH, json={"vectors": QUERIES.tolist()})
+    text = client.get("/metrics").text
+    assert 'hilbertflow_queries_total{collection="rows",tier="hnsw"} 5.0' in text
+    assert 'route="/v1/collections/{c}/search",status="404"' in text
+    assert f'collection="rows",version="{about["fingerprint"][:12]}"}} {ROWS}.0' in text
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1/collections/..%2f..%2fetc", "/v1/collections/a/b/c", "/v1/collections/%00"]
+)
+def test_paths_that_lead_nowhere(client: TestClient, path: str) -> None:
+    """404 as a problem document."""
+    reply = client.get(path)
+    assert reply.status_code == 404
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_other_methods(client: TestClient) -> None:
+    """405 as a problem document."""
+    reply = client.get(SEARCH)
+    assert reply.status_code == 405
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_the_page_escapes_everything(client: TestClient) -> None:
+    """Metadata, ids, the form's own fields: no markup of theirs reaches the page; scripts are forbidden by policy."""
+    reply = client.get("/", params={"row": "row-1", "filter": "lines > 0", "tier": "exact", "q": '"><img src=x>'})
+    assert reply.status_code == 200
+    assert "&lt;script&gt;alert(" in reply.text
+    assert "<script" not in reply.text
+    assert "<img" not in reply.text
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    broken = client.get("/", params={"row": "row-1", "filter": "<b>"})
+    assert broken.status_code == 200
+    assert "is not an expression" in broken.text
+    assert "<b>" not in broken.text
+    assert "no row has the id" in client.get("/?row=zzz").text
+    assert client.get("/?c=zzz").status_code == 404
+
+
+def test_the_interface_describes_itself(client: TestClient) -> None:
+    """OpenAPI names every field with a description and every error with its problem document."""
+    document = client.get("/openapi.json").json()
+    post = document["paths"]["/v1/collections/{c}/search"]["post"]
+    fields = post["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert set(fields) >= {"vectors", "texts", "k", "tier", "filter", "nprobe", "ef", "refine", "metadata", "explain"}
+    assert all(field["description"] for field in fields.values())
+    assert {"200", "401", "403", "404", "413", "415", "422", "503"} <= set(post["responses"])
+    assert set(post["requestBody"]["content"]) == {"application/json", ARROW, FLOATS}
+
+
+class Broken:
+    """A shard group that is gone."""
+
+    async def search(self, query: Query, vectors: F32) -> Answer:
+        """Never answers."""
+        raise ConnectionError("gone")
+
+    async def ready(self) -> bool:
+        """Never is."""
+        raise ConnectionError("gone")
+
+
+class Slow(Broken):
+    """A shard group that hangs."""
+
+    async def search(self, query: Query, vectors: F32) -> Answer:
+        """Not within anybody's patience."""
+        await asyncio.sleep(60)
+        raise AssertionError
+
+
+@pytest.mark.parametrize("other", [Broken(), Slow()], ids=["broken", "slow"])
+def test_a_lost_shard_makes_answers_partial(engine: SearchEngine, other: Broken) -> None:
+    """The rest is answered and marked; readiness names the group; the page says so."""
+    half = LocalBackend(ShardSet(engine.collection, engine.builds, 0, 2), None)
+    service = CollectionService("rows", engine.collection, engine.builds, [half, other], timeout=0.5)
+    with TestClient(build_api(Services({"rows": service})), raise_server_exceptions=False) as client:
+        hits = client.post(SEARCH, json={"vectors": QUERIES.tolist(), "explain": True}).json()["results"]
+        assert all(hit["partial"] for hit in hits)
+        assert all(len(hit["ids"]) == 10 for hit in hits)
+        assert all(row < ROWS // 2 for hit in hits for row in hit["rows"])
+        assert hits[0]["explain"]["missing_groups"] == [1]
+        reply = client.get("/readyz")
+        assert (reply.status_code, reply.json()["missing_groups"]) == (503, {"rows": [1]})
+        assert "partial" in client.get("/?row=row-1").text
+        assert "hilbertflow_partial_answers_total" in client.get("/metrics").text
+
+
+def test_no_shard_at_all_is_a_503(engine: SearchEngine) -> None:
+    """Retryable, and said so."""
+    service = CollectionService("rows", engine.collection, engine.builds, [Broken(), Broken()])
+    with TestClient(build_api(Services({"rows": service})), raise_server_exceptions=False) as client:
+        reply = client.post(SEARCH, json={"vectors": QUERIES.tolist()})
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "1"
+        assert "ConnectionError" in reply.json()["detail"]
+
+
+def test_a_group_of_another_version_is_not_merged(engine: SearchEngine, tmp_path: Path) -> None:
+    """Row numbers of another fingerprint mean other rows: the group counts as missing."""
+    other = SearchEngine.open(archive_vectors(tmp_path, clustered(ROWS, DIM, seed=3), "ip"))
+    groups = [LocalBackend(ShardSet(e.collection, e.builds, g, 2), None) for g, e in enumerate((engine, other))]
+    service = CollectionService("rows", engine.collection, engine.builds, groups)
+    results = asyncio.run(service.search(QUERIES, Query(tier="exact")))
+    assert results.partial
+    assert results.rows.max() < ROWS // 2
+
+
+def test_too_many_at_once_get_a_503(engine: SearchEngine) -> None:
+    """Beyond `waiting` requests, at once and with Retry-After."""
+    services = served(engine, limits=Limits(waiting=1))
+    services.active = 1
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+        reply = client.post(SEARCH, json={"vectors": QUERIES.tolist()})
+        assert reply.status_code == 503
+        assert reply.headers["retry-after"] == "1"
+        services.active = 0
+        assert client.post(SEARCH, json={"vectors": QUERIES.tolist()}).status_code == 200
+
+
+def test_keys_open_what_their_scopes_say(engine: SearchEngine, tmp_path: Path) -> None:
+    """No key, a wrong one, one without the scope; rotated and broken files while serving; tokens are never kept."""
+    reader, reader_hash = new_key()
+    stranger, stranger_hash = new_key()
+    path = tmp_path / "keys.yaml"
+    entry = {"name": "reader", "sha256": reader_hash, "scopes": ["read:rows"]}
+    other = {"name": "stranger", "sha256": stranger_hash, "scopes": ["admin:other"]}
+    path.write_text(yaml.safe_dump({"keys": [entry, other]}))
+    with TestClient(build_api(served(engine, keys=Keys(str(path)))), raise_server_exceptions=False) as client:
+        body = {"vectors": QUERIES.tolist()}
+
+        def status(token: str | None, path: str = SEARCH) -> int:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            return (
+                client.post(path, json=body, headers=headers) if path == SEARCH else client.get(path, headers=headers)
+            ).status_code
+
+        assert (status(None), status("wrong"), status(stranger), status(reader)) == (401, 401, 403, 200)
+        assert (status(None, "/"), status(None, "/v1/collections"), status(None, "/healthz")) == (401, 401, 200)
+        assert status(reader, "/") == 200
+        listed = client.get("/v1/collections", headers={"Authorization": f"Bearer {stranger}"}).json()
+        assert listed == {"collections": []}
+        path.write_text("keys: [{name: broken")
+        assert status(reader) == 200
+        path.write_text(yaml.safe_dump({"keys": [other | {"scopes": ["write:*"]}]}))
+        assert (status(reader), status(stranger)) == (401, 200)
+        assert reader not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "keys: 3", "keys: [{name: a}]", "keys: [{name: a, sha256: xyz, scopes: []}]", "[", None,
+             "keys: [{name: a, sha256: '" + "0" * 64 + "', scopes: ['fly:rows']}]"],
+)  # fmt: skip
+def test_bad_key_files(tmp_path: Path, text: str | None) -> None:
+    """Refused at the start, naming the file."""
+    path = tmp_path / "keys.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(HilbertflowError, match=r"keys\.yaml"):
+        Keys(str(path))
+
+
+def test_queries_in_flight_gather_the_next_batch() -> None:
+    """A lone query goes at once; those that arrive meanwhile go together; each gets its own rows; faults reach all."""
+    sizes: list[int] = []
+
+    async def run() -> None:
+        gate = asyncio.Event()
+
+        async def search(key: str, vectors: F32) -> F32:
+            sizes.append(len(vectors))
+            await gate.wait()
+            if key == "bad":
+                raise ValueError("no")
+            return vectors * 2
+
+        batcher: Batcher[str, F32] = Batcher(search, rows=8)
+        asks = [asyncio.create_task(batcher.submit("a", np.full((1, 2), i, np.float32))) for i in range(12)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asks[10].cancel()
+        gate.set()
+        replies = await asyncio.gather(*asks, return_exceptions=True)
+        for i, reply in enumerate(replies):
+            if i == 10:
+                assert isinstance(reply, asyncio.CancelledError)
+                continue
+            assert not isinstance(reply, BaseException)
+            result, place = reply
+            assert result[place].tolist() == [[2 * i, 2 * i]]
+        with pytest.raises(ValueError, match="no"):
+            await batcher.submit("bad", np.zeros((1, 2), np.float32))
+        await batcher.submit("a", np.zeros((20, 2), np.float32))
+
+    asyncio.run(run())
+    assert sizes == [8, 3, 1, 20]
+
+
+def test_configurations(tmp_path: Path) -> None:
+    """A file of our own and the same inside one for `serve deploy`; paths relative to the file."""
+    ours = {"collections": [{"name": "docs", "url": "archives/collections/docs"}], "port": 0}
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump(ours))
+    config = load_config(str(path))
+    assert config.collections[0].url == str(tmp_path / "archives/collections/docs")
+    wrapped = {"applications": [{"name": "x", "import_path": "cluster.serve_app:application", "args": ours}]}
+    path.write_text(yaml.safe_dump(wrapped))
+    assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"collection": []}, "did you mean 'collections'"), ({"port": 99999}, "port"),
+        ({"collections": []}, "collections"),
+        ({"collections": [{"name": "a", "url": "x", "replica": 2}]}, "did you mean 'replicas'"),
+        ({"collections": [{"name": "../a", "url": "x"}]}, r"collections\.0\.name"),
+        ({"collections": [{"name": "a", "url": "x", "tier": "cold"}]}, "tier"),
+        ({"collections": [{"name": "a", "url": "x"}] * 2}, "two collections have the same name"),
+        ({"host": "0.0.0.0"}, "not loopback"), ({"host": "example.org"}, "not loopback"),
+        ({"limits": {"bytes": 3}}, "did you mean 'body_bytes'|there is"), ({"encoder": {}}, r"encoder\.model"),
+    ],
+)  # fmt: skip
+def test_bad_configurations(change: dict[str, Any], message: str) -> None:
+    """One line that names the key and the nearest there is."""
+    body = {"collections": [{"name": "a", "url": "x"}]} | change
+    with pytest.raises(HilbertflowError, match=message) as caught:
+        parse_config(body, "serve.yaml")
+    assert "\n" not in str(caught.value)
+    assert "serve.yaml" in str(caught.value)
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    """Missing, not YAML, not a mapping, no application of ours."""
+    for text in (None, "a: [", "[1, 2]", "\xff", "applications: []", "applications: 3"):
+        path = tmp_path / "serve.yaml"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text, encoding="latin-1")
+        with pytest.raises(HilbertflowError, match=r"serve\.yaml"):
+            load_config(str(path))

@@ -177,11 +177,12 @@ class Recipe(Part):
         return self
 
 
-def load(path: str | os.PathLike[str], sets: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load(path: str | os.PathLike[str], sets: list[str] | tuple[str, ...] = (), *, inputs: bool = True) -> Recipe:
     """Read a recipe file, or one of those that come along by name, and apply ``key.path=value`` settings.
 
     Raises :class:`HilbertflowError`, one line that names file, line and key, for anything that cannot be run as it
-    stands: unknown keys and kinds, wrong types, missing values, a source that is not there.
+    stands: unknown keys and kinds, wrong types, missing values, a source that is not there (unless ``inputs`` is False:
+    a recipe for another machine).
     """
     file = find(str(path))
     try:
@@ -190,10 +191,10 @@ def load(path: str | os.PathLike[str], sets: list[str] | tuple[str, ...] = ()) -
         raise HilbertflowError(
             f"cannot be read: {getattr(error, 'strerror', None) or error}", where=str(file)
         ) from None
-    return parse(text, name=str(file), sets=sets)
+    return parse(text, name=str(file), sets=sets, inputs=inputs)
 
 
-def parse(text: str, *, name: str = "recipe", sets: list[str] | tuple[str, ...] = ()) -> Recipe:
+def parse(text: str, *, name: str = "recipe", sets: list[str] | tuple[str, ...] = (), inputs: bool = True) -> Recipe:
     """The same from text; ``name`` is how errors call it."""
     document = yaml_lines.parse(text, name)
     if not isinstance(document.data, dict):
@@ -210,7 +211,8 @@ def parse(text: str, *, name: str = "recipe", sets: list[str] | tuple[str, ...] 
             if settings.reread_as_text(is_text_error(error, settings.data)):
                 continue  # --set source.path=2024: text after all
             raise first_error(error, settings, _part_keys) from None
-    _check_inputs(recipe, settings)
+    if inputs:
+        _check_inputs(recipe, settings)
     return recipe
 
 

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands.archives import in_order
-from pipelines.commands.options import Sets, later
+from pipelines.commands.options import Sets
 
 if TYPE_CHECKING:
     from pipelines.plan import Plan
@@ -55,9 +55,23 @@ def submit(
     recipe: RecipeFile,
     address: Annotated[str, typer.Option(help="Of the cluster's job server, such as http://HEAD:8265.")],
     sets: Sets = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the job's id and leave.")] = False,
 ) -> None:
-    """Run a pipeline as a Ray job."""
-    raise later("submit", "running as a Ray job")
+    """Run a pipeline as a Ray job.
+
+    Passes the job's log on, one JSON event a line, and ends with the job's exit code. Paths in the recipe are those
+    of the cluster.
+    """
+    from cluster import jobs
+    from pipelines.recipe import load
+
+    load(recipe, sets or [], inputs=False)  # what is wrong with the recipe is said here, not in a job's log
+    job = jobs.submit(recipe, address, sets or [])
+    if no_wait:
+        console.say(job.id)
+        return
+    console.note(f"job {job.id}")
+    raise typer.Exit(1 if (code := job.follow(lambda text: print(text, end="", flush=True))) < 0 else code)
 
 
 def schema() -> None:

@@ -127,7 +127,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["similar", "x", "y"], ["bench", "lineage"], ["submit", "x", "--address", "h"]],
+    [["similar", "x", "y"], ["bench", "lineage"]],
     ids=lambda arguments: arguments[0],
 )
 def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
@@ -143,10 +143,16 @@ def test_bad_input_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str
         ["verify", str(tmp_path / "nope")],
         ["search", str(tmp_path), "--text", "x"],
         ["rm", str(tmp_path), "--yes"],
+        ["submit", str(tmp_path / "nope.yaml"), "--address", "http://127.0.0.1:1"],
     ):
         code, out, err = call(capsys, *arguments)
         assert code == 1 and out == "" and err.count("\n") == 1, arguments
         assert str(tmp_path) in err
+
+
+def test_submit_says_when_no_job_server_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "submit", "vectors", "--address", "http://127.0.0.1:1")
+    assert code == 1 and out == "" and "http://127.0.0.1:1: the job server does not answer" in err
 
 
 def test_unexpected_errors_are_one_line_that_says_how_to_see_more(

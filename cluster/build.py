@@ -20,6 +20,7 @@ from cluster.index_store import (
     ShardFile,
     StoredFile,
     current_names,
+    forget_journal,
     has_build,
     indexes_of,
     load_build,
@@ -80,6 +81,7 @@ def build_indexes(
         builds[artefact.kind.kind] = tune(collection, build) if artefact.kind.target_recall is not None else build
     for build in builds.values():
         save_build(place, build)
+        forget_journal(place, build)
     changed = {kind: name for kind, name in names.items() if published.get(kind) != name}
     if changed:
         publish(place, changed)

@@ -46,6 +46,7 @@ class EncoderConfig(_Part):
     model: str = Field(min_length=1)
     replicas: int = Field(default=1, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
+    max_tokens: int = Field(default=0, ge=0, le=1 << 20, description="longer texts are cut; 0 takes the model's limit")
 
 
 class Limits(_Part):

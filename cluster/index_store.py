@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -147,6 +148,21 @@ def load_build(place: Location, name: str) -> Build:
             "its shards do not cover the collection", where=where.url, remedy="build the index again"
         )
     return build
+
+
+def forget_journal(place: Location, build: Build) -> None:
+    """Remove the journal of a complete build; its manifest says all of it."""
+    for what in ("artefact", *(f"shard-{number}" for number in range(len(build.shards)))):
+        place.delete(f"{build.build}/{what}.json")
+
+
+def damaged_files(place: Location, build: Build) -> Iterator[HilbertflowError]:
+    """Read every file of a build again; yields an error for each that is not what was written."""
+    for stored in (build.artefact_file, *build.shards):
+        try:
+            _checked_file(place, stored).close()
+        except HilbertflowError as error:
+            yield error
 
 
 def has_build(place: Location, name: str) -> bool:

@@ -78,10 +78,10 @@ class Shards:
 class Encoder:
     """The text encoder, loaded once a replica; Torch lives here and in no process that runs FAISS."""
 
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, max_tokens: int, threads: int) -> None:
         from operators.encode import TextEncoder
 
-        self._encoder = TextEncoder(model, threads=threads)
+        self._encoder = TextEncoder(model, max_tokens, threads)
         self._encoder.encode(["ready"])
 
     def encode(self, texts: list[str]) -> F32:
@@ -168,7 +168,7 @@ def _application(config: ServeConfig) -> Any:
         deployment: Any = serve.deployment(Encoder)
         encoder = deployment.options(
             name="encoder", num_replicas=config.encoder.replicas, ray_actor_options=SMALL, max_ongoing_requests=64
-        ).bind(local_url(config.encoder.model), config.encoder.threads)
+        ).bind(local_url(config.encoder.model), config.encoder.max_tokens, config.encoder.threads)
     ingress: Any = serve.deployment(Ingress)
     return ingress.options(
         name="ingress",
@@ -207,7 +207,11 @@ def _version(builds: dict[str, Build]) -> str:
 
 def _same_encoder(config: ServeConfig, collection: CollectionArchive) -> bool:
     """Whether the configured encoder is the one that made the collection's rows (or nobody knows what did)."""
-    return config.encoder is not None and collection.encoder in ("", config.encoder.model)
+    from storage.references import local_url
+
+    if config.encoder is None:
+        return False
+    return not collection.encoder or local_url(collection.encoder) == local_url(config.encoder.model)
 
 
 @dataclass(frozen=True)

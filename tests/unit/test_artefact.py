@@ -22,6 +22,7 @@ from cluster.index_store import (
     Build,
     current_builds,
     current_names,
+    damaged_files,
     indexes_of,
     load_shard,
     publish,
@@ -201,6 +202,8 @@ def test_every_flipped_bit_on_disk_is_found(built: tuple[CollectionArchive, Buil
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         with pytest.raises(HilbertflowError, match=r"shard-1.hnsw.faiss: .*checksum"):
             load_shard(place, build, 1)
+        (found,) = damaged_files(place, build)
+        assert "shard-1.hnsw.faiss" in str(found)
     path.write_bytes(good[:-1])
     with pytest.raises(HilbertflowError, match=f"has {len(good) - 1} bytes"):
         load_shard(place, build, 1)
@@ -212,6 +215,8 @@ def test_every_flipped_bit_on_disk_is_found(built: tuple[CollectionArchive, Buil
     with pytest.raises(HilbertflowError, match="another artefact"):
         load_shard(place, swapped, 1)
     load_shard(place, build, 1)
+    assert not list(damaged_files(place, build))
+    assert not list(Path(str(place.local_path)).rglob("shard-*.json"))
 
 
 @pytest.mark.parametrize("name", ["manifest", "current"])

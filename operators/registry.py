@@ -21,4 +21,3 @@ OPERATORS: dict[str, type[Operator]] = {
     "frame_encode": FrameEncode,
 }
 """Every operator a recipe can name. To add one: one file, one line here."""
-

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import threading
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,18 +18,20 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from storage import hdf5_process
 from storage.damage import damage
 from storage.fs import Location
 from storage.rows import vector_array
 from storage.vectors_npy import as_float32
 
 _NAMES, _IDS = ("train", "embeddings", "vectors"), ("id", "ids", "urls", "url")
-_LOCK = threading.RLock()  # the HDF5 library runs one call at a time
+_PIECE = 16 << 20
+_SECONDS, _BYTES_A_SECOND = 2.0, 30e6  # of processor time for one request: some, and more the larger the file
 
 
 @dataclass(frozen=True)
 class Hdf5Vectors:
-    """A matrix of an HDF5 file, read by rows."""
+    """A matrix of an HDF5 file, read by rows in another process; a file elsewhere is copied to this disk first."""
 
     location: Location
     dataset: str
@@ -42,46 +51,100 @@ class Hdf5Vectors:
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows as float32, with ``id`` where there are ids."""
-        table = pa.table({"vector": vector_array(as_float32(self._slice(self.dataset, start, stop)))})
+        head, body = self._ask(self.dataset, start, stop)
+        with damage(f"{self.dataset} cannot be read at rows {start} to {stop}", self.location.url):
+            values = np.frombuffer(body, head["dtype"]).reshape(stop - start, self.dim)
+        table = pa.table({"vector": vector_array(as_float32(values))})
         return table.append_column("id", self.read_ids(start, stop)) if self.has_ids else table
 
     def read_ids(self, start: int, stop: int) -> pa.Array:
         """Ids of the rows as strings."""
-        values = self._slice(self.id_dataset, start, stop)
-        where = f"{self.location.url}: {self.id_dataset}"
-        with damage(f"ids of rows {start} to {stop} are not UTF-8", where):
-            texts = [value.decode("utf-8") if isinstance(value, bytes) else str(value) for value in values.tolist()]
-            return pa.array(texts, pa.string())
+        head, body = self._ask(self.id_dataset, start, stop)
+        with damage(f"ids of rows {start} to {stop} cannot be read", f"{self.location.url}: {self.id_dataset}"):
+            values = json.loads(body) if "texts" in head else np.frombuffer(body, head["dtype"]).astype(str).tolist()
+            if len(values) != stop - start:
+                raise ValueError(f"there are {len(values)}")
+            return pa.array(values, pa.string())
 
-    def _slice(self, name: str, start: int, stop: int) -> Any:
-        with _LOCK, damage(f"{name} cannot be read at rows {start} to {stop}", self.location.url):
-            values = self._file[name][start:stop]
-        if len(values) != stop - start:
-            raise HilbertflowError(f"{name} ends after row {start + len(values)}", where=self.location.url)
-        return values
+    def _ask(self, name: str, start: int, stop: int) -> tuple[dict[str, Any], bytes]:
+        if start == stop:
+            return {"dtype": "<f4"}, b""
+        return ask(self._copy, {"name": name, "start": start, "stop": stop})
 
     @cached_property
-    def _file(self) -> Any:
-        return _open(self.location)
+    def _copy(self) -> LocalCopy:
+        return LocalCopy(self.location)
 
 
-def _open(location: Location) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise HilbertflowError("HDF5 needs h5py", where=location.url, remedy="pip install h5py") from error
-    location.size()
-    with damage("is not an HDF5 file", location.url):
-        return h5py.File(location.local_path or location.open(), "r")
+class LocalCopy:
+    """A file on this machine's disk: the file itself, or of one elsewhere a copy that goes when this object goes."""
+
+    def __init__(self, location: Location) -> None:
+        self.url, self.size = location.url, location.size()
+        self.path = location.local_path or ""
+        if not self.path:
+            handle, self.path = tempfile.mkstemp(".h5")
+            weakref.finalize(self, os.unlink, self.path)
+            with os.fdopen(handle, "wb") as file:
+                for start in range(0, self.size, _PIECE):
+                    file.write(location.read("", start, min(self.size, start + _PIECE)))
+
+
+_LOCK = threading.Lock()
+_CHILD: list[subprocess.Popen[bytes]] = []
+
+
+def ask(file: LocalCopy, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Ask `storage.hdf5_process`: its answer and the bytes behind it.
+
+    Raises `HilbertflowError` when the answer is an error, and when the process dies over the file; the next request
+    gets a new one.
+    """
+    seconds = _SECONDS + file.size / _BYTES_A_SECOND
+    line = json.dumps({**request, "path": file.path, "seconds": seconds}).encode() + b"\n"
+    with _LOCK:
+        child = _started(file.url)
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line)
+            child.stdin.flush()
+            head = json.loads(child.stdout.readline())
+            body = child.stdout.read(head["bytes"])
+            if len(body) != head["bytes"]:
+                raise EOFError
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            child.kill()
+            what = f"the HDF5 library cannot read it, its process ended with {child.wait()}"
+            raise HilbertflowError(what, where=file.url, remedy="it is damaged: copy it again") from error
+    if "error" in head:
+        raise HilbertflowError(f"cannot be read as HDF5: {head['error']}", where=file.url, remedy="copy it again")
+    return head, body
+
+
+def _started(url: str) -> subprocess.Popen[bytes]:
+    if _CHILD and (_CHILD[0].poll() is not None or _CHILD[0].args[-1] != _owner()):  # type: ignore[index]
+        _CHILD.clear()  # it died, or belongs to the process that this one was forked from
+    if not _CHILD:
+        if importlib.util.find_spec("h5py") is None:
+            raise HilbertflowError("HDF5 needs h5py", where=url, remedy="pip install h5py")
+        # -P: a script's own folder would come first on the path, and the names in it hide others.
+        command = [sys.executable, "-P", hdf5_process.__file__, _owner()]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+        _CHILD.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=quiet, env=environment))
+    return _CHILD[0]
+
+
+def _owner() -> str:
+    return str(os.getpid())
 
 
 def open_hdf5(location: Location, column: str, id_column: str | None) -> Hdf5Vectors:
     """Open an HDF5 file: the dataset ``column``, ``train``, ``embeddings`` or ``vectors``, or its only matrix."""
-    with _LOCK:
-        file = _open(location)
-        with damage("is damaged", location.url):
-            shapes = {name: _shape(file, name, location.url) for name in file}
-    matrices = {name: shape for name, (shape, kind) in shapes.items() if len(shape) == 2 and kind in "fiu"}
+    location.size()
+    head, _ = ask(LocalCopy(location), {})
+    shapes = {name: (tuple(shape), kind) for name, (shape, kind) in head["datasets"].items()}
+    matrices = {name: shape for name, (shape, kind) in shapes.items() if len(shape) == 2 and kind in tuple("fiu")}
     found = next((name for name in (column, *_NAMES) if name in matrices), "")
     if not found and len(matrices) == 1:
         found = next(iter(matrices))
@@ -89,30 +152,9 @@ def open_hdf5(location: Location, column: str, id_column: str | None) -> Hdf5Vec
         what = f"has no matrix {column!r}; it has {', '.join(shapes) or 'nothing'}"
         raise HilbertflowError(what, where=location.url, remedy="name a matrix of numbers with source.column")
     count, dim = matrices[found]
-    ids = (
-        id_column
-        if id_column is not None
-        else next((name for name in _IDS if shapes.get(name, ((), ""))[0] == (count,)), "")
-    )
-    if ids and (ids not in shapes or shapes[ids][0] != (count,) or shapes[ids][1] not in "iuSO"):
-        raise HilbertflowError(
-            f"has no {count:,} ids in {ids!r}", where=location.url, remedy=f"it has {', '.join(shapes)}"
-        )
+    fitting = [name for name, (shape, kind) in shapes.items() if shape == (count,) and kind in tuple("iuS")]
+    ids = id_column if id_column is not None else next((name for name in _IDS if name in fitting), "")
+    if ids and ids not in fitting:
+        remedy = f"it has {', '.join(shapes)}"
+        raise HilbertflowError(f"has no {count:,} ids in {ids!r}", where=location.url, remedy=remedy)
     return Hdf5Vectors(location, found, ids, count, dim)
-
-
-def _shape(file: Any, name: str, where: str) -> tuple[tuple[int, ...], str]:
-    """Shape and kind of a dataset; () and "" for what is none. Data in other files is refused: it could be any file."""
-    import h5py
-
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        return (), ""
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
-        return (), ""
-    if dataset.external or dataset.is_virtual:
-        raise HilbertflowError(f"{name} keeps its values in other files", where=where, remedy="repack it with h5repack")
-    kind = np.dtype(dataset.dtype).kind
-    if kind == "O" and h5py.check_string_dtype(dataset.dtype) is None:
-        return (), ""  # references, ragged arrays
-    return tuple(int(side) for side in dataset.shape), kind

@@ -24,6 +24,8 @@ class TextEncoder:
     max_tokens: longer texts are cut; 0 takes the model's own limit.
     threads: of Torch; 0 leaves Torch's default.
 
+    It runs on a GPU where this process sees one.
+
     Raises
     ------
     HilbertflowError: the directory holds no usable model, or Torch or transformers is not installed.
@@ -59,7 +61,7 @@ class TextEncoder:
             tokens = tokenizer(
                 [texts[i] for i in chosen], padding=True, truncation=True, max_length=self.max_tokens,
                 return_tensors="pt",
-            )  # fmt: skip
+            ).to(model.device)  # fmt: skip
             with torch.inference_mode():
                 hidden = model(**tokens).last_hidden_state.float()
             if self.pool == "cls":
@@ -69,7 +71,7 @@ class TextEncoder:
                 pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
             if self.normalize:
                 pooled = torch.nn.functional.normalize(pooled, dim=1)
-            out[chosen] = pooled.numpy()
+            out[chosen] = pooled.cpu().numpy()
         return out
 
     @cached_property
@@ -94,7 +96,8 @@ class TextEncoder:
                 f"the model does not load ({type(error).__name__})", where=str(self.directory),
                 remedy="the directory must hold model.safetensors and a tokenizer",
             ) from error  # fmt: skip
-        return tokenizer, model.eval()
+        # Ray hides the GPUs from a worker that asked for none.
+        return tokenizer, model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def _json(self, name: str) -> dict[str, Any]:
         path = self.directory / name

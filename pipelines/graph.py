@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import resource
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from operators.embed import Embed
+from operators.errors import HilbertflowError
 from operators.operator import Operator, Resources
 from pipelines.plan import Plan
 from pipelines.ray_io import ArchiveSink, UnitSource
@@ -60,6 +63,20 @@ def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
     return tuple(StageSpec(tuple(members), key[1]) for key, members in grouped)
 
 
+def on_device(operators: tuple[Operator, ...], device: str, gpus: float) -> tuple[Operator, ...]:
+    """The operators with the GPUs that ``device`` gives those that can use one: embedding.
+
+    ``auto`` takes a GPU a worker where the cluster has any, ``cuda`` fails where it has none.
+    """
+    if device == "cuda" and not gpus:
+        raise HilbertflowError("the cluster has no GPU", where="compute.device", remedy="use auto or cpu")
+    wanted = {"auto": float(gpus >= 1), "cuda": 1.0, "cpu": 0.0}[device]
+    return tuple(
+        dataclasses.replace(o, gpus=o.gpus if o.gpus and wanted else wanted) if isinstance(o, Embed) else o
+        for o in operators
+    )
+
+
 def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
     """Stream the pending units through the stages into the archive.
 
@@ -76,7 +93,7 @@ def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
         UnitSource(plan.source, pending), num_cpus=IO_CPUS, memory=compute.memory,
         override_num_blocks=UnitSource.tasks(pending, cores),
     )  # fmt: skip
-    parts = stages(plan.operators)
+    parts = stages(on_device(plan.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
     for stage in parts:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
         share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2

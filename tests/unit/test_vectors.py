@@ -314,7 +314,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
                          "row 1000 has str in 'lines'"),
     "jsonl deep": ("x.jsonl", text('{"vector": ' + "[" * 100_000), "row 0 is not JSON"),
     "jsonl empty": ("x.jsonl", text("\n\n"), "has no rows"),
-    "hdf5 cut": ("x.h5", lambda p: (hdf5(p, train=VALUES), truncate(p, 0.5)), "not an HDF5 file"),
+    "hdf5 cut": ("x.h5", lambda p: (hdf5(p, train=VALUES), truncate(p, 0.5)), "cannot be read as HDF5"),
     "hdf5 nothing": ("x.h5", lambda p: hdf5(p, a=np.arange(3)), "has no matrix 'vector'; it has a"),
     "hdf5 two": ("x.h5", lambda p: hdf5(p, a=VALUES, b=VALUES), "name a matrix"),
     "hdf5 nan": ("x.h5", lambda p: hdf5(p, a=put(VALUES, 3, np.nan)), "row 3 holds nan"),

@@ -223,7 +223,7 @@ class Running:
 
     def stop(self) -> None:
         """Take the service down, and Ray with it if the service started it."""
-        serve.shutdown()
+        _stop_serve()
         if self.own_ray:
             ray.shutdown()
 
@@ -275,6 +275,26 @@ def run_forever(path: str) -> None:
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
     running.stop()
+
+
+def _stop_serve(patience: float = 60.0) -> None:
+    """Shut Serve down as `serve.shutdown` does, but without waiting inside a call that the controller's end breaks off.
+
+    Ray reports every call that is broken off on the driver's stderr, as if something had gone wrong.
+    """
+    try:
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return
+    ray.get(controller.graceful_shutdown.remote(wait=False), timeout=patience)
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        except ValueError:
+            break
+        time.sleep(0.05)
+    serve.shutdown()  # forgets the handle that this process keeps
 
 
 def _wait_ready(url: str, timeout: float) -> None:

@@ -179,12 +179,15 @@ def test_the_command_serves_until_it_is_told_to_stop(engine: SearchEngine, tmp_p
     ) as process:
         try:
             assert process.stdout is not None
-            assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+            said = process.stdout.readline()
+            assert f"http://127.0.0.1:{port}" in said, process.communicate()
             body = {"vectors": QUERIES[:1].tolist(), "k": 3}
             reply = httpx.post(f"http://127.0.0.1:{port}/v1/collections/rows/search", json=body, trust_env=False)
             assert reply.json()["results"][0]["ids"] == engine.search(QUERIES[:1], 3).ids[0].tolist()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            _, complaints = process.communicate(timeout=90)
+            assert process.returncode == 0, complaints
+            assert "failed" not in complaints
         finally:
             if process.poll() is None:
                 process.kill()

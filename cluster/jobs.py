@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -69,14 +70,16 @@ def submit(
     *,
     arguments: Sequence[str] = ("--json",),
     memory: int | None = None,
+    python: str = "python",
 ) -> Job:
     """Run a recipe on the cluster whose job server is at `address`, such as http://HEAD:8265.
 
     recipe: a file on this machine, or the name of one that comes along. sets: `key=value` overrides. arguments: further
-    ones of `hilbertflow run`. memory: bytes to reserve for the driver. Paths and URLs in the recipe are those of the
+    ones of `hilbertflow run`. memory: bytes to reserve for the driver. python: the interpreter on the
+    cluster that has the dependencies. Paths and URLs in the recipe are those of the
     cluster.
     """
-    command = ["python", "-m", "pipelines.cli", "run"]
+    command = [python, "-m", "pipelines.cli", "run"]
     before = ""
     file = Path(recipe)
     if file.is_file():
@@ -110,6 +113,8 @@ def _call(address: str, action: Callable[[Any], Any]) -> Any:
 
     if not address.startswith(("http://", "https://")):
         raise HilbertflowError("is not an HTTP address", where=address, remedy="name the job server: http://HEAD:8265")
+    for chatty in ("ray._private.runtime_env.packaging", "ray.dashboard.modules"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return action(JobSubmissionClient(address))
     except (ConnectionError, RuntimeError, OSError) as error:

@@ -54,6 +54,16 @@ def grains(codes: Codes) -> npt.NDArray[np.int64]:
     return codes.astype(np.int64) // GRAIN
 
 
+def stored(codes: Codes) -> npt.NDArray[np.int16]:
+    """Codes as an archive keeps them: distances from the code of scale 1, small numbers that an entropy coder knows."""
+    return (codes.astype(np.uint16) - np.uint16(ZERO)).view(np.int16)
+
+
+def loaded(kept: npt.NDArray[np.int16]) -> npt.NDArray[np.uint16]:
+    """Inverse of :func:`stored`."""
+    return np.ascontiguousarray(kept, np.int16).view(np.uint16) + np.uint16(ZERO)
+
+
 def row_steps(codes: Codes, step: float) -> npt.NDArray[np.float32]:
     """Lattice steps (rows,) float32: ``step`` times the scale, at least 2**-100 so that no product is subnormal.
 

@@ -181,7 +181,7 @@ def _arrays(
     arrays = [ArraySpec(n, shape, t, chunk, shard, encoder.coder_of(n)) for n, t in dtypes.items()]
     planes = -(-shape[0] // chunk[0])
     height = chunk[-2]
-    return (*arrays, ArraySpec("scales", (planes, height), "uint16", (1, height), shard, "rans"))
+    return (*arrays, ArraySpec("scales", (planes, height), "int16", (1, height), shard, "rans"))
 
 
 def _ladder(quantizer: Quantize, layers: Layerize, layout: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
+from operators.scales import loaded
 from storage.archive import Archive, Level
 
 F32 = npt.NDArray[np.float32]
@@ -145,7 +146,7 @@ class CollectionArchive(Archive):
         span = slice(first * height, min(last * height, self.count))
         arrays = [np.asarray(self.array(f"level{k}")[span]) for k in range(depth)]
         exact = np.asarray(self.array("exact")[span]) if level == "exact" else None
-        codes = np.asarray(self.array("scales")[first:last])
+        codes = loaded(np.asarray(self.array("scales")[first:last]))
         for block in range(first, last):
             rows = slice((block - first) * height, (block - first + 1) * height)
             levels = [_padded(array[rows], height) for array in arrays]

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
 from operators.hilbert_map import from_layout
+from operators.scales import loaded
 from storage.archive import Archive, Level
 from storage.layout import Layout, Placement, from_table
 
@@ -78,7 +79,7 @@ class ModelArchive(Archive):
             end = min(stop, begin + batch)
             span = slice(start, end)
             lossy = [] if group.opaque else [np.asarray(self.array(f"level{k}")[span]) for k in range(depth)]
-            codes = np.asarray(self.array("scales")[span]) if lossy else np.empty(0, np.uint16)
+            codes = loaded(np.asarray(self.array("scales")[span])) if lossy else np.empty(0, np.uint16)
             exact = np.asarray(self.array("exact")[span]) if group.opaque or level == "exact" else None
             for at in range(end - start):
                 plane = [array[at] for array in lossy]

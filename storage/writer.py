@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from operators.coders import CODERS
 from operators.errors import HilbertflowError
+from operators.scales import stored
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
@@ -148,7 +149,7 @@ def _scales(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None
             codes[slot] = np.frombuffer(row, np.uint16)
     if not codes.any():
         return None
-    data: bytes = CODERS[array.coder].encode(codes)
+    data: bytes = CODERS[array.coder].encode(stored(codes))
     return data + struct.pack("<I", google_crc32c.value(data))
 
 

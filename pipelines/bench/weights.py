@@ -62,7 +62,7 @@ def encode(material: Material, quantizer: Quantize, layers: Layerize, layout: st
     coded = FrameEncode(coder="rans").apply(table)
     names = [name for name in coded.column_names if name == "exact" or name.startswith("level")]
     sizes = {name: sum(len(c) for c in coded.column(name).to_pylist() if c) for name in names}
-    sizes["scales"] = len(rans.encode(codes))
+    sizes["scales"] = len(rans.encode(scales.stored(codes)))
     ladder = _ladder(quantizer, layers, layout)
     base = np.stack([ladder.values([s], c, material.dtype).copy() for s, c in zip(symbols, codes, strict=True)])
     return Coded(sizes, row_sqnr(material.values, base))
@@ -142,7 +142,7 @@ def single_bytes(material: Material) -> int:
     """Our own lossless coding in one level: symbols and row codes."""
     codes = np.stack([scales.encode(words, material.dtype) for words in material.words])
     symbols = (single.encode(words, material.dtype, code) for words, code in zip(material.words, codes, strict=True))
-    return sum(len(rans.encode(plane)) for plane in symbols) + len(rans.encode(codes))
+    return sum(len(rans.encode(plane)) for plane in symbols) + len(rans.encode(scales.stored(codes)))
 
 
 def peers(material: Material) -> dict[str, int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import console
 from pipelines.commands.options import Json, Root, Url, level
+
+if TYPE_CHECKING:
+    from storage.collection import CollectionArchive
+    from storage.verify import Damage
 
 
 def ls(root: Root, as_json: Json = False) -> None:
@@ -104,16 +109,20 @@ def in_order(levels: dict[str, int]) -> dict[str, int]:
 
 
 def verify(url: Url, as_json: Json = False) -> None:
-    """Recompute every checksum of an archive.
+    """Recompute every checksum of an archive, and of its indexes.
 
     Exit code 1 when an object is not what was written; each such object is named.
     """
+    import dataclasses
+
     from storage import archive
     from storage.verify import verify as check
 
-    place = archive.open(url).place
+    handle = archive.open(url)
     with console.progress("verifying") as tick:
-        verdict = check(place, tick)
+        verdict = check(handle.place, tick)
+    if handle.manifest.kind == "collection":
+        verdict = dataclasses.replace(verdict, damaged=(*verdict.damaged, *_damaged_indexes(handle)))
     if as_json:
         damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
         console.print_json(
@@ -126,6 +135,16 @@ def verify(url: Url, as_json: Json = False) -> None:
         console.fail(f"{verdict.url}/{item.key}: {item.what}; restore this object from a copy")
     if not verdict.sound:
         raise typer.Exit(1)
+
+
+def _damaged_indexes(handle: CollectionArchive) -> Iterator[Damage]:
+    from cluster.index_store import current_builds, damaged_files, indexes_of
+    from storage.verify import Damage
+
+    place = indexes_of(handle)
+    for build in current_builds(place).values():
+        for error in damaged_files(place, build):
+            yield Damage(error.where.removeprefix(handle.url).lstrip("/"), error.what)
 
 
 def restore(

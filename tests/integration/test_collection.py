@@ -150,3 +150,17 @@ def test_half_a_collection_is_not_opened(vectors: Path, root: Path, tmp_path: Pa
     (tmp_path / "copy" / "collections" / "vectors" / "manifest.json").unlink()
     with pytest.raises(HilbertflowError, match="half-written"):
         archive.open(str(tmp_path / "copy" / "collections" / "vectors"))
+
+
+def test_verify_names_a_damaged_index_file(root: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(root, tmp_path / "copy")
+    place = tmp_path / "copy" / "collections" / "vectors"
+    victim = next(path for path in sorted((place / "indexes").rglob("*.faiss")) if "hnsw" in path.name)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    answer = cli("verify", str(place), check=False)
+    assert answer.returncode == 1
+    assert str(victim.relative_to(place)) in answer.stderr

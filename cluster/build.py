@@ -88,6 +88,17 @@ def build_indexes(
     return builds | {kind: load_build(place, name) for kind, name in changed.items() if kind not in builds}
 
 
+def are_current(
+    url: str, kinds: Sequence[str], *, shards: int | None = None, target_recall: float | None = None
+) -> bool:
+    """Whether these indexes are built and published, so that `build_indexes` would have nothing to do."""
+    collection = open_collection(url)
+    place, common = indexes_of(collection), {"shards": shards or 1, "target_recall": target_recall}
+    published = current_names(place)
+    names = {kind: build_name(collection, index_kind({"kind": kind} | common)) for kind in kinds}
+    return all(published.get(kind) == name and has_build(place, name) for kind, name in names.items())
+
+
 def open_collection(url: str) -> CollectionArchive:
     """The collection at `url` (or the only one under a root); raises for a model."""
     from storage import archive

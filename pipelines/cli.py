@@ -6,12 +6,13 @@ not there yet; 130 interrupted; 141 the reader of the output went away.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -65,7 +66,19 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
-    sys.exit(call(list(sys.argv[1:] if arguments is None else arguments)))
+    leave(call(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, at once.
+
+    Libraries here keep native threads to the end; an interpreter that winds down under them now and then aborts, and
+    what was a clear error becomes exit code 134.
+    """
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def call(arguments: list[str]) -> int:

@@ -27,6 +27,7 @@ from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
 from storage.references import local_url
 from storage.rows import RowSource
+from storage.safetensors_file import safetensors_metadata
 from storage.spec import ArchiveSpec, ArraySpec
 
 _T = TypeVar("_T", bound=Operator)
@@ -123,6 +124,7 @@ def _model_plan(recipe: Recipe) -> Plan:
     attributes = {
         "ladder": _ladder(quantizer, layers, _one_of(stream, HilbertMap).layout),
         "side": side, "per_unit": shard, "trials": trials.report, "config": dict(checkpoint.config),
+        "metadata": _metadata(checkpoint),
     }  # fmt: skip
     spec = _spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
     extra = {"tensors.parquet": parquet_bytes(layout.table())}
@@ -202,6 +204,11 @@ def _one_of(operators: tuple[Operator, ...], kind: type[_T]) -> _T:
         name = kind.__dataclass_fields__["kind"].default  # type: ignore[attr-defined]
         raise HilbertflowError(f"operators name {name} {len(found)} times", remedy=f"name {name} once")
     return found[0]
+
+
+def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+    files = sorted({tensor.file for tensor in checkpoint.tensors if tensor.file.endswith(".safetensors")})
+    return safetensors_metadata(Location(files[0])) if files else {}
 
 
 def _tensor_table(checkpoint: Checkpoint) -> pa.Table:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -59,7 +60,7 @@ class Reporter:
         self.tally = Tally.remote()  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._began = time.monotonic()
+        self._began, self.seconds = time.monotonic(), 0.0
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -76,6 +77,7 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.seconds = time.monotonic() - self._began
         self._stop.set()
         self._thread.join()
         if kind is None:
@@ -83,16 +85,13 @@ class Reporter:
             self.peak_memory = ray.get(self.tally.memory_by_stage.remote(), timeout=30)
         self._bar.stop()
 
-    @property
-    def seconds(self) -> float:
-        """Since the run began."""
-        return time.monotonic() - self._began
-
     def _watch(self) -> None:
         while not self._stop.wait(POLL_S):
             try:
                 self._poll()
-            except Exception:  # the cluster is gone: the run itself will say so
+            except GetTimeoutError:  # a busy cluster: the next look will tell
+                continue
+            except RayError:  # the cluster is gone: the run itself will say so
                 return
 
     def _poll(self) -> None:
@@ -100,7 +99,7 @@ class Reporter:
             self.done += 1
             self.source_bytes += source
             self.archive_bytes += archive
-            rate = self.source_bytes / 1e6 / max(self.seconds, 1e-9)
+            rate = self.source_bytes / 1e6 / max(time.monotonic() - self._began, 1e-9)
             self._event("unit", unit=unit, done=self.done, units=self.units, source_bytes=source,
                         archive_bytes=archive, mb_per_s=round(rate, 2))  # fmt: skip
             self._bar.update(self._task, completed=self.done, rate=f"{rate:6.1f} MB/s")

@@ -12,6 +12,7 @@ import numpy as np
 from operators.encode import TextEncoder
 from operators.errors import HilbertflowError
 from pipelines import console
+from pipelines.cli import leave
 from pipelines.recipe import load
 from pipelines.run import Report, local_ray, run
 from pipelines.sources import row_source
@@ -192,7 +193,7 @@ def tell(report: Report) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        leave(main())
     except HilbertflowError as error:
         console.fail(str(error))
-        sys.exit(1)
+        leave(1)

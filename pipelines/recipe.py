@@ -150,6 +150,11 @@ class Compute(Part):
     rows_per_unit: PositiveInt = Field(4096, description="rows written, journalled and resumed together")
 
 
+PLANE_FLOW = ("sample", "hilbert_map", "quantize", "layerize", "frame_encode")
+ROW_FLOW = ("embed", "row_blocks", "quantize", "layerize", "frame_encode")
+"""Operators of a model and of a collection in the order of the flow; the first of each may be left out."""
+
+
 class Recipe(Part):
     """A whole pipeline."""
 
@@ -169,6 +174,19 @@ class Recipe(Part):
     def collection(self) -> bool:
         """Whether the archive holds rows to search rather than tensors."""
         return not isinstance(self.source, CheckpointSource)
+
+    @model_validator(mode="after")
+    def _operators_in_order(self) -> Recipe:
+        flow, needed = (ROW_FLOW, ROW_FLOW[1:]) if self.collection else (PLANE_FLOW, PLANE_FLOW[1:])
+        kinds = [operator.kind for operator in self.operators]  # type: ignore[attr-defined]
+        if kinds != [kind for kind in flow if kind in kinds]:
+            raise HilbertflowError(
+                f"{', '.join(kinds)} is no order for a {'collection' if self.collection else 'model'}",
+                where="operators", remedy=f"use {', '.join(flow)}, each once",
+            )  # fmt: skip
+        if missing := [kind for kind in needed if kind not in kinds]:
+            raise HilbertflowError(f"{missing[0]} is missing", where="operators", remedy=f"use {', '.join(flow)}")
+        return self
 
     @model_validator(mode="after")
     def _index_needs_rows(self) -> Recipe:

@@ -65,7 +65,8 @@ def _write(out: str, fill: Callable[[BinaryIO], None]) -> int:
 
 
 def _safetensors(handle: ModelArchive, names: list[str], level: Level, file: BinaryIO, tick: Tick | None) -> None:
-    header: dict[str, Any] = {}
+    metadata = handle.attributes.get("metadata")
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name in names:
         place = handle[name].place

@@ -64,7 +64,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         return Report(spec.url, None, plan)
     manifest = _finished(plan)
     if manifest is not None:
-        with local_ray(address) if recipe.index else nullcontext():
+        with nullcontext() if _indexed(plan) else local_ray(address):
             return Report(spec.url, manifest, plan, skipped=spec.units, indexes=_index(plan, json_log))
     open_for_writing(spec)
     done = written_units(spec)
@@ -107,6 +107,16 @@ def _finished(plan: Plan) -> Manifest | None:
     place.delete("journal", recursive=True)  # left over when a run died between the manifest and this line
     catalog.add(Location(plan.recipe.sink.path), manifest)
     return manifest
+
+
+def _indexed(plan: Plan) -> bool:
+    """Whether the recipe asks for no index that is not there."""
+    index = plan.recipe.index
+    if index is None:
+        return True
+    from cluster.build import are_current
+
+    return are_current(plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall)
 
 
 def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:

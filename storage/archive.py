@@ -6,6 +6,8 @@ import json
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 
 from operators.decode import Ladder
@@ -77,6 +79,17 @@ class Archive:
         if name not in self._arrays:
             self._arrays[name] = zarr.open_array(self._store, path=name, mode="r")
         return self._arrays[name]
+
+    def part(self, name: str, span: slice) -> npt.NDArray[Any]:
+        """A range of an array along its first axis; damage is named by array and never read over."""
+        try:
+            return np.asarray(self.array(name)[span])
+        except ValueError as error:  # of a codec or a checksum, ours among them
+            what = getattr(error, "what", str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise HilbertflowError(
+                f"damaged between {span.start} and {span.stop}: {what}", where=f"{self.url}/{name}",
+                remedy="`hilbertflow verify` names the object",
+            ) from error  # fmt: skip
 
     @cached_property
     def _store(self) -> CountingStore:

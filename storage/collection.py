@@ -144,9 +144,9 @@ class CollectionArchive(Archive):
         if first >= last:
             return
         span = slice(first * height, min(last * height, self.count))
-        arrays = [np.asarray(self.array(f"level{k}")[span]) for k in range(depth)]
-        exact = np.asarray(self.array("exact")[span]) if level == "exact" else None
-        codes = loaded(np.asarray(self.array("scales")[first:last]))
+        arrays = [self.part(f"level{k}", span) for k in range(depth)]
+        exact = self.part("exact", span) if level == "exact" else None
+        codes = loaded(self.part("scales", slice(first, last)))
         for block in range(first, last):
             rows = slice((block - first) * height, (block - first + 1) * height)
             levels = [_padded(array[rows], height) for array in arrays]

@@ -78,9 +78,9 @@ class ModelArchive(Archive):
             group, begin, _ = self.layout.unit_planes(start // batch)
             end = min(stop, begin + batch)
             span = slice(start, end)
-            lossy = [] if group.opaque else [np.asarray(self.array(f"level{k}")[span]) for k in range(depth)]
-            codes = loaded(np.asarray(self.array("scales")[span])) if lossy else np.empty(0, np.uint16)
-            exact = np.asarray(self.array("exact")[span]) if group.opaque or level == "exact" else None
+            lossy = [] if group.opaque else [self.part(f"level{k}", span) for k in range(depth)]
+            codes = loaded(self.part("scales", span)) if lossy else np.empty(0, np.uint16)
+            exact = self.part("exact", span) if group.opaque or level == "exact" else None
             for at in range(end - start):
                 plane = [array[at] for array in lossy]
                 if exact is None:

@@ -59,6 +59,13 @@ def safetensors_specs(location: Location) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
+def safetensors_metadata(location: Location) -> dict[str, str]:
+    """The ``__metadata__`` of a file that :func:`safetensors_specs` has accepted: text by text."""
+    length = int.from_bytes(location.read("", 0, 8), "little")
+    metadata: dict[str, str] = json.loads(location.read("", 8, 8 + length)).get("__metadata__", {})
+    return metadata
+
+
 def _refuse_other_formats(head: bytes, url: str) -> None:
     names = {b"PK\x03\x04": "a zip archive (PyTorch's .pt or .npz)", b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file",
              b"\x93NUMPY": "a NumPy file", b"version https:": "a Git LFS pointer"}  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numcodecs import Zstd
 
 F32 = npt.NDArray[np.float32]
 
@@ -58,12 +59,10 @@ def ggml(bits: int) -> Callable[[F32], Decoded]:
 
 def int8_zstd(values: F32) -> Decoded:
     """Rows of 256 as int8 by their largest magnitude, then deflated by Zstandard at level 19."""
-    import zstandard
-
     rows = values.reshape(-1, 256)
     scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12) / 127
     codes = np.rint(rows / scale).astype(np.int8)
-    size = len(zstandard.ZstdCompressor(level=19).compress(codes.tobytes())) + 4 * len(rows)
+    size = len(Zstd(level=19).encode(codes.tobytes())) + 4 * len(rows)
     return Decoded(8 * size / values.size, (codes * scale).astype(np.float32).reshape(values.shape))
 
 

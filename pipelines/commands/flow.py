@@ -95,7 +95,7 @@ def _show(report: Report) -> None:
     done = _summary(report)
     if not report.written:
         built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
-        console.say(f"{report.url} is finished ({done['units']} units){built}")
+        console.say(f"{report.url} is finished ({done['units']} unit{'s' * (done['units'] != 1)}){built}")
         return
     rate = done["source_bytes"] * report.written / done["units"] / 1e6 / max(report.seconds, 1e-9)
     went_on = f", {report.skipped} from an earlier run" if report.skipped else ""

@@ -40,6 +40,8 @@ def search(
     """Find the rows nearest to a query."""
     if sum(given is not None for given in (text, image, vector, row_id)) != 1:
         raise typer.BadParameter("give one of --text, --image, --vector and --id")
+    if tier is Tier.cold:
+        raise later("search --tier cold", "searching the archive without an index")
     from cluster.engine import SearchEngine
     from storage import archive
 

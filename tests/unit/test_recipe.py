@@ -105,9 +105,25 @@ def test_set_overrides_and_errors_name_the_command_line(good: str, tmp_path: Pat
     assert error_of(good, "nonsense").startswith("--set nonsense: not a setting")
 
 
+def test_operators_out_of_order_or_missing_are_named(good: str) -> None:
+    for name, line, said in (
+        ("quantize", "operators.2={kind: layerize}", "is no order for a model; use sample, hilbert_map, quantize"),
+        ("sample", "operators.0={kind: row_blocks}", "is no order for a model"),
+    ):
+        assert name in good
+        with pytest.raises(HilbertflowError, match=said):
+            recipe.parse(good, sets=[line])
+    lines = good.splitlines()
+    without = "\n".join(line for line in lines if "layerize" not in line)
+    with pytest.raises(HilbertflowError, match=r"operators: layerize is missing"):
+        recipe.parse(without)
+
+
 def test_set_makes_parts_that_are_missing(tmp_path: Path) -> None:
-    text = GOOD.replace("SOURCE", str(tmp_path)).replace("checkpoint", "vectors")
-    read = recipe.parse(text, sets=["index.kind=[ivfpq, hnsw]", "index.shards=4"])
+    (tmp_path / "vectors.npy").write_bytes(b"")
+    sets = [f"source.path={tmp_path}/vectors.npy", "index.kind=[ivfpq, hnsw]", "index.shards=4"]
+    text = recipe.find("vectors").read_text().replace("index:", "# index:")
+    read = recipe.parse(text, sets=sets)
     assert read.index is not None and read.index.kinds == ("ivfpq", "hnsw") and read.index.shards == 4
 
 

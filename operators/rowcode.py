@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -46,7 +45,6 @@ BITS = (0.9, 1.6, 2.5)
 """Bits a dimension down to each level, by default."""
 _CELLS = 12.0  # cells that a deviation of the error spans
 _LARGEST = float(np.finfo(np.float32).max)
-_CENTROID = 0.5  # precision of a stored centroid, in deviations of what its rows differ from it
 _FAR = float(1 << 23)
 
 
@@ -59,7 +57,7 @@ class RowCode:
     klt: the transform.
     steps: int32 (levels, r): coefficient = index · step, in units of the transform; 0 where a level does not code it.
     spacing, weight, deviation: float32 (levels, r): what the encoder goes by (:class:`operators.rowtrellis.Columns`).
-    centroids: int16 (K, r), of the lists, in units of ``grain`` int32 (r,); K is 0 where there are none.
+    centroids: int32 (K, r), of the lists; K is 0 where there are none.
     states: of the trellis.
     cell: cells of the exact level are ``2**-cell`` wide.
     block: rows that are stored together.
@@ -71,8 +69,7 @@ class RowCode:
     spacing: F32
     weight: F32
     deviation: F32
-    centroids: npt.NDArray[np.int16]
-    grain: I32
+    centroids: I32
     states: int
     cell: int
     block: int
@@ -92,11 +89,6 @@ class RowCode:
     def width(self, name: str) -> int:
         """Values of a row in the array of this name."""
         return int((self.steps[int(name[5:])] > 0).sum()) if name.startswith("level") else self.klt.dim
-
-    @cached_property
-    def centres(self) -> I32:
-        """Coefficients (K, r) int32 of the centroids, in units of ``2**-klt.shift``."""
-        return self.centroids.astype(np.int32) * self.grain
 
     def encode(self, rows: F32, lists: npt.NDArray[np.integer[Any]] | None = None) -> dict[str, npt.NDArray[Any]]:
         """All levels of rows (n, d) float32 that begin on a block's border; ``lists`` (n,) where there are lists."""
@@ -142,7 +134,7 @@ class RowCode:
     def _centre(self, count: int, lists: npt.NDArray[np.integer[Any]] | None) -> I32:
         if (lists is None) != (len(self.centroids) == 0) or (lists is not None and len(lists) != count):
             raise HilbertflowError("the list of each row is needed", where="rowcode", remedy="where there are lists")
-        return np.zeros((1, self.klt.rank), np.int32) if lists is None else self.centres[lists]
+        return np.zeros((1, self.klt.rank), np.int32) if lists is None else self.centroids[lists]
 
     def _add(self, total: I32, level: int, symbols: npt.NDArray[Any]) -> None:
         coded = self._coded(level)
@@ -192,7 +184,7 @@ class RowCode:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What an archive stores beside the levels; the numbers go with :meth:`attributes`."""
-        own = ("steps", "spacing", "weight", "deviation", "centroids", "grain")
+        own = ("steps", "spacing", "weight", "deviation", "centroids")
         return {f"klt_{k}": v for k, v in self.klt.to_arrays().items()} | {k: getattr(self, k) for k in own}
 
     def attributes(self) -> dict[str, int | bool]:
@@ -214,19 +206,18 @@ class RowCode:
         """Inverse of :meth:`to_arrays` and :meth:`attributes`; checks what it is given."""
         klt = Klt.from_arrays({k[4:]: v for k, v in arrays.items() if k.startswith("klt_")},
                               attributes["shift"], attributes["unit"])  # fmt: skip
-        steps, spacing, weight, deviation, centroids, grain = (
-            np.asarray(arrays[k]) for k in ("steps", "spacing", "weight", "deviation", "centroids", "grain")
+        steps, spacing, weight, deviation, centroids = (
+            np.asarray(arrays[k]) for k in ("steps", "spacing", "weight", "deviation", "centroids")
         )
         made = cls(
             klt=klt, steps=steps, spacing=spacing, weight=weight, deviation=deviation, centroids=centroids,
-            grain=grain, states=int(attributes["states"]), cell=int(attributes["cell"]), block=int(attributes["block"]),
+            states=int(attributes["states"]), cell=int(attributes["cell"]), block=int(attributes["block"]),
             low=attributes.get("low"), high=attributes.get("high"),
         )  # fmt: skip
         shapes = {steps.shape, spacing.shape, weight.shape, deviation.shape}
         if (
             shapes != {(made.depth, klt.rank)}
             or centroids.shape[1:] != (klt.rank,)
-            or grain.shape != (klt.rank,)
             or steps.min(initial=0) < 0
             or abs(made.cell) > 200
             or made.block < 1
@@ -261,15 +252,14 @@ def fit(
     sample = np.ascontiguousarray(sample, np.float32)
     klt = fit_klt(sample, seed=seed)
     unit = 2.0**klt.shift
-    stored, grain = np.zeros((0, klt.rank), np.int16), np.ones(klt.rank, np.int32)
+    stored = np.zeros((0, klt.rank), np.int32)
     left = klt.forward(sample).astype(np.float64)
     spread = klt.spread.astype(np.float64) * unit
     steps, spacings, weights, deviations = [], [], [], []
     if centroids is not None and lists is not None:
-        exact = klt.forward(np.ascontiguousarray(centroids, np.float32))
-        grain = np.maximum(1, np.rint((left - exact[lists]).std(axis=0) * _CENTROID)).astype(np.int32)
-        stored = np.clip(np.rint(exact / grain), -32768, 32767).astype(np.int16)
-        left -= (stored.astype(np.int32) * grain)[lists]
+        grain = max(1.0, float(np.sqrt(np.mean(left.var(axis=0)))) / 16)
+        stored = (np.rint(klt.forward(np.ascontiguousarray(centroids, np.float32)) / grain) * grain).astype(np.int32)
+        left -= stored[lists]
     spent = 0.0
     for budget in bits:
         deviation = np.sqrt(np.mean(left**2, axis=0))
@@ -288,7 +278,7 @@ def fit(
         deviations.append(columns.deviation)
         spent = budget
     code = RowCode(klt, np.array(steps), np.array(spacings, np.float32), np.array(weights, np.float32),
-                   np.array(deviations, np.float32), stored, grain, states, 0, block)  # fmt: skip
+                   np.array(deviations, np.float32), stored, states, 0, block)  # fmt: skip
     return _with_cells(_cut(code), sample, lists)
 
 
@@ -309,7 +299,7 @@ def _cut(code: RowCode) -> RowCode:
     rank = int(np.flatnonzero((code.steps > 0).any(axis=0)).max(initial=0)) + 1
     klt = code.klt
     cut = Klt(klt.mean, klt.axes[:rank], klt.bits[:rank], klt.deviation[:rank], klt.spread[:rank], klt.shift, klt.unit)
-    arrays = {k: getattr(code, k)[..., :rank] for k in ("steps", "spacing", "weight", "deviation", "centroids", "grain")}
+    arrays = {k: getattr(code, k)[:, :rank] for k in ("steps", "spacing", "weight", "deviation", "centroids")}
     return replace(code, klt=cut, **arrays)
 
 

@@ -183,6 +183,14 @@ def current_names(place: Location) -> dict[str, str]:
     return {str(kind): str(name) for kind, name in names.items()}
 
 
+def files_in_use(place: Location) -> set[str]:
+    """Paths of what the published builds consist of, relative to the collection's indexes."""
+    used = {CURRENT} if place.exists(CURRENT) else set()
+    for build in current_builds(place).values():
+        used |= {f"{build.build}/manifest.json", build.artefact_file.file, *(shard.file for shard in build.shards)}
+    return used
+
+
 def publish(place: Location, builds: dict[str, str]) -> None:
     """Make builds (kind to name) current in one swap; kinds not named stay as they are."""
     body = {"format": FORMAT, "builds": current_names(place) | builds}

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipelines import console
-from pipelines.commands import archives, flow, searching, serving
+from pipelines.commands import archives, flow, searching, serving, upkeep
 
 app = typer.Typer(
     name="hilbertflow",
@@ -32,8 +32,9 @@ app = typer.Typer(
 COMMANDS = {
     command.__name__: command
     for command in (
-        flow.run, flow.submit,
+        flow.run, flow.submit, flow.status, flow.stop,
         archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
+        upkeep.cp, upkeep.gc,
         searching.search, searching.similar,
         archives.export,
         serving.serve, serving.bench,

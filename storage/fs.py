@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -40,6 +41,14 @@ class Traffic:
             self.requests += requests
             self.bytes_read += read
             self.bytes_written += written
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in a listing: its bytes, and when it was last written in seconds since 1970 (None where unknown)."""
+
+    size: int
+    modified: float | None
 
 
 @dataclass(frozen=True)
@@ -179,10 +188,18 @@ class Location:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every file below a prefix, by path relative to this location, sorted."""
+        return {name: entry.size for name, entry in self.entries(prefix).items() if not name.endswith(TEMPORARY)}
+
+    def entries(self, prefix: str = "") -> dict[str, Entry]:
+        """Every file below a prefix by path, sorted; also what a write that was killed left behind."""
         root = self._at("")[1].rstrip("/")
         found = self._try(prefix, "listed", lambda fs, p: (fs.invalidate_cache(), fs.find(p, detail=True))[1])
-        pairs = ((str(name)[len(root) :].lstrip("/"), int(info.get("size") or 0)) for name, info in found.items())
-        return dict(sorted((name, size) for name, size in pairs if name and not name.endswith(TEMPORARY)))
+        pairs = ((str(name)[len(root) :].lstrip("/"), info) for name, info in found.items())
+        return {
+            name: Entry(int(info.get("size") or 0), _modified(info))
+            for name, info in sorted(pairs, key=lambda pair: pair[0])
+            if name
+        }
 
     def children(self, prefix: str = "") -> tuple[str, ...]:
         """Names directly below a prefix, files and folders, sorted; none when there is no such prefix."""
@@ -248,6 +265,17 @@ class Location:
             if isinstance(error, HilbertflowError) or not is_storage_fault(error):
                 raise
             raise explained(error, self._url(path), doing) from error
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    """When a file was written, under the name that its file system gives it."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, int | float):
+            return float(value)
+    return None
 
 
 def _relative(path: str) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import console
 from pipelines.commands.archives import in_order
-from pipelines.commands.options import Sets
+from pipelines.commands.options import Json, Sets
 
 if TYPE_CHECKING:
     from pipelines.plan import Plan
@@ -72,6 +72,35 @@ def submit(
         return
     console.note(f"job {job.id}")
     raise typer.Exit(1 if (code := job.follow(lambda text: print(text, end="", flush=True))) < 0 else code)
+
+
+JobId = Annotated[str, typer.Argument(help="As `submit --no-wait` printed it.")]
+Address = Annotated[str, typer.Option(help="Of the cluster's job server, such as http://HEAD:8265.")]
+
+
+def status(job: JobId, address: Address, as_json: Json = False) -> None:
+    """Tell how a submitted job stands.
+
+    Prints PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED, and the last event of its log.
+    """
+    from cluster import jobs
+
+    asked = jobs.Job(address, job)
+    state, last = asked.status(), next(reversed(asked.log().strip().splitlines() or [""]))
+    if as_json:
+        console.print_json({"job": job, "status": state, "last": last})
+        return
+    console.say(f"{state}  {last}".rstrip())
+
+
+def stop(job: JobId, address: Address) -> None:
+    """Stop a submitted job.
+
+    What it has written stays; the same recipe goes on from there.
+    """
+    from cluster import jobs
+
+    console.say("stopped" if jobs.Job(address, job).stop() else "it was not running")
 
 
 def schema() -> None:

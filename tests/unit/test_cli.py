@@ -23,7 +23,8 @@ from storage.spec import open_for_writing
 from storage.writer import finish, write_unit
 
 COMMANDS = {
-    "run", "submit", "ls", "info", "verify", "restore", "search", "similar", "export", "serve", "bench", "schema",
+    "run", "submit", "status", "stop", "ls", "info", "verify", "restore", "cp", "gc",
+    "search", "similar", "export", "serve", "bench", "schema",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from pipelines.bench.datasets import debian_files
 
 DEPLOY = Path(__file__).resolve().parents[2] / "cluster" / "deploy"
 
-# Fields of ray.io/v1 that the files may use (KubeRay's API reference, version 1.4 and newer); ``dict`` is checked below.
+# Fields of ray.io/v1 that the files may use (KubeRay 1.4 and newer); ``dict`` is checked below.
 CLUSTER = {
     "rayVersion": str, "enableInTreeAutoscaling": bool, "autoscalerOptions": dict, "headGroupSpec": dict,
     "workerGroupSpecs": list, "suspend": bool, "gcsFaultToleranceOptions": dict, "headServiceAnnotations": dict,

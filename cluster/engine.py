@@ -2,31 +2,86 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from cluster.build import open_collection
-from cluster.identity import Ids
 from cluster.index_store import Build, current_builds, indexes_of
 from cluster.planner import available, choose, fresh
 from cluster.query import Query, checked_vectors
 from cluster.results import Results
 from cluster.shard_set import ShardSet
+from cluster.vectors import F32, I64
+from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
+from storage.rowlog import RowLog
 
 
 class SearchEngine:
     """A collection ready to be searched. Opening reads manifests; an index is loaded when a query first needs it."""
 
     def __init__(self, collection: CollectionArchive, builds: dict[str, Build], threads: int | None = None) -> None:
-        self.collection, self.builds = collection, fresh(collection, builds)
-        self._set, self._ids = ShardSet(collection, self.builds, threads=threads), Ids(collection)
+        self._threads, self._log, self._lock = threads, RowLog(collection), threading.Lock()
+        self._set = self._over(collection, builds)
 
     @classmethod
     def open(cls, url: str, *, threads: int | None = None) -> SearchEngine:
         """The collection at `url`, or the only one under a root. threads: of FAISS; None leaves its default."""
         collection = open_collection(url)
         return cls(collection, current_builds(indexes_of(collection)), threads)
+
+    @property
+    def collection(self) -> CollectionArchive:
+        """The archive that is searched; another one after a compaction and `refresh`."""
+        return self._set.collection
+
+    @property
+    def builds(self) -> dict[str, Build]:
+        """The indexes over it."""
+        return self._set.builds
+
+    @property
+    def version(self) -> int:
+        """Version of the collection that searches see: 0 as archived, one more with each batch of changes."""
+        return self._set.view.version
+
+    def refresh(self) -> bool:
+        """See what others changed since: True when there was something. Reads the new batches only."""
+        with self._lock:
+            before = self._set.view
+            self._set.refresh()
+            if self._set.stale:
+                now = self._log.view.base
+                self._set = self._over(now, current_builds(indexes_of(now)))
+            return self._set.view is not before
+
+    def upsert(self, ids: Any, vectors: Any, metadata: Any = None, key: str | None = None) -> Receipt:
+        """Put rows in, replacing those whose id exists; see `storage.rowlog.RowLog.upsert`. Seen by the next search."""
+        return self._changed(self._log.upsert(ids, vectors, metadata, key))
+
+    def append(self, ids: Any, vectors: Any, metadata: Any = None, key: str | None = None) -> Receipt:
+        """Put rows in whose ids are new; an id that exists is refused, and then the whole batch."""
+        return self._changed(self._log.append(ids, vectors, metadata, key))
+
+    def delete(self, ids: Any, key: str | None = None) -> Receipt:
+        """Delete rows by id; seen by the next search."""
+        return self._changed(self._log.delete(ids, key))
+
+    def rows(self, ids: Sequence[str]) -> I64:
+        """Row number of every id, -1 where there is none."""
+        return self._log.rows(ids)
+
+    def take(self, rows: I64) -> F32:
+        """Exact vectors of rows, as `Results.rows` numbers them: (n, dim)."""
+        return self._set.view.take(rows)
+
+    def metadata(self, rows: I64) -> pa.Table:
+        """Ids and metadata of rows, as `Results.rows` numbers them, in this order."""
+        return self._set.metadata(rows)
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -48,14 +103,23 @@ class SearchEngine:
         value unless built otherwise). Raises `HilbertflowError` for whatever cannot be asked.
         """
         query = Query.of(k, tier, filter, overrides)
-        vectors = checked_vectors(queries, self.collection.dim)
-        choice = choose(query, self.builds, self.collection.url)
-        answer = self._set.search(vectors, query)
+        held = self._set  # another one may take its place meanwhile
+        vectors = checked_vectors(queries, held.collection.dim)
+        choice = choose(query, held.builds, held.collection.url)
+        answer = held.search(vectors, query)
         began = time.perf_counter()
-        ids = self._ids.of(answer.rows)
+        ids = held.ids(answer.rows)
         explain = {
-            "tier": choice.tier, "reason": choice.reason, "shards": len(self._set.load(choice.tier)) or 1,
+            "tier": choice.tier, "reason": choice.reason, "shards": len(held.load(choice.tier)) or 1,
+            "version": answer.version, "log_rows": answer.log_rows,
             "lists_probed": answer.lists_probed, "rows_scanned": answer.rows_scanned, "bytes_read": answer.bytes_read,
             "seconds": answer.seconds | {"ids": time.perf_counter() - began},
         }  # fmt: skip
         return Results(ids, answer.rows, answer.scores, False, explain)
+
+    def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
+        return ShardSet(collection, fresh(collection, builds), threads=self._threads, log=self._log)
+
+    def _changed(self, receipt: Receipt) -> Receipt:
+        self.refresh()
+        return receipt

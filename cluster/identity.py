@@ -11,6 +11,7 @@ import pyarrow as pa
 from cluster.results import NO_ROW
 from cluster.vectors import I64
 from storage.collection import CollectionArchive
+from storage.rowlog import View
 
 KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
 
@@ -22,9 +23,10 @@ class Ids:
         self._collection, self._lock = collection, threading.Lock()
         self._column: pa.Array | None = None
 
-    def of(self, rows: I64) -> npt.NDArray[np.object_]:
-        """Ids in the shape of `rows`; None where there is no row."""
-        flat = np.where(rows == NO_ROW, 0, rows).reshape(-1)
+    def of(self, rows: I64, view: View | None = None) -> npt.NDArray[np.object_]:
+        """Ids in the shape of `rows`, which `view` may continue beyond the archive; None where there is no row."""
+        late = rows >= self._collection.count
+        flat = np.where((rows == NO_ROW) | late, 0, rows).reshape(-1)
         if self._collection.count <= KEPT_ROWS:
             found = self._kept().take(pa.array(flat))
         else:
@@ -32,6 +34,8 @@ class Ids:
             found = self._collection.metadata(distinct).column("id").take(pa.array(back)).combine_chunks()
         ids: npt.NDArray[np.object_] = found.to_numpy(zero_copy_only=False).astype(object).reshape(rows.shape)
         ids[rows == NO_ROW] = None
+        if view is not None and late.any():
+            ids[late] = view.ids.take(pa.array(rows[late] - self._collection.count)).to_pylist()
         return ids
 
     def _kept(self) -> pa.Array:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.exact import BATCH_ROWS, ExactScan
-from cluster.filters import parse_filter
+from cluster.identity import Ids
 from cluster.index_store import Build
+from cluster.matching import Matching
 from cluster.planner import choose
 from cluster.query import Query
 from cluster.results import merge
 from cluster.shard import Shard
 from cluster.vectors import F32, I64, prepared
 from storage.collection import CollectionArchive
-
-KEPT_FILTERS = 32
-METADATA_ROWS = 65_536
+from storage.rowlog import RowLog, View
 
 
 @dataclass(frozen=True)
 class Answer:
     """What one set of shards found: scores and rows (q, w), best first, and what it took.
 
-    fingerprint: of the collection whose row numbers these are.
+    fingerprint: of the archive whose row numbers these are; version: of the collection, as `storage.rowlog` counts.
     """
 
     scores: F32
@@ -40,10 +39,16 @@ class Answer:
     rows_scanned: int
     bytes_read: int
     seconds: dict[str, float]
+    version: int = 0
+    log_rows: int = 0
 
 
 class ShardSet:
     """Shards `group`, `group + groups`, … of every build, and an equal share of the rows for the exact tier.
+
+    Rows that later batches replaced or deleted are not answered; group 0 compares the rows of those batches as well.
+    `refresh` goes on to the newest version. After a compaction the set is `stale`: it answers the version that it
+    knows, and whoever made it opens the collection again.
 
     One search runs at a time (FAISS brings its own threads). Index files are loaded on the first search that needs
     them, or by `load`. The set answers from the builds it was made with, for as long as it lives.
@@ -56,13 +61,44 @@ class ShardSet:
         group: int = 0,
         groups: int = 1,
         threads: int | None = None,
+        log: RowLog | None = None,
     ) -> None:
         self.collection, self.builds = collection, dict(builds)
         self.group, self.groups, self.threads = group, groups, threads
+        self.log, self.stale = log or RowLog(collection), False
+        self._view: View | None = None
         self._shards: dict[str, list[Shard]] = {}
-        self._matches: OrderedDict[tuple[str, int, int], I64] = OrderedDict()
-        self._columns: dict[tuple[str, int, int], pa.ChunkedArray] = {}
+        self._matching, self._ids = Matching(collection), Ids(collection)
         self._lock = threading.RLock()
+
+    @property
+    def view(self) -> View:
+        """The version that is answered."""
+        if self._view is None:
+            self.refresh()
+        assert self._view is not None
+        return self._view
+
+    def refresh(self) -> int:
+        """Go on to the newest version of this archive's rows; returns its number."""
+        with self._lock:
+            self.log.refresh()
+            view = self.log.view
+            self.stale = view.base.url != self.collection.url
+            if not self.stale:
+                self._view = view
+            elif self._view is None:
+                self._view = View.of(self.collection)
+            assert self._view is not None
+            return self._view.version
+
+    def ids(self, rows: I64) -> npt.NDArray[np.object_]:
+        """Ids in the shape of `rows`, of the archive and of the log; None where there is no row."""
+        return self._ids.of(rows, self.view)
+
+    def metadata(self, rows: I64) -> pa.Table:
+        """Ids and metadata of rows of either kind, in this order."""
+        return self.view.table(rows)
 
     def load(self, tier: str) -> list[Shard]:
         """The shards of a tier, read and checked; none for `exact`."""
@@ -84,7 +120,9 @@ class ShardSet:
             shards = self.load(tier)
             clock.lap("load")
             ranges = [(shard.start, shard.stop) for shard in shards] if tier != "exact" else [self._own_rows()]
-            matches = [None if query.filter is None else self._matching(query.filter, *span) for span in ranges]
+            view = self.view
+            matches = [self._matching.rows(query.filter, view, *span) for span in ranges]
+            slots = self._matching.slots(query.filter, view) if self.group == 0 else view.live[:0]
             clock.lap("filter")
             if self.threads is not None:
                 faiss.omp_set_num_threads(self.threads)
@@ -94,6 +132,7 @@ class ShardSet:
             probed = scanned = 0
             if tier == "exact":
                 scan = self._scan(queries, query.k, matches[0])
+                _compare_log(scan, view, slots)
                 parts.append(scan.best())
                 scanned = scan.scanned * len(queries)
             else:
@@ -102,10 +141,17 @@ class ShardSet:
                     scores, rows, effort = shard.search(ready, query.k, query.overrides, matching)
                     parts.append((scores, rows))
                     probed, scanned = probed + effort.lists_probed, scanned + effort.rows_scanned
+                if len(slots):
+                    scan = ExactScan(queries, query.k, self.collection.metric)
+                    _compare_log(scan, view, slots)
+                    parts.append(scan.best())
+                    scanned += scan.scanned * len(queries)
             scores, rows = merge(parts, query.k, self.collection.metric) if len(parts) > 2 else parts[-1]
             clock.lap("search")
             read = self.collection.bytes_read - before
-            return Answer(scores, rows, self.collection.fingerprint, probed, scanned, read, clock.laps)
+            return Answer(
+                scores, rows, self.collection.fingerprint, probed, scanned, read, clock.laps, view.version, len(slots)
+            )
 
     def _own_rows(self) -> tuple[int, int]:
         count = self.collection.count
@@ -124,31 +170,16 @@ class ShardSet:
                 scan.feed(self.collection.take(wanted), wanted)
         return scan
 
-    def _matching(self, text: str, start: int, stop: int) -> I64:
-        """Row numbers in start … stop - 1 that a filter lets through; the last few filters are remembered."""
-        key = (text, start, stop)
-        if key in self._matches:
-            self._matches.move_to_end(key)
-            return self._matches[key]
-        rule = parse_filter(text, self.collection.table(0, 0).schema)
-        table = pa.table({name: self._column(name, start, stop) for name in rule.columns})
-        found = rule.rows(table, stop - start) + start
-        self._matches[key] = found
-        if len(self._matches) > KEPT_FILTERS:
-            self._matches.popitem(last=False)
-        return found
 
-    def _column(self, name: str, start: int, stop: int) -> pa.ChunkedArray:
-        """A metadata column of a range of rows, kept once a filter has named it."""
-        key = (name, start, stop)
-        if key not in self._columns:
-            parts = [
-                self.collection.table(low, min(stop, low + METADATA_ROWS), (name,)).column(name)
-                for low in range(start, stop, METADATA_ROWS)
-            ]
-            chunks = [chunk for part in parts for chunk in part.chunks]
-            self._columns[key] = pa.chunked_array(chunks) if chunks else self.collection.table(0, 0).column(name)
-        return self._columns[key]
+def _compare_log(scan: ExactScan, view: View, slots: I64) -> None:
+    """Compare these rows of the log as well."""
+    count = view.base.count
+    if len(slots) == len(view.vectors):
+        scan.feed(view.vectors, slots + count)
+        return
+    for at in range(0, len(slots), BATCH_ROWS):
+        some = slots[at : at + BATCH_ROWS]
+        scan.feed(view.vectors[some], some + count)
 
 
 class _Clock:

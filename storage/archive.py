@@ -32,7 +32,7 @@ class Archive:
         self._arrays: dict[str, zarr.Array[Any]] = {}
 
     def __reduce__(self) -> tuple[object, ...]:
-        return open, (self.place.url,)
+        return open_exactly, (self.place.url,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.place.url!r})"
@@ -106,11 +106,9 @@ class Archive:
 def open(url: str) -> Any:
     """A :class:`storage.model.ModelArchive` or :class:`storage.collection.CollectionArchive`.
 
-    ``url`` names an archive, or a root that holds just one. Raises for a half-written, newer or damaged archive.
+    ``url`` names an archive, or a root that holds just one; of a collection that was compacted, the newest generation
+    is opened. Raises for a half-written, newer or damaged archive.
     """
-    from storage.collection import CollectionArchive
-    from storage.model import ModelArchive
-
     place = Location(url)
     if not place.exists(manifests.NAME) and not place.exists("zarr.json"):
         found = finished(place)
@@ -121,6 +119,20 @@ def open(url: str) -> Any:
                 remedy=f"name one: {names}" if found else "`hilbertflow run RECIPE` makes one",
             )  # fmt: skip
         place = found[0]
+    handle = open_exactly(place.url)
+    if handle.manifest.kind == "model":
+        return handle
+    from storage.rowlog import current
+
+    return current(handle)
+
+
+def open_exactly(url: str) -> Any:
+    """The archive at this very place."""
+    from storage.collection import CollectionArchive
+    from storage.model import ModelArchive
+
+    place = Location(url)
     manifest = manifests.load(place)
     handle = {"model": ModelArchive, "collection": CollectionArchive}[manifest.kind]
     return handle(place, manifest)

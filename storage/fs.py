@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
-from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart
+from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, put_new
 from storage.references import package_path
 
 _T = TypeVar("_T")
@@ -158,6 +158,16 @@ class Location:
         """
         with self.create(path, durable=durable) as file:
             file.write(data)
+
+    def create_new(self, path: str, data: bytes) -> bool:
+        """Write a whole file, durably, where there is none; False where there is one: of two writers one succeeds.
+
+        When an answer of the store is lost the request is sent again, so that False may also mean that these very bytes
+        are there; who must know reads them.
+        """
+        made = self._try(path, "written", lambda fs, p: put_new(fs, p, data))
+        self.traffic.add(0, written=len(data) if made else 0)
+        return made
 
     @contextlib.contextmanager
     def create(self, path: str = "", *, durable: bool = True) -> Iterator[BinaryIO]:

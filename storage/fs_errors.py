@@ -14,7 +14,7 @@ _TRANSIENT_ERRNOS = frozenset(
 )
 _TRANSIENT_CODES = frozenset(
     {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "RequestTimeoutException", "Throttling",
-     "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded"}
+     "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "ConditionalRequestConflict"}
 )  # fmt: skip
 # The class names of botocore, aiohttp, httpx and gcsfs for the same faults; none of those libraries is imported here.
 _TRANSIENT_NAMES = frozenset(

@@ -10,6 +10,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, Protocol
 
+from fsspec.implementations.local import LocalFileSystem
+
+from operators.errors import HilbertflowError
+
 TEMPORARY = ".hfpart"
 _IN_MEMORY = 64 << 20
 
@@ -31,10 +35,13 @@ class Part(Protocol):
 
 
 class LocalPart:
-    """A temporary file in the same directory, flushed to the device, then renamed over the name."""
+    """A temporary file in the same directory, flushed to the device, then renamed over the name.
 
-    def __init__(self, path: str, durable: bool = True) -> None:
-        self._path, self._durable = path, durable
+    ``fresh``: linked to the name instead, which fails with `FileExistsError` where something has it.
+    """
+
+    def __init__(self, path: str, durable: bool = True, fresh: bool = False) -> None:
+        self._path, self._durable, self._fresh = path, durable, fresh
         self._part = ""
         self._file: BinaryIO | None = None
 
@@ -60,14 +67,13 @@ class LocalPart:
         if self._durable:
             os.fsync(self._file.fileno())
         self._file.close()
-        os.replace(self._part, self._path)
-        if not self._durable:
-            return
-        folder = os.open(os.path.dirname(self._path), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if self._fresh:
+            os.link(self._part, self._path)
+            os.unlink(self._part)
+        else:
+            os.replace(self._part, self._path)
+        if self._durable:
+            _sync_folder(os.path.dirname(self._path))
 
     def abandon(self) -> None:
         """Remove the temporary file."""
@@ -122,3 +128,45 @@ class RemotePart:
         if self._spool is not None:
             self._spool.close()
             self._spool = None
+
+
+def put_new(system: Any, path: str, data: bytes) -> bool:
+    """Write a whole file, durably, under a name that nothing has; False, and nothing written, where something has it.
+
+    On disk a hard link, on an object store a conditional put (S3: ``If-None-Match: *``): of several writers at once one
+    succeeds. Raises for a store that has neither.
+    """
+    if isinstance(system, LocalFileSystem):
+        part = LocalPart(path, fresh=True)
+        try:
+            part.begin()
+            part.write(data)
+            try:
+                part.commit()
+            except FileExistsError:
+                return False
+            _sync_folder(os.path.dirname(os.path.dirname(path)))  # the folder itself may be new
+            return True
+        finally:
+            part.abandon()
+    try:
+        system.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    except (TypeError, NotImplementedError):
+        what = "this kind of store cannot create an object only where none is"
+        raise HilbertflowError(what, where=path, remedy="keep collections that change on a disk, S3 or GCS") from None
+    except OSError as error:
+        code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+        if code != "PreconditionFailed":
+            raise
+        return False
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -53,6 +53,7 @@ def gc(
     total = 0
     for place in _archives(url, finished=False):
         used = {f"indexes/{path}" for path in files_in_use(place.join("indexes"))}
+        used |= set(place.sizes("log"))
         for orphan in orphans(place, used, grace * 3600):
             if not dry_run:
                 place.delete(orphan.key)

@@ -1,1 +1,0 @@
-"""What a collection is used for beside search: near-duplicates, clusters, outliers, recommendations."""

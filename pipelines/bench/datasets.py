@@ -208,14 +208,14 @@ def _publish(
 
 
 def _wordnet() -> Path:
-    return _debian("wordnet-base", "usr/share/wordnet", "data.noun")
+    return debian_files("wordnet-base", "usr/share/wordnet", "data.noun")
 
 
 def _fashion() -> Path:
-    return _debian("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", "train-images-idx3-ubyte.gz")
+    return debian_files("dataset-fashion-mnist", "usr/share/datasets/fashion-mnist", "train-images-idx3-ubyte.gz")
 
 
-def _debian(package: str, inside: str, probe: str) -> Path:
+def debian_files(package: str, inside: str, probe: str) -> Path:
     """The folder that a Debian package installs: the system's, the cache's, or downloaded and unpacked in the cache."""
     unpacked = cache_dir() / "debian" / package
     for root in (Path("/"), unpacked):

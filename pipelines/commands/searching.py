@@ -160,14 +160,19 @@ def print_results(handle: CollectionArchive, found: Results) -> None:
         if not hit.any():
             console.say(f"{title}: no row matches".removeprefix(": "))
             continue
-        metadata = handle.metadata(np.asarray(rows[hit], np.int64))
-        line = next((name for name in LINE_COLUMNS if name in metadata.column_names), "")
-        words = metadata.column(line).to_pylist() if line else [""] * int(hit.sum())
+        line, words = said(handle, np.asarray(rows[hit], np.int64))
         drawn = zip(scores[hit].tolist(), ids[hit].tolist(), words, strict=True)
         console.table(
-            ("rank", "score", "id", line.replace("_", " ")),
-            [(rank, f"{score:.4f}", name, said) for rank, (score, name, said) in enumerate(drawn, 1)],
-            title=title, stretch=line.replace("_", " "),
+            ("rank", "score", "id", line),
+            [(rank, f"{score:.4f}", name, text) for rank, (score, name, text) in enumerate(drawn, 1)],
+            title=title, stretch=line,
         )  # fmt: skip
     if found.partial:
         console.note("partial: some shard did not answer")
+
+
+def said(handle: CollectionArchive, rows: npt.NDArray[np.int64]) -> tuple[str, list[str]]:
+    """The heading of the column that says in words what rows are, and those words; empty where there is none."""
+    metadata = handle.metadata(rows)
+    line = next((name for name in LINE_COLUMNS if name in metadata.column_names), "")
+    return line.replace("_", " "), metadata.column(line).to_pylist() if line else [""] * len(rows)

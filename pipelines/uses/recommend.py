@@ -1,0 +1,100 @@
+"""Recommendations: rows like some that are liked, and not like those that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.engine import SearchEngine
+from cluster.query import MAX_K
+from cluster.results import NO_ROW, similarity
+from cluster.vectors import F32, I64, prepared
+from operators.errors import HilbertflowError
+
+MOST_LIKED = 1000
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """Rows (w,), best first.
+
+    Parameters
+    ----------
+    scores: to the liked row that each is nearest to, in the collection's own measure.
+    because: (w,) that liked row.
+    partial: some shard did not answer.
+    """
+
+    rows: I64
+    scores: F32
+    because: I64
+    partial: bool = False
+
+
+def recommend(
+    url: str, like: Sequence[str], unlike: Sequence[str] = (), k: int = 10, *, tier: str | None = None,
+    filter: str | None = None,
+) -> Recommendations:  # fmt: skip
+    """The ``k`` rows nearest to any of the liked ones, but for those that are nearer to a disliked one.
+
+    Each liked row is searched by itself, so that several tastes stay several: the mean of a poem and a train timetable
+    is like neither. Rows named on either side are left out. Looks as deep as it must for ``k`` rows, 10,000 rows of
+    each liked one at most.
+
+    like, unlike: ids. tier, filter: as in a search.
+    """
+    if not like or len(like) + len(unlike) > MOST_LIKED:
+        raise HilbertflowError(
+            f"{len(like)} liked and {len(unlike)} disliked ids", where="recommend",
+            remedy=f"give at least one liked, {MOST_LIKED} in all at most",
+        )  # fmt: skip
+    if both := sorted(set(like) & set(unlike)):
+        raise HilbertflowError(f"{both[0]!r} is liked and disliked", where="recommend", remedy="say one of both")
+    engine = SearchEngine.open(url)
+    collection = engine.collection
+    liked, disliked = (
+        np.array([collection.row_of(name) for name in dict.fromkeys(ids)], np.int64) for ids in (like, unlike)
+    )
+    queries = collection.take(liked)
+    against = prepared(collection.take(disliked), collection.metric)
+    named = np.concatenate([liked, disliked])
+    depth = k + len(named)
+    while True:
+        depth = min(depth, MAX_K)
+        found = engine.search(queries, depth, tier, filter)
+        rows, scores, because = _nearest_liked(found.rows, found.scores, liked, collection.metric)
+        keep = ~np.isin(rows, named)
+        rows, scores, because = rows[keep], scores[keep], because[keep]
+        if len(against) and len(rows):
+            vectors = prepared(collection.take(rows), collection.metric)
+            liked_vectors = prepared(queries, collection.metric)
+            good = _nearer(vectors, liked_vectors, against, collection.metric)
+            rows, scores, because = rows[good], scores[good], because[good]
+        if len(rows) >= k or depth == MAX_K or found.rows.shape[1] < depth:
+            return Recommendations(rows[:k], scores[:k], because[:k], found.partial)
+        depth *= 4
+
+
+def _nearest_liked(rows: I64, scores: F32, liked: I64, metric: str) -> tuple[I64, F32, I64]:
+    """Each row found once, with its best score and the liked row that gave it, best first."""
+    cost = (-scores if similarity(metric) else scores).reshape(-1)
+    flat, source = rows.reshape(-1), np.repeat(liked, rows.shape[1])
+    order = np.lexsort((flat, cost))
+    order = order[flat[order] != NO_ROW]
+    _, first = np.unique(flat[order], return_index=True)
+    best = order[np.sort(first)]
+    return flat[best], scores.reshape(-1)[best], source[best]
+
+
+def _nearer(vectors: F32, liked: F32, disliked: F32, metric: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Whether each row is nearer to some liked row than to every disliked one."""
+
+    def best(others: F32) -> F32:
+        gain = vectors @ others.T
+        if metric == "l2":
+            gain = 2 * gain - np.einsum("ij,ij->i", others, others)
+        return np.asarray(gain.max(axis=1), np.float32)
+
+    return np.asarray(best(liked) >= best(disliked), np.bool_)

@@ -25,7 +25,7 @@ class Quantize(Operator):
     method: ``trellis``, entropy-coded trellis-coded quantization, 0.03 to 0.09 bit above the Gaussian rate-distortion
         bound; or ``uniform``, nearest point of the lattice, 0.25 bit above it at high rate (Gish and Pierce, 1968),
         which keeps zeros at every level: better for pruned tensors.
-    sqnr_db: signal to quantization-noise ratio of the base level on Gaussian rows, in decibels, 3 to 60.
+    sqnr_db: signal to quantization-noise ratio of the base level on Gaussian rows, in decibels, 2 to 60.
     states: of the trellis, 4 to 256, a power of two. Eight times the states take eight times the time and a third to a
         half of the excess.
     """
@@ -38,9 +38,9 @@ class Quantize(Operator):
     over: ClassVar[Over] = "planes"
 
     def __post_init__(self) -> None:
-        if not 3 <= self.sqnr_db <= 60:
+        if not 2 <= self.sqnr_db <= 60:
             raise HilbertflowError(
-                f"sqnr_db is {self.sqnr_db:g}", where="quantize", remedy="use 3 to 60 decibels (20 is about 3.6 bits)"
+                f"sqnr_db is {self.sqnr_db:g}", where="quantize", remedy="use 2 to 60 decibels (20 is about 3.6 bits)"
             )
 
     @property

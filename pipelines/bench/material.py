@@ -26,11 +26,13 @@ class Material:
     name: as printed.
     dtype: of the words.
     words: (planes, SIDE, SIDE) unsigned, source order.
+    independent: whether the values are independent and of one deviation, so that rows differ by chance only.
     """
 
     name: str
     dtype: str
     words: npt.NDArray[Any]
+    independent: bool = False
 
     @property
     def count(self) -> int:
@@ -59,10 +61,10 @@ def model_planes(dtype: str, planes: int) -> Material:
 def shuffled(material: Material) -> Material:
     """The same words in random order: what is left of a gain here does not come from their neighbourhood."""
     mixed = np.random.default_rng(SEED).permutation(material.words.reshape(-1))
-    return Material(f"{material.name}, shuffled", material.dtype, mixed.reshape(material.words.shape))
+    return Material(f"{material.name}, shuffled", material.dtype, mixed.reshape(material.words.shape), independent=True)
 
 
 def gaussian(dtype: str, planes: int) -> Material:
     """Independent Gaussian values of deviation 0.05."""
     values = np.random.default_rng(SEED).standard_normal(planes * SIDE * SIDE).astype(np.float32) * np.float32(0.05)
-    return Material("Gaussian", dtype, round_to(values, dtype).reshape(-1, SIDE, SIDE))
+    return Material("Gaussian", dtype, round_to(values, dtype).reshape(-1, SIDE, SIDE), independent=True)

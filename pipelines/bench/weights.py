@@ -65,7 +65,15 @@ def encode(material: Material, quantizer: Quantize, layers: Layerize, layout: st
     sizes["scales"] = len(rans.encode(scales.stored(codes)))
     ladder = _ladder(quantizer, layers, layout)
     base = np.stack([ladder.values([s], c, material.dtype).copy() for s, c in zip(symbols, codes, strict=True)])
-    return Coded(sizes, row_sqnr(material.values, base))
+    return Coded(sizes, sqnr(material, base))
+
+
+def sqnr(material: Material, approximate: npt.NDArray[np.float32]) -> float:
+    """Signal to noise in decibels: of an i.i.d. source as a whole, of any other with its rows scaled alike."""
+    if not material.independent:
+        return row_sqnr(material.values, approximate)
+    values = material.values.astype(np.float64)
+    return float(10 * np.log10(np.square(values).mean() / np.square(approximate - values).mean()))
 
 
 def row_sqnr(values: npt.NDArray[np.float32], approximate: npt.NDArray[np.float32]) -> float:

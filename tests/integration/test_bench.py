@@ -11,7 +11,7 @@ from pipelines.bench import block_formats, weights
 from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
-@pytest.mark.parametrize(("states", "most"), [(8, 0.12), (256, 0.08)])
+@pytest.mark.parametrize(("states", "most"), [(8, 0.09), (256, 0.05)])
 def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: float) -> None:
     material = gaussian("F32", 4)
     coded = weights.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]

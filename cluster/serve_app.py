@@ -79,9 +79,9 @@ class Encoder:
     """The text encoder, loaded once a replica; Torch lives here and in no process that runs FAISS."""
 
     def __init__(self, model: str, max_tokens: int, threads: int) -> None:
-        from operators.encode import TextEncoder
+        from operators.encode import open_encoder
 
-        self._encoder = TextEncoder(model, max_tokens, threads)
+        self._encoder = open_encoder(model, max_tokens, threads)
         self._encoder.encode(["ready"])
 
     def encode(self, texts: list[str]) -> F32:

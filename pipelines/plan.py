@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from operators.embed import Embed
-from operators.encode import TextEncoder
+from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from operators.frame_encode import LEVEL_DTYPES, FrameEncode
 from operators.hilbert_map import HilbertMap
@@ -18,9 +18,10 @@ from operators.operator import Operator
 from operators.quantize import Quantize
 from operators.row_blocks import RowBlocks
 from operators.sample import Sample, shares
-from pipelines.recipe import CheckpointSource, Recipe, recipe_hash
+from pipelines.recipe import CheckpointSource, ImagesSource, Recipe, recipe_hash
 from pipelines.tune import Trials, tune
 from storage.checkpoint import Checkpoint, open_checkpoint
+from storage.documents import FolderRows
 from storage.fs import Location
 from storage.layout import place
 from storage.manifest import parquet_bytes
@@ -55,6 +56,7 @@ class RowUnits:
     source: RowSource
     per_unit: int
     dim: int
+    row_bytes: int = 4096
 
     @property
     def units(self) -> int:
@@ -63,8 +65,8 @@ class RowUnits:
 
     @property
     def unit_bytes(self) -> int:
-        """The most bytes one takes in the stream; a text is taken as 4 kB at most."""
-        return self.per_unit * max(4096, 4 * self.dim)
+        """The most bytes one takes in the stream."""
+        return self.per_unit * max(self.row_bytes, 4 * self.dim)
 
     def read(self, unit: int) -> pa.Table:
         """Rows with ``unit`` and ``row``."""
@@ -141,7 +143,7 @@ def _collection_plan(recipe: Recipe) -> Plan:
     blocks, layers, quantizer = _one(recipe, RowBlocks), _one(recipe, Layerize), _one(recipe, Quantize)
     dim = source.dim or _embedding_dim(recipe)
     rows = max(blocks.rows, recipe.compute.rows_per_unit - recipe.compute.rows_per_unit % blocks.rows)
-    units = RowUnits(source, rows, dim)
+    units = RowUnits(source, rows, dim, source.row_bytes if isinstance(source, FolderRows) else 4096)
     if metric == "cosine":
         blocks = dataclasses.replace(blocks, normalize=True)
     stream: tuple[Operator, ...] = tuple(
@@ -226,8 +228,11 @@ def _tensor_table(checkpoint: Checkpoint) -> pa.Table:
 def _embedding_dim(recipe: Recipe) -> int:
     embed = next((o for o in recipe.operators if isinstance(o, Embed)), None)
     if embed is None:
-        raise HilbertflowError("the source has texts and no operator embeds them", remedy="add {kind: embed, model: …}")
-    return TextEncoder(_located(embed).model).dim
+        raise HilbertflowError("no operator embeds what the source has", remedy="add {kind: embed, model: …}")
+    encoder = open_encoder(_located(embed).model)
+    if isinstance(recipe.source, ImagesSource) and not encoder.takes_pictures:
+        raise HilbertflowError("this model takes no pictures", where=embed.model, remedy="name a CLIP model directory")
+    return encoder.dim
 
 
 def _located(embed: Embed) -> Embed:

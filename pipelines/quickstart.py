@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from operators.encode import TextEncoder
+from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from pipelines import console
 from pipelines.cli import leave
@@ -128,7 +128,7 @@ def recall_of_tiers(docs: CollectionArchive) -> None:
         texts += [r["text"] for r in row if r["id"] not in archived]
         if len(texts) == HELD_OUT:
             break
-    queries = TextEncoder(local_url(docs.encoder), max_tokens=128).encode(texts)
+    queries = open_encoder(local_url(docs.encoder), max_tokens=128).encode(texts)
     engine = SearchEngine.open(docs.url)
     oracle = engine.search(queries, RECALL_AT, tier="exact")
     rows = []

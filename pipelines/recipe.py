@@ -107,13 +107,24 @@ class DocumentsSource(Part):
     metric: Literal["ip", "l2", "cosine"] = "ip"
 
 
+class ImagesSource(Part):
+    """Pictures of a folder, at any depth; a file that cannot be read is named and left out."""
+
+    kind: Literal["images"] = "images"
+    path: Text = Field(description="folder of jpg and png files, local or a URL")
+    metric: Literal["ip", "l2", "cosine"] = "ip"
+
+
 SOURCES: dict[str, type[Part]] = {
     "checkpoint": CheckpointSource,
     "vectors": VectorsSource,
     "docstrings": DocstringsSource,
     "documents": DocumentsSource,
+    "images": ImagesSource,
 }
-Source = Annotated[CheckpointSource | VectorsSource | DocstringsSource | DocumentsSource, Field(discriminator="kind")]
+Source = Annotated[
+    CheckpointSource | VectorsSource | DocstringsSource | DocumentsSource | ImagesSource, Field(discriminator="kind")
+]
 
 
 class ArchiveSink(Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from operators.errors import HilbertflowError
 from pipelines import console
-from pipelines.recipe import DocstringsSource, DocumentsSource, Recipe, VectorsSource
+from pipelines.recipe import DocstringsSource, DocumentsSource, ImagesSource, Recipe, VectorsSource
 from storage.docstrings import DocstringRows
 from storage.documents import open_folder
 from storage.references import local_url
@@ -21,8 +21,13 @@ def row_source(recipe: Recipe) -> RowSource:
         rows = DocstringRows(source.packages, directory, source.limit)
     elif isinstance(source, VectorsSource):
         rows = open_vectors(local_url(source.path), source.column, source.id_column)
-    elif isinstance(source, DocumentsSource):
-        folder = open_folder(local_url(source.path), "text", source.words, source.overlap)
+    elif isinstance(source, DocumentsSource | ImagesSource):
+        place = local_url(source.path)
+        folder = (
+            open_folder(place, "image")
+            if isinstance(source, ImagesSource)
+            else open_folder(place, "text", source.words, source.overlap)
+        )
         for path, reason in folder.skipped:
             console.note(f"{path} is left out: {reason}")
         rows = folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cluster.results import Results
+    from operators.encode import TextEncoder
     from storage.collection import CollectionArchive
 
-LINE_COLUMNS = ("first_line", "text", "title", "name")
+LINE_COLUMNS = ("first_line", "text", "title", "name", "path")
 """Metadata columns that say in words what a row is, best first."""
 
 
@@ -48,13 +50,10 @@ def search(
     handle = archive.open(url)
     if handle.manifest.kind != "collection":
         raise HilbertflowError("is a model, not a collection", where=handle.url, remedy="search a collection")
-    if image is not None:
-        model = handle.encoder or "no model"
-        raise HilbertflowError(
-            f"pictures need a collection embedded with a CLIP model directory; this one has {model}", where=handle.url
-        )
     if text is not None:
         found = search_text(handle.url, text, k, tier.value, where)
+    elif image is not None:
+        found = search_image(handle.url, image, k, tier.value, where)
     elif row_id is not None:
         found = search_row(handle.url, row_id, k, tier.value, where)
     else:
@@ -102,19 +101,33 @@ def read_queries(path: str, dim: int) -> npt.NDArray[np.float32]:
 
 
 def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
-    """Rows of a collection nearest to a text, embedded as the collection's own texts were."""
+    """Rows of a collection nearest to a text, embedded by the model that embedded the rows."""
+    return _search_encoded(url, lambda encoder: encoder.encode([text]), k, tier, where)
+
+
+def search_image(url: str, path: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+    """Rows of a collection nearest to the picture in a file, embedded by the CLIP model that embedded the rows."""
+    from storage.fs import Location
+
+    data = Location(path).read()
+    return _search_encoded(url, lambda encoder: encoder.encode_pictures([data], where=[path]), k, tier, where)
+
+
+def _search_encoded(
+    url: str, encode: Callable[[TextEncoder], npt.NDArray[np.float32]], k: int, tier: str, where: str | None
+) -> Results:
     from cluster.engine import SearchEngine
-    from operators.encode import TextEncoder
+    from operators.encode import open_encoder
     from storage import archive
     from storage.references import local_url
 
     handle = archive.open(url)
     if not handle.encoder:
-        raise HilbertflowError("was made from vectors, no model embeds texts for it", where=handle.url,
+        raise HilbertflowError("was made from vectors, no model embeds queries for it", where=handle.url,
                                remedy="search it with --vector or --id")  # fmt: skip
     said = handle.manifest.recipe.get("operators", ())
     limit = next((operator["max_tokens"] for operator in said if operator.get("kind") == "embed"), 0)
-    query = TextEncoder(local_url(handle.encoder), limit).encode([text])
+    query = encode(open_encoder(local_url(handle.encoder), limit))
     return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where)
 
 

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from operators.errors import HilbertflowError
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
 from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, put_new
+from storage.ranges import read as read_many
 from storage.references import package_path
 
 _T = TypeVar("_T")
@@ -135,16 +136,14 @@ class Location:
         """Many ``(path, start, stop)`` at once, concurrently where the store allows it, in the order asked."""
         if not ranges:
             return ()
-        system, _ = self._at("")
         asked = [(self._at(path)[1], start, stop) for path, start, stop in ranges]
-        paths, starts, stops = [list(part) for part in zip(*asked, strict=True)]
         self.traffic.add(len(ranges) - 1)
-        parts = self._try(ranges[0][0], "read", lambda *_: system.cat_ranges(paths, starts, stops, on_error="raise"))
+        parts = self._try(ranges[0][0], "read", lambda system, _: read_many(system, asked))
         for (path, start, stop), part in zip(ranges, parts, strict=True):
             if len(part) != stop - start:
                 raise self._short(path, start, stop, len(part))
         self.traffic.add(0, read=sum(map(len, parts)))
-        return tuple(bytes(part) for part in parts)
+        return tuple(parts)
 
     def open(self, path: str = "") -> BinaryIO:
         """A seekable, read-only file of ranged reads, for libraries that want a file object."""

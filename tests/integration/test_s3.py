@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from operators.errors import HilbertflowError
+from storage import ranges
+from storage.fs import Location
+from storage.fs_errors import MissingFileError
 from tests.integration.test_collection import cli, truth
 from tests.s3 import WEED, server
 
@@ -48,6 +52,22 @@ def test_a_collection_is_archived_indexed_searched_and_verified_on_s3(s3: dict[s
         assert hits >= least
     cli("restore", ROOT, f"{tmp_path}/back.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), values)
+
+
+def test_many_ranges_at_once(s3: dict[str, str]) -> None:
+    place = Location("s3://archives/ranges")
+    data = np.random.default_rng(0).bytes(200_000)
+    place.write_atomic("a", data)
+    place.write_atomic("b", data[::-1])
+    asked = [("ab"[at % 2], at * 1000, at * 1000 + 1 + at) for at in range(150)]
+    expected = [(data if name == "a" else data[::-1])[start:stop] for name, start, stop in asked]
+    assert list(place.read_ranges(asked)) == expected
+    assert not ranges._broken  # it was the fast client
+    assert (place.traffic.requests, place.traffic.bytes_read) == (152, sum(map(len, expected)))
+    with pytest.raises(MissingFileError, match="archives/ranges/none"):
+        place.read_ranges([("none", 0, 4)])
+    with pytest.raises(HilbertflowError, match=r"archives/ranges/a.*truncated"):
+        place.read_ranges([("a", 0, 4), ("a", 199_999, 200_001)])
 
 
 def test_wrong_keys_are_one_clear_line(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

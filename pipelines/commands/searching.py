@@ -14,6 +14,7 @@ from pipelines.commands.options import Json, Tier, Url, later
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
 
     from cluster.results import Results
     from operators.encode import TextEncoder
@@ -166,14 +167,16 @@ def print_results(handle: CollectionArchive, found: Results) -> None:
     """Draw a ranked table a query: rank, score, id and the line that says what the row is."""
     import numpy as np
 
-    several = len(found.rows) > 1
+    from storage.rowlog import RowLog
+
+    view, several = RowLog(handle).view, len(found.rows) > 1
     for number, (ids, rows, scores) in enumerate(zip(found.ids, found.rows, found.scores, strict=True)):
         title = f"query {number}" if several else ""
         hit = rows >= 0
         if not hit.any():
             console.say(f"{title}: no row matches".removeprefix(": "))
             continue
-        line, words = said(handle, np.asarray(rows[hit], np.int64))
+        line, words = said(view.table(np.asarray(rows[hit], np.int64)))
         drawn = zip(scores[hit].tolist(), ids[hit].tolist(), words, strict=True)
         console.table(
             ("rank", "score", "id", line),
@@ -184,8 +187,7 @@ def print_results(handle: CollectionArchive, found: Results) -> None:
         console.note("partial: some shard did not answer")
 
 
-def said(handle: CollectionArchive, rows: npt.NDArray[np.int64]) -> tuple[str, list[str]]:
+def said(metadata: pa.Table) -> tuple[str, list[str]]:
     """The heading of the column that says in words what rows are, and those words; empty where there is none."""
-    metadata = handle.metadata(rows)
     line = next((name for name in LINE_COLUMNS if name in metadata.column_names), "")
-    return line.replace("_", " "), metadata.column(line).to_pylist() if line else [""] * len(rows)
+    return line.replace("_", " "), metadata.column(line).to_pylist() if line else [""] * metadata.num_rows

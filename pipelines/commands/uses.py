@@ -31,31 +31,28 @@ def duplicates(
     that row. Needs no index; vectors pass through a scratch file in TMPDIR.
     """
     from pipelines.uses.duplicates import find_duplicates
-    from storage import archive
+    from pipelines.uses.live_rows import LiveRows
 
-    handle = archive.open(url)
-    found = find_duplicates(handle.url, threshold, probes=probes)
+    live = LiveRows.of(url)
+    found = find_duplicates(live, threshold, probes=probes)
     if as_json:
-        groups = [
-            {"ids": _ids(handle, group.rows), "scores": group.scores.tolist()} for group in found.groups
-        ]  # fmt: skip
+        groups = [{"ids": group.ids, "scores": group.scores.tolist()} for group in found.groups]
         console.print_json(
-            {"threshold": found.threshold, "rows": handle.count, "spare": found.spare, "pairs": found.pairs,
+            {"threshold": found.threshold, "rows": found.rows, "spare": found.spare, "pairs": found.pairs,
              "compared": found.compared, "cut": found.cut, "groups": groups}
         )  # fmt: skip
         return
-    rows = []
+    rows, line = [], ""
     for number, group in enumerate(found.groups[:show], 1):
-        line, words = said(handle, group.rows)
-        names = _ids(handle, group.rows)
+        line, words = said(live.table(group.positions))
         rows += [
             (number if at == 0 else "", f"{score:.4f}", name, text)
-            for at, (score, name, text) in enumerate(zip(group.scores, names, words, strict=True))
+            for at, (score, name, text) in enumerate(zip(group.scores, group.ids, words, strict=True))
         ]
     if rows:
         console.table(("group", "score", "id", line), rows, stretch=line)
     more = f", {show} shown" if len(found.groups) > show else ""
-    console.say(f"{len(found.groups):,} groups{more}; {found.spare:,} of {handle.count:,} rows are spare")
+    console.say(f"{len(found.groups):,} groups{more}; {found.spare:,} of {found.rows:,} rows are spare")
     if found.cut:
         console.note(f"{found.cut:,} rows might have more beyond {probes} lists; --probes 0 misses none")
 
@@ -71,24 +68,24 @@ def clusters(
 ) -> None:
     """Cut a collection into clusters and show the rows that stand for each."""
     from pipelines.uses.clusters import find_clusters
-    from storage import archive
+    from pipelines.uses.live_rows import LiveRows
 
-    handle = archive.open(url)
-    found = find_clusters(handle.url, k, representatives=representatives, out=out)
+    live = LiveRows.of(url)
+    found = find_clusters(live, k, representatives=representatives, out=out)
     if as_json:
         console.print_json(
-            {"rows": handle.count, "clusters": [
+            {"rows": live.count, "clusters": [
                 {"cluster": c.number, "rows": c.size, "score": c.score,
-                 "representatives": {"ids": _ids(handle, c.rows), "scores": c.scores.tolist()}} for c in found
+                 "representatives": {"ids": c.ids, "scores": c.scores.tolist()}} for c in found
             ]}
         )  # fmt: skip
         return
     rows: list[tuple[Any, ...]] = []
     line = ""
     for c in found:
-        line, words = said(handle, c.rows)
-        for at, (name, score, text) in enumerate(zip(_ids(handle, c.rows), c.scores, words, strict=True)):
-            about = (c.number, c.size, f"{100 * c.size / handle.count:.1f} %") if at == 0 else ("", "", "")
+        line, words = said(live.table(c.positions))
+        for at, (name, score, text) in enumerate(zip(c.ids, c.scores, words, strict=True)):
+            about = (c.number, c.size, f"{100 * c.size / live.count:.1f} %") if at == 0 else ("", "", "")
             rows.append((*about, f"{score:.4f}", name, text))
         if not c.size:
             rows.append((c.number, 0, "0.0 %", "", "", ""))
@@ -108,20 +105,19 @@ def outliers(
     The score is the mean cosine similarity to them, the lower the more remote; in an l2 collection the mean squared
     distance, the higher the more remote. Needs no index; vectors pass through a scratch file in TMPDIR.
     """
+    from pipelines.uses.live_rows import LiveRows
     from pipelines.uses.outliers import find_outliers
-    from storage import archive
 
-    handle = archive.open(url)
-    found = find_outliers(handle.url, count, neighbours=neighbours)
-    names, nearest = _ids(handle, found.rows), _ids(handle, found.nearest)
+    live = LiveRows.of(url)
+    found = find_outliers(live, count, neighbours=neighbours)
     if as_json:
         console.print_json(
-            {"ids": names, "scores": found.scores.tolist(), "nearest": nearest, "exact": found.exact,
-             "candidates": found.candidates, "rows": handle.count}
+            {"ids": found.ids, "scores": found.scores.tolist(), "nearest": found.nearest, "exact": found.exact,
+             "candidates": found.candidates}
         )  # fmt: skip
         return
-    line, words = said(handle, found.rows)
-    ranked = enumerate(zip(found.scores, names, nearest, words, strict=True), 1)
+    line, words = said(live.table(found.positions))
+    ranked = enumerate(zip(found.scores, found.ids, found.nearest, words, strict=True), 1)
     console.table(
         ("rank", "score", "id", "nearest", line),
         [(rank, f"{score:.4f}", name, near, text) for rank, (score, name, near, text) in ranked], stretch=line,
@@ -146,28 +142,19 @@ def recommend(
     Each row is listed with the liked one that it is nearest to; rows nearer to a disliked one are left out.
     """
     from pipelines.uses.recommend import recommend as find
-    from storage import archive
 
-    handle = archive.open(url)
-    found = find(handle.url, like, unlike or (), k, tier=tier.value, filter=where)
-    names, because = _ids(handle, found.rows), _ids(handle, found.because)
+    found = find(url, like, unlike or (), k, tier=tier.value, filter=where)
     if as_json:
         console.print_json(
-            {"ids": names, "scores": found.scores.tolist(), "because": because, "partial": found.partial}
+            {"ids": found.ids, "scores": found.scores.tolist(), "because": found.because, "partial": found.partial}
         )
         return
-    if not names:
+    if not found.ids:
         console.say("no row matches")
         return
-    line, words = said(handle, found.rows)
-    ranked = enumerate(zip(found.scores, names, because, words, strict=True), 1)
+    line, words = said(found.metadata)
+    ranked = enumerate(zip(found.scores, found.ids, found.because, words, strict=True), 1)
     console.table(
         ("rank", "score", "id", "because", line),
         [(rank, f"{score:.4f}", name, reason, text) for rank, (score, name, reason, text) in ranked], stretch=line,
     )  # fmt: skip
-
-
-def _ids(handle: Any, rows: Any) -> list[str]:
-    """Ids of rows by number."""
-    names: list[str] = handle.metadata(rows).column("id").to_pylist()
-    return names

@@ -10,12 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artefact import draw
-from cluster.build import open_collection
 from cluster.vectors import F32, I64, prepared
 from operators.errors import HilbertflowError
-from pipelines.uses.partition import READ_ROWS, compared_as
-from storage.collection import CollectionArchive
+from pipelines.uses.live_rows import LiveRows
+from pipelines.uses.partition import READ_ROWS
 from storage.fs import Location
 
 ROWS_A_CLUSTER, LEAST_SAMPLE, SEED = 256, 20_000, 20260101
@@ -30,19 +28,22 @@ class Cluster:
     ----------
     number: as in the column ``cluster`` of the written table.
     size: rows. score: their mean cosine similarity to the centroid, for ``l2`` mean squared distance.
-    rows, scores: the representatives, nearest to the centroid first.
+    positions, ids, scores: the representatives, nearest to the centroid first.
     centroid: (d,) float32.
     """
 
     number: int
     size: int
     score: float
-    rows: I64
+    positions: I64
+    ids: tuple[str, ...]
     scores: F32
     centroid: F32
 
 
-def find_clusters(url: str, k: int, *, representatives: int = 3, out: str | None = None) -> tuple[Cluster, ...]:
+def find_clusters(
+    url: str | LiveRows, k: int, *, representatives: int = 3, out: str | None = None
+) -> tuple[Cluster, ...]:
     """Cut a collection into ``k`` clusters, the largest first, by k-means on a sample and two passes over all rows.
 
     FAISS's k-means from k-means++ starts, the best of several, on at most 256 rows a cluster (20,000 at least);
@@ -51,15 +52,15 @@ def find_clusters(url: str, k: int, *, representatives: int = 3, out: str | None
 
     out: a Parquet file of ``id``, ``cluster`` and ``score`` for every row, written whole or not at all.
     """
-    collection = open_collection(url)
-    count, metric = collection.count, compared_as(collection)
+    live = LiveRows.of(url)
+    count, metric = live.count, live.compared
     if not 1 <= k <= min(count, 65_536):
         raise HilbertflowError(
             f"{k} clusters of {count} rows", where="clusters", remedy=f"give 1 to {min(count, 65_536)}"
         )
     if not 1 <= representatives <= 1000:
         raise HilbertflowError(f"{representatives} representatives", where="clusters", remedy="give 1 to 1000")
-    sample = prepared(draw(collection, min(count, max(ROWS_A_CLUSTER * k, LEAST_SAMPLE))), metric)
+    sample = prepared(live.sample(min(count, max(ROWS_A_CLUSTER * k, LEAST_SAMPLE))), metric)
     tries = max(1, min(TRIES, TRIED_CLUSTERS // k))
     trained = faiss.Kmeans(
         sample.shape[1], k, niter=25, nredo=tries, seed=SEED, spherical=metric != "l2", min_points_per_centroid=1,
@@ -67,17 +68,18 @@ def find_clusters(url: str, k: int, *, representatives: int = 3, out: str | None
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )  # fmt: skip
     trained.train(sample)
-    centroids = _moved(collection, np.asarray(trained.centroids, np.float32).reshape(k, -1), metric)
+    centroids = _moved(live, np.asarray(trained.centroids, np.float32).reshape(k, -1), metric)
     tally = _Tally(k, representatives, metric)
     if out is None:
-        for rows, own, scores in _assigned(collection, centroids, metric):
+        for rows, own, scores in _assigned(live, centroids, metric):
             tally.add(rows, own, scores)
     else:
-        _write(collection, out, tally.add, _assigned(collection, centroids, metric))
+        _write(live, out, tally.add, _assigned(live, centroids, metric))
     means = tally.sums / np.maximum(tally.sizes, 1)
     return tuple(
-        Cluster(int(c), int(tally.sizes[c]), float(means[c]), *tally.best(int(c)), centroids[c])
+        Cluster(int(c), int(tally.sizes[c]), float(means[c]), rows, tuple(live.ids(rows)), scores, centroids[c])
         for c in np.argsort(-tally.sizes, kind="stable")
+        for rows, scores in [tally.best(int(c))]
     )
 
 
@@ -104,10 +106,10 @@ class _Tally:
         return rows, scores
 
 
-def _assigned(collection: CollectionArchive, centroids: F32, metric: str) -> Iterator[tuple[I64, I64, F32]]:
+def _assigned(live: LiveRows, centroids: F32, metric: str) -> Iterator[tuple[I64, I64, F32]]:
     """Row numbers, clusters and scores (b,) of every row, batch by batch."""
-    for start in range(0, collection.count, READ_ROWS):
-        part = prepared(collection.read(start, min(collection.count, start + READ_ROWS)), metric)
+    for start in range(0, live.count, READ_ROWS):
+        part = prepared(live.read(start, min(live.count, start + READ_ROWS)), metric)
         yield np.arange(start, start + len(part)), *_own(part, centroids, metric)
 
 
@@ -120,11 +122,11 @@ def _own(part: F32, centroids: F32, metric: str) -> tuple[I64, F32]:
     return own, np.einsum("ij,ij->i", part, centroids[own])
 
 
-def _moved(collection: CollectionArchive, centroids: F32, metric: str) -> F32:
+def _moved(live: LiveRows, centroids: F32, metric: str) -> F32:
     """Centroids at the mean of all of their rows; one without rows stays."""
     sums, sizes = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
-    for start in range(0, collection.count, READ_ROWS):
-        part = prepared(collection.read(start, min(collection.count, start + READ_ROWS)), metric)
+    for start in range(0, live.count, READ_ROWS):
+        part = prepared(live.read(start, min(live.count, start + READ_ROWS)), metric)
         own, _ = _own(part, centroids, metric)
         order = np.argsort(own, kind="stable")
         found, at, many = np.unique(own[order], return_index=True, return_counts=True)
@@ -135,12 +137,12 @@ def _moved(collection: CollectionArchive, centroids: F32, metric: str) -> F32:
 
 
 def _write(
-    collection: CollectionArchive, out: str, add: Callable[[I64, I64, F32], None],
+    live: LiveRows, out: str, add: Callable[[I64, I64, F32], None],
     batches: Iterator[tuple[I64, I64, F32]],
 ) -> None:  # fmt: skip
     schema = pa.schema([("id", pa.string()), ("cluster", pa.int32()), ("score", pa.float32())])
     with Location(out).create() as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows, own, scores in batches:
             add(rows, own, scores)
-            ids = collection.table(int(rows[0]), int(rows[-1]) + 1, ("id",)).column("id")
-            writer.write_table(pa.table([ids.cast(pa.string()), pa.array(own, pa.int32()), scores], schema=schema))
+            ids = live.table(rows).column("id").cast(pa.string())
+            writer.write_table(pa.table([ids, pa.array(own, pa.int32()), scores], schema=schema))

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from cluster.build import open_collection
 from cluster.exact import pair_scores
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
-from pipelines.uses.partition import READ_ROWS, Block, compared_as, partition
+from pipelines.uses.live_rows import LiveRows
+from pipelines.uses.partition import READ_ROWS, Block, partition
 
 THRESHOLD = 0.95  # of cosine similarity
 PROBES = 32
@@ -21,9 +21,16 @@ PROBES = 32
 
 @dataclass(frozen=True)
 class Group:
-    """Rows ascending, of which the first stands for all, and their scores to it: cosine, or squared distance."""
+    """Rows that hang together, of which the first stands for all.
 
-    rows: I64
+    Parameters
+    ----------
+    positions: ascending, as `LiveRows` numbers rows. ids: of the same rows. scores: cosine similarity to the first, or
+        squared distance.
+    """
+
+    positions: I64
+    ids: tuple[str, ...]
     scores: F32
 
 
@@ -33,12 +40,13 @@ class Duplicates:
 
     Parameters
     ----------
-    threshold: that was asked for. pairs: found within it, pairs of identical rows counted once a copy.
-    compared: pairs of rows that were compared. cut: rows that were compared with fewer lists than could hold a
-    duplicate of theirs; with 0 the groups are exact.
+    rows: of the collection. threshold: that was asked for.
+    pairs: found within it, pairs of identical rows counted once a copy. compared: pairs of rows that were compared.
+    cut: rows that were compared with fewer lists than could hold a duplicate of theirs; with 0 the groups are exact.
     """
 
     groups: tuple[Group, ...]
+    rows: int
     threshold: float
     pairs: int
     compared: int
@@ -47,10 +55,10 @@ class Duplicates:
     @property
     def spare(self) -> int:
         """Rows that would go if one of each group stayed."""
-        return sum(len(group.rows) - 1 for group in self.groups)
+        return sum(len(group.ids) - 1 for group in self.groups)
 
 
-def find_duplicates(url: str, threshold: float | None = None, *, probes: int = PROBES) -> Duplicates:
+def find_duplicates(url: str | LiveRows, threshold: float | None = None, *, probes: int = PROBES) -> Duplicates:
     """Group the near-duplicates of a collection: connected components of the pairs within a threshold.
 
     threshold: least cosine similarity of a pair, 0.95 unless given; for an ``l2`` collection the largest squared
@@ -59,14 +67,14 @@ def find_duplicates(url: str, threshold: float | None = None, *, probes: int = P
 
     Streams the archive once; see `pipelines.uses.partition`. Identical rows are told by their bytes first.
     """
-    collection = open_collection(url)
-    metric = compared_as(collection)
+    live = LiveRows.of(url)
+    metric = live.compared
     limit = _checked(threshold, metric)
     radius = math.sqrt(limit if metric == "l2" else 2 - 2 * limit)
     if probes < 0:
         raise HilbertflowError(f"probes is {probes}", where="duplicates", remedy="give 1 or more, or 0 for all")
-    parts = partition(collection, probes, radius)
-    parent = np.arange(collection.count)
+    parts = partition(live, probes, radius)
+    parent = np.arange(live.count)
     copy = _unite_copies(parts.vectors, parent)
     pairs, compared = int(copy.sum()), 0
     for block in parts.blocks(copy):
@@ -75,7 +83,10 @@ def find_duplicates(url: str, threshold: float | None = None, *, probes: int = P
         pairs += int(new.sum())
         compared += len(block.queries) * len(block.base)
         _unite(parent, left, right)
-    return Duplicates(_groups(parent, parts.vectors, metric), limit, pairs, compared, parts.cut)
+    groups = tuple(
+        Group(rows, tuple(live.ids(rows)), scores) for rows, scores in _groups(parent, parts.vectors, metric)
+    )
+    return Duplicates(groups, live.count, limit, pairs, compared, parts.cut)
 
 
 def _checked(threshold: float | None, metric: str) -> float:
@@ -124,17 +135,17 @@ def _unite_copies(vectors: F32, parent: I64) -> npt.NDArray[np.bool_]:
     return copy
 
 
-def _groups(parent: I64, vectors: F32, metric: str) -> tuple[Group, ...]:
+def _groups(parent: I64, vectors: F32, metric: str) -> list[tuple[I64, F32]]:
     roots = _roots(parent)
     sizes = np.bincount(roots, minlength=len(roots))
     member = np.flatnonzero(sizes[roots] > 1)
     member = member[np.argsort(roots[member], kind="stable")]
     borders = np.flatnonzero(np.diff(roots[member])) + 1
-    groups = []
+    groups: list[tuple[I64, F32]] = []
     for rows in np.split(member, borders) if len(member) else []:
         first = np.broadcast_to(vectors[rows[0]], (len(rows), vectors.shape[1]))
-        groups.append(Group(rows, pair_scores(np.asarray(first), vectors[rows], metric)))
-    return tuple(sorted(groups, key=lambda group: (-len(group.rows), int(group.rows[0]))))
+        groups.append((rows, pair_scores(np.asarray(first), vectors[rows], metric)))
+    return sorted(groups, key=lambda group: (-len(group[0]), int(group[0][0])))
 
 
 @njit(cache=True)

@@ -6,37 +6,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.build import open_collection
 from cluster.exact import ExactScan
 from cluster.results import NO_ROW
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
-from pipelines.uses.partition import READ_ROWS, Partition, compared_as, partition
+from pipelines.uses.live_rows import LiveRows
+from pipelines.uses.partition import READ_ROWS, Partition, partition
 
 PROBES, MOST_CANDIDATES = 8, 8192
 
 
 @dataclass(frozen=True)
 class Outliers:
-    """Rows (w,), the most remote first.
+    """Rows, the most remote first.
 
     Parameters
     ----------
+    positions: (w,) as `LiveRows` numbers rows. ids: of the same rows.
     scores: mean cosine similarity to the nearest neighbours (lower is more remote), for ``l2`` the mean squared
         distance (higher is).
-    nearest: (w,) the neighbour that is nearest to each.
+    nearest: id of the neighbour that is nearest to each.
     exact: whether it is proven that no other row is more remote.
     candidates: rows that were compared with every other one.
     """
 
-    rows: I64
+    positions: I64
+    ids: tuple[str, ...]
     scores: F32
-    nearest: I64
+    nearest: tuple[str, ...]
     exact: bool
     candidates: int
 
 
-def find_outliers(url: str, count: int = 20, *, neighbours: int = 10, probes: int = PROBES) -> Outliers:
+def find_outliers(url: str | LiveRows, count: int = 20, *, neighbours: int = 10, probes: int = PROBES) -> Outliers:
     """The ``count`` rows whose mean distance to their nearest ``neighbours`` is largest.
 
     Every row is compared with the rows of its nearest lists, which gives an upper bound of its distance; the rows of
@@ -46,16 +48,16 @@ def find_outliers(url: str, count: int = 20, *, neighbours: int = 10, probes: in
 
     probes: lists that a row is compared with for its bound.
     """
-    collection = open_collection(url)
-    total, metric = collection.count, compared_as(collection)
+    live = LiveRows.of(url)
+    total, metric = live.count, live.compared
     limits = (("count", count, MOST_CANDIDATES), ("neighbours", neighbours, 1000), ("probes", probes, 1 << 20))
     for name, value, most in limits:
         if not 1 <= value <= most:
             raise HilbertflowError(f"{name} is {value}", where="outliers", remedy=f"give 1 to {most}")
     if total < 2:
-        raise HilbertflowError("one row has no neighbours", where=collection.url, remedy="add rows first")
+        raise HilbertflowError("one row has no neighbours", where=live.url, remedy="add rows first")
     neighbours, count = min(neighbours, total - 1), min(count, total)
-    parts = partition(collection, probes)
+    parts = partition(live, probes)
     bound = _bounds(parts, neighbours)
     order = np.argsort(-bound, kind="stable")
     wanted = min(total, max(4 * count, 64))
@@ -71,7 +73,8 @@ def find_outliers(url: str, count: int = 20, *, neighbours: int = 10, probes: in
         wanted = min(total, 2 * wanted)
     chosen = scored[best]
     scores = chosen if metric == "l2" else 1 - chosen / 2
-    return Outliers(order[best], scores.astype(np.float32), nearest[best], bool(exact), wanted)
+    positions, ids = order[best], tuple(live.ids(order[best]))
+    return Outliers(positions, ids, scores.astype(np.float32), tuple(live.ids(nearest[best])), bool(exact), wanted)
 
 
 def _bounds(parts: Partition, neighbours: int) -> F32:

@@ -17,18 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.artefact import draw
 from cluster.vectors import F32, I64, prepared
 from operators.errors import HilbertflowError
 from operators.lists import train
-from storage.collection import CollectionArchive
+from pipelines.uses.live_rows import LiveRows
 
 READ_ROWS, BLOCK, ROWS_A_LIST, PAIRS = 8192, 1024, 32, 1 << 22
-
-
-def compared_as(collection: CollectionArchive) -> str:
-    """``l2``, or ``cosine`` for similarities: a long row is no neighbour of every other one."""
-    return "l2" if collection.metric == "l2" else "cosine"
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class Partition:
                     yield Block(some, part, np.asarray(self.vectors[some]), fetched)
 
 
-def partition(collection: CollectionArchive, probes: int, radius: float | None = None) -> Partition:
+def partition(live: LiveRows, probes: int, radius: float | None = None) -> Partition:
     """Read a collection once and cut it into lists.
 
     probes: nearest lists that a row is compared with; 0 for as many as ``radius`` asks for. radius: a distance; lists
@@ -103,19 +97,19 @@ def partition(collection: CollectionArchive, probes: int, radius: float | None =
 
     Raises when the scratch disk is too small for the vectors.
     """
-    count, metric = collection.count, compared_as(collection)
+    count, metric = live.count, live.compared
     if count == 0:
-        raise HilbertflowError("the collection is empty", where=collection.url, remedy="add rows first")
+        raise HilbertflowError("the collection is empty", where=live.url, remedy="add rows first")
     lists = max(1, min(round(2 * math.sqrt(count)), count // 8))
-    sample = prepared(draw(collection, min(count, ROWS_A_LIST * lists)), metric)
+    sample = prepared(live.sample(min(count, ROWS_A_LIST * lists)), metric)
     centroids = train(sample, lists, rounds=6)
-    vectors = _scratch(count, collection.dim)
+    vectors = _scratch(count, live.dim)
     home = np.empty(count, np.int32)
     rows: list[I64] = []
     chosen: list[npt.NDArray[np.int32]] = []
     cut = 0
     for start in range(0, count, READ_ROWS):
-        part = prepared(collection.read(start, min(count, start + READ_ROWS)), metric)
+        part = prepared(live.read(start, min(count, start + READ_ROWS)), metric)
         vectors[start : start + len(part)] = part
         for low in range(0, len(part), BLOCK):
             near, reach, missed = _near(part[low : low + BLOCK], centroids, probes or lists, radius)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from cluster.engine import SearchEngine
 from cluster.query import MAX_K
@@ -18,18 +19,20 @@ MOST_LIKED = 1000
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Rows (w,), best first.
+    """Rows, best first.
 
     Parameters
     ----------
+    ids: of the rows. metadata: ``id`` and the other columns of the same rows.
     scores: to the liked row that each is nearest to, in the collection's own measure.
-    because: (w,) that liked row.
+    because: the id of that liked row.
     partial: some shard did not answer.
     """
 
-    rows: I64
+    ids: tuple[str, ...]
     scores: F32
-    because: I64
+    because: tuple[str, ...]
+    metadata: pa.Table
     partial: bool = False
 
 
@@ -53,28 +56,34 @@ def recommend(
     if both := sorted(set(like) & set(unlike)):
         raise HilbertflowError(f"{both[0]!r} is liked and disliked", where="recommend", remedy="say one of both")
     engine = SearchEngine.open(url)
-    collection = engine.collection
-    liked, disliked = (
-        np.array([collection.row_of(name) for name in dict.fromkeys(ids)], np.int64) for ids in (like, unlike)
-    )
-    queries = collection.take(liked)
-    against = prepared(collection.take(disliked), collection.metric)
+    metric = engine.collection.metric
+    liked, disliked = (_rows(engine, list(dict.fromkeys(ids))) for ids in (like, unlike))
+    queries = engine.take(liked)
+    against = prepared(engine.take(disliked), metric)
     named = np.concatenate([liked, disliked])
     depth = k + len(named)
     while True:
         depth = min(depth, MAX_K)
         found = engine.search(queries, depth, tier, filter)
-        rows, scores, because = _nearest_liked(found.rows, found.scores, liked, collection.metric)
+        rows, scores, because = _nearest_liked(found.rows, found.scores, liked, metric)
         keep = ~np.isin(rows, named)
         rows, scores, because = rows[keep], scores[keep], because[keep]
         if len(against) and len(rows):
-            vectors = prepared(collection.take(rows), collection.metric)
-            liked_vectors = prepared(queries, collection.metric)
-            good = _nearer(vectors, liked_vectors, against, collection.metric)
+            good = _nearer(prepared(engine.take(rows), metric), prepared(queries, metric), against, metric)
             rows, scores, because = rows[good], scores[good], because[good]
         if len(rows) >= k or depth == MAX_K or found.rows.shape[1] < depth:
-            return Recommendations(rows[:k], scores[:k], because[:k], found.partial)
+            table, reasons = engine.metadata(rows[:k]), engine.metadata(because[:k])
+            ids, reason_ids = (tuple(some.column("id").to_pylist()) for some in (table, reasons))
+            return Recommendations(ids, scores[:k], reason_ids, table, found.partial)
         depth *= 4
+
+
+def _rows(engine: SearchEngine, ids: list[str]) -> I64:
+    rows = engine.rows(ids) if ids else np.empty(0, np.int64)
+    if (rows == NO_ROW).any():
+        name = ids[int((rows == NO_ROW).argmax())]
+        raise HilbertflowError(f"no row has the id {name[:80]!r}", where=engine.collection.url)
+    return rows
 
 
 def _nearest_liked(rows: I64, scores: F32, liked: I64, metric: str) -> tuple[I64, F32, I64]:

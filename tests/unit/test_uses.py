@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.build import build_indexes
+from cluster.engine import SearchEngine
 from operators.errors import HilbertflowError
 from pipelines.cli import call
 from pipelines.uses.clusters import find_clusters
@@ -59,21 +60,21 @@ def test_duplicates_are_the_components_that_brute_force_finds(tmp_path: Path, me
     np.fill_diagonal(near, False)
     truth = components(near)
     found = find_duplicates(url, threshold, probes=0)
-    assert {frozenset(group.rows.tolist()) for group in found.groups} == truth
+    assert {frozenset(group.positions.tolist()) for group in found.groups} == truth
     assert len(truth) > 40 and max(map(len, truth)) >= 5
     assert found.cut == 0 and found.compared < 1573**2 / 2
     assert found.spare == sum(len(group) - 1 for group in truth)
     few = find_duplicates(url, threshold, probes=2)
     assert few.compared < found.compared and few.spare >= 0.9 * found.spare
     for group in found.groups:
-        assert group.rows[0] == group.rows.min()
+        assert group.positions[0] == group.positions.min()
         assert group.scores[0] == pytest.approx(0 if metric == "l2" else 1, abs=1e-6)
 
 
 def test_duplicates_of_rows_that_are_all_alike_and_of_none(tmp_path: Path) -> None:
     same = archive_vectors(tmp_path / "same", np.ones((3000, 8), np.float32), "cosine")
     found = find_duplicates(same)
-    assert len(found.groups) == 1 and len(found.groups[0].rows) == 3000 and found.pairs == 2999
+    assert len(found.groups) == 1 and len(found.groups[0].ids) == 3000 and found.pairs == 2999
     one = archive_vectors(tmp_path / "one", np.ones((1, 8), np.float32), "l2")
     assert find_duplicates(one, 1.0).groups == ()
     for threshold in (-0.1, 1.1, float("nan"), float("inf")):
@@ -98,11 +99,11 @@ def test_clusters_are_those_that_were_planted(tmp_path: Path, metric: str) -> No
     mine = table.column("cluster").to_numpy()
     for planted, c in enumerate(found):
         assert set(np.flatnonzero(mine == c.number)) == set(np.flatnonzero(label == planted))
-        assert (label[c.rows] == planted).all() and len(c.rows) == 4
+        assert (label[c.positions] == planted).all() and len(c.ids) == 4
         scores = table.column("score").to_numpy()[mine == c.number]
         assert c.scores[0] == (scores.min() if metric == "l2" else scores.max())
         assert c.score == pytest.approx(float(scores.mean()), rel=1e-5)
-    assert [c.rows.tolist() for c in find_clusters(url, 7, representatives=4)] == [c.rows.tolist() for c in found]
+    assert [c.ids for c in find_clusters(url, 7, representatives=4)] == [c.ids for c in found]
     assert sum(c.size for c in find_clusters(url, 1)) == len(rows)
     for k in (0, len(rows) + 1):
         with pytest.raises(HilbertflowError, match="clusters of"):
@@ -123,13 +124,13 @@ def test_outliers_are_those_of_brute_force(tmp_path: Path, metric: str) -> None:
     np.fill_diagonal(distance, np.inf)
     mean = np.sort(distance, axis=1)[:, :5].mean(axis=1)
     found = find_outliers(url, 12, neighbours=5)
-    assert set(found.rows) == set(planted) and found.exact
-    assert found.rows.tolist() == np.argsort(-mean)[:12].tolist()
-    expected = mean[found.rows] if metric == "l2" else 1 - mean[found.rows] / 2
+    assert set(found.positions) == set(planted) and found.exact
+    assert found.positions.tolist() == np.argsort(-mean)[:12].tolist()
+    expected = mean[found.positions] if metric == "l2" else 1 - mean[found.positions] / 2
     np.testing.assert_allclose(found.scores, expected, rtol=1e-5, atol=1e-6)
-    assert found.nearest.tolist() == distance[found.rows].argmin(axis=1).tolist()
+    assert found.nearest == tuple(f"row-{i}" for i in distance[found.positions].argmin(axis=1))
     assert found.candidates < 1400 / 4
-    assert len(find_outliers(url, 1400, neighbours=5).rows) == 1400
+    assert len(find_outliers(url, 1400, neighbours=5).ids) == 1400
     with pytest.raises(HilbertflowError, match="count is 0"):
         find_outliers(url, 0)
 
@@ -149,23 +150,29 @@ def tastes(tmp_path_factory: pytest.TempPathFactory) -> str:
     return url
 
 
+def numbers(ids: tuple[str, ...]) -> Any:
+    return np.array([int(name.removeprefix("row-")) for name in ids])
+
+
 @pytest.mark.parametrize("tier", ["exact", "hnsw", None])
 def test_recommendations_of_two_tastes(tastes: str, tier: str | None) -> None:
     found = recommend(tastes, ["row-5", "row-405"], k=300, tier=tier)
-    assert set(found.rows // 200) == {0, 2} and not {5, 405} & set(found.rows)
-    assert (found.because // 200 == found.rows // 200).all() and set(found.because) == {5, 405}
+    rows, because = numbers(found.ids), numbers(found.because)
+    assert set(rows // 200) == {0, 2} and not {5, 405} & set(rows)
+    assert (because // 200 == rows // 200).all() and set(because) == {5, 405}
+    assert found.metadata.column("taste").to_pylist() == (rows // 200).tolist()
     assert (np.diff(found.scores) <= 0).all()
 
 
 def test_recommendations_keep_away_from_what_is_disliked(tastes: str) -> None:
-    plain = recommend(tastes, ["row-850"], k=150)
-    assert (plain.rows >= 900).any()
-    away = recommend(tastes, ["row-850"], ["row-950"], k=90)
-    assert ((away.rows >= 800) & (away.rows < 900)).all() and len(away.rows) == 90
-    some = recommend(tastes, ["row-5", "row-405"], k=20, filter="taste == 2")
-    assert set(some.rows // 200) == {2} and len(some.rows) == 20
-    assert len(recommend(tastes, ["row-5"], k=10_000).rows) == 999
-    assert recommend(tastes, ["row-5"], filter="taste > 9").rows.size == 0
+    plain = numbers(recommend(tastes, ["row-850"], k=150).ids)
+    assert (plain >= 900).any()
+    away = numbers(recommend(tastes, ["row-850"], ["row-950"], k=90).ids)
+    assert ((away >= 800) & (away < 900)).all() and len(away) == 90
+    some = numbers(recommend(tastes, ["row-5", "row-405"], k=20, filter="taste == 2").ids)
+    assert set(some // 200) == {2} and len(some) == 20
+    assert len(recommend(tastes, ["row-5"], k=10_000).ids) == 999
+    assert recommend(tastes, ["row-5"], filter="taste > 9").ids == ()
 
 
 def test_recommendations_refuse(tastes: str) -> None:
@@ -200,3 +207,24 @@ def test_commands(tastes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert call(["recommend", tastes, "--like", "nobody"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_rows_that_changed_since_are_seen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(600, DIM)).astype(np.float32)
+    rows[100] = rows[7] + 0.01
+    url = archive_vectors(tmp_path, rows, "cosine")
+    assert {group.ids for group in find_duplicates(url).groups} == {("row-7", "row-100")}
+    engine = SearchEngine.open(url)
+    engine.upsert(["row-100", "new", "far"], [rows[20], rows[7], -rows[:50].mean(axis=0) + 3 * rng.normal(size=DIM)])
+    engine.delete(["row-30"])
+    found = find_duplicates(url)
+    assert {group.ids for group in found.groups} == {("row-20", "row-100"), ("row-7", "new")} and found.rows == 601
+    out = tmp_path / "clusters.parquet"
+    assert sum(c.size for c in find_clusters(url, 3, out=str(out))) == 601
+    ids = pq.read_table(out).column("id").to_pylist()
+    assert len(set(ids)) == 601 and {"new", "far"} <= set(ids) and "row-30" not in ids
+    assert len(find_outliers(url, 600, neighbours=3).ids) == 600
+    assert recommend(url, ["new"], k=1).ids == ("row-7",) and recommend(url, ["row-100"], k=1).ids == ("row-20",)
+    with pytest.raises(HilbertflowError, match="no row has the id 'row-30'"):
+        recommend(url, ["row-30"])

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from operators.errors import HilbertflowError
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
 from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, put_new
-from storage.ranges import read as read_many
+from storage.range_reads import read as read_many
 from storage.references import package_path
 
 _T = TypeVar("_T")

@@ -138,13 +138,20 @@ def _describe(index: Any, digest: Any) -> None:
     arrays: list[Any] = []
     inner: list[Any] = []
     if name == "IndexPreTransform":
+        width = index.d
         for i in range(index.chain.size()):
             step = faiss.downcast_VectorTransform(index.chain.at(i))
-            if type(step).__name__ != "RandomRotationMatrix":
+            if type(step).__name__ not in ("RandomRotationMatrix", "LinearTransform"):
                 raise HilbertflowError(f"holds a {type(step).__name__}, which no kind of index uses")
             arrays += [faiss.vector_to_array(step.A), faiss.vector_to_array(step.b)]
+            if step.d_in != width or arrays[-2].size != step.d_in * step.d_out:
+                raise HilbertflowError("has a transform of other dimensions")
+            width = step.d_out
+        if width != index.index.d:
+            raise HilbertflowError("has a transform of other dimensions")
         inner = [index.index]
     elif name in ("IndexRefine", "IndexRefineFlat"):
+        note["type"] = "IndexRefine"  # the other is how a file with an exact store is read
         inner = [index.base_index, index.refine_index]
     elif name in ("IndexIVFPQFastScan", "IndexIVFPQ"):
         coarse = faiss.downcast_index(index.quantizer)

@@ -26,7 +26,7 @@ class Overrides:
     """How hard one query looks; None leaves the kind's default.
 
     nprobe: inverted lists read (`ivfpq`). ef: width of the graph search (`hnsw`). refine: candidates re-ranked by their
-    stored vectors, as a multiple of k (`ivfpq`).
+    stored vectors, as a multiple of k.
     """
 
     nprobe: int | None = None
@@ -92,6 +92,10 @@ class IndexKind(ABC):
     @abstractmethod
     def trained(self, sample: F32, dim: int, metric: str) -> Any:
         """An empty FAISS index with all that is learned from a prepared `sample` (n, dim): same sample, same bytes."""
+
+    def opened(self, index: Any) -> Any:
+        """What `search` and `stored` take, of a shard's FAISS index that was filled or read and checked."""
+        return index
 
     @abstractmethod
     def defaults(self, index: Any) -> Overrides:

@@ -35,7 +35,7 @@ class Shard:
     @classmethod
     def load(cls, collection: CollectionArchive, build: Build, number: int) -> Shard:
         """Read shard `number` of a build, checked."""
-        index = load_shard(indexes_of(collection), build, number)
+        index = build.kind.opened(load_shard(indexes_of(collection), build, number))
         return cls(collection, build, index, build.shards[number].start, build.shards[number].stop)
 
     def search(self, queries: F32, k: int, overrides: Overrides, matches: I64 | None = None) -> tuple[F32, I64, Effort]:

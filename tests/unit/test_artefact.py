@@ -37,7 +37,7 @@ from tests.collection_fixtures import archive_vectors, clustered
 ROWS, DIM = 900, 12
 KINDS = [
     IvfPq(), IvfPq(refine="sq8"), IvfPq(refine="none", bits=8), IvfPq(rotation=True, refine="archive"), Hnsw(),
-    Hnsw(store="fp16"), Hnsw(store="sq8"),
+    Hnsw(store="flat"), Hnsw(store="sq8"),
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_any_size_is_indexed(kind: IndexKind, rows: int, dim: int) -> None:
     index = chosen.trained(vectors[: chosen.sample_rows(rows)], dim, "l2")
     index.add(vectors)
     k = min(5, rows)
-    _, found, _ = chosen.search(index, vectors[:3], k, chosen.defaults(index), None)
+    _, found, _ = chosen.search(chosen.opened(index), vectors[:3], k, chosen.defaults(index), None)
     assert found.shape == (min(3, rows), k)
     assert found[0, 0] == 0
 
@@ -167,7 +167,9 @@ def test_damaged_files_never_kill_the_process(collection: CollectionArchive, kin
         try:
             index = read_index(io.BytesIO(bytes(data)), len(data), "x")
             check_shard(index, artefact.hash, ROWS, DIM, "l2", "x")
-            artefact.kind.search(index, clustered(4, DIM), 10, artefact.kind.defaults(index), None)
+            artefact.kind.search(
+                artefact.kind.opened(index), clustered(4, DIM), 10, artefact.kind.defaults(index), None
+            )
         except HilbertflowError:
             refused += 1
     assert refused > 100

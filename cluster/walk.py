@@ -183,7 +183,7 @@ def _scan(query: Any, scale: Any, codes: Any, bias: Any, pool: Any) -> Any:
 @njit(cache=True, nogil=True)
 def search(
     queries: Any, heads: Any, scales: Any, links: Any, codes: Any, bias: Any, entries: Any, order: Any, stored: Any,
-    low: Any, step: Any, product: bool, whole: bool, width: int, again: int, allowed: Any, scores: Any, rows: Any,
+    low: Any, step: Any, product: Any, whole: Any, width: Any, again: Any, allowed: Any, scores: Any, rows: Any,
 ) -> Any:  # fmt: skip
     """Answer a batch: fills `scores` and `rows` (q, k), best first, rows -1 where fewer were met; nodes compared.
 

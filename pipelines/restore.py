@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
+from operators.floats import round_to
 from storage import archive
 from storage.archive import Level
 from storage.collection import CollectionArchive
@@ -78,12 +79,18 @@ def _safetensors(handle: ModelArchive, names: list[str], level: Level, file: Bin
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     done = 0
-    for name in names:
-        for piece in handle[name].as_bytes(level):
-            file.write(piece)
-            done += len(piece)
-            if tick:
-                tick(done, offset)
+    for piece in _all_bytes(handle, level) if len(names) == len(handle) else handle[names[0]].as_bytes(level):
+        file.write(piece)
+        done += len(piece)
+        if tick:
+            tick(done, offset)
+
+
+def _all_bytes(handle: ModelArchive, level: Level) -> Iterator[memoryview]:
+    """Every tensor in its own dtype, in order of position; levels below exact are rounded to that dtype."""
+    for place, piece in handle.pieces(level):
+        lossy = level != "exact" and not place.opaque
+        yield np.ascontiguousarray(round_to(piece, place.dtype) if lossy else piece).data.cast("B")
 
 
 def _npy_tensor(handle: ModelArchive, name: str, level: Level, file: BinaryIO) -> None:

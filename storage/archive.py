@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -82,12 +84,18 @@ class Archive:
 
     def part(self, name: str, span: slice) -> npt.NDArray[Any]:
         """A range of an array along its first axis; damage is named by array and never read over."""
-        try:
+        with self.damage(name, span.start, span.stop):
             return np.asarray(self.array(name)[span])
+
+    @contextmanager
+    def damage(self, name: str, start: int, stop: int) -> Iterator[None]:
+        """Say of what fails to decode which array it is of, and where."""
+        try:
+            yield
         except ValueError as error:  # of a codec or a checksum, ours among them
             what = getattr(error, "what", str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise HilbertflowError(
-                f"damaged between {span.start} and {span.stop}: {what}", where=f"{self.url}/{name}",
+                f"damaged between {start} and {stop}: {what}", where=f"{self.url}/{name}",
                 remedy="`hilbertflow verify` names the object",
             ) from error  # fmt: skip
 

@@ -39,7 +39,7 @@ PREFIX = "hilbertflow."
 
 
 @dataclass(frozen=True)
-class _PlaneCodec(ArrayBytesCodec):
+class PlaneCodec(ArrayBytesCodec):
     """A coder as a codec. Chunks of any number of axes: all but the last are taken as rows."""
 
     kind: ClassVar[CoderKind]
@@ -101,7 +101,7 @@ class _PlaneCodec(ArrayBytesCodec):
 
 
 @dataclass(frozen=True)
-class RansCodec(_PlaneCodec):
+class RansCodec(PlaneCodec):
     """rANS entropy coding (:mod:`operators.rans`).
 
     Parameters
@@ -138,7 +138,7 @@ class RansCodec(_PlaneCodec):
 
 
 @dataclass(frozen=True)
-class _VideoCodec(_PlaneCodec):
+class _VideoCodec(PlaneCodec):
     """A video codec in its lossless mode: a plane, the last two axes of a chunk, is a frame."""
 
     def coder(self) -> Coder:
@@ -176,7 +176,7 @@ class Ffv1Codec(_VideoCodec):
 
 
 @dataclass(frozen=True)
-class RawCodec(_PlaneCodec):
+class RawCodec(PlaneCodec):
     """Values as they are, with a check sum."""
 
     kind: ClassVar[CoderKind] = "raw"
@@ -186,7 +186,7 @@ class RawCodec(_PlaneCodec):
         return RawCoder()
 
 
-CODECS: Mapping[CoderKind, type[_PlaneCodec]] = {
+CODECS: Mapping[CoderKind, type[PlaneCodec]] = {
     codec.kind: codec for codec in (RansCodec, HevcCodec, H264Codec, Av1Codec, Ffv1Codec, RawCodec)
 }
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import google_crc32c
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,7 @@ import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
-from operators.hilbert_map import from_layout
-from operators.scales import loaded
+from storage import plane_reader
 from storage.archive import Archive, Level
 from storage.layout import Layout, Placement, from_table
 
@@ -60,10 +58,16 @@ class ModelArchive(Archive):
         return Tensor(self, self.layout.by_name[name])
 
     @cached_property
-    def _checksums(self) -> dict[int, tuple[int, int]]:
+    def checksums(self) -> dict[int, tuple[int, int]]:
+        """By plane, the CRC-32C of its words and how many of its values are not padding."""
         table = pq.read_table(io.BytesIO(self.place.read("planes.parquet")), columns=["plane", "crc", "count"])
         columns = table.to_pydict()
         return {p: (c, n) for p, c, n in zip(columns["plane"], columns["crc"], columns["count"], strict=True)}
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """By plane, how many of its values are not padding."""
+        return {plane: count for plane, (_, count) in self.checksums.items()}
 
     def words(self, first: int, stop: int, level: Level) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Planes ``first … stop - 1`` in source order: their number and (side²,) words or float32 values.
@@ -71,34 +75,22 @@ class ModelArchive(Archive):
         Opaque planes and the exact level give words of the group's width, checked against the checksum that was taken
         before encoding; other levels give float32.
         """
-        ladder, batch = self.ladder, self.attributes["per_unit"]
-        depth = ladder.refinements + 1 if level == "exact" else int(level) + 1
-        start = first
-        while start < stop:
-            group, begin, _ = self.layout.unit_planes(start // batch)
-            end = min(stop, begin + batch)
-            span = slice(start, end)
-            lossy = [] if group.opaque else [self.part(f"level{k}", span) for k in range(depth)]
-            codes = loaded(self.part("scales", span)) if lossy else np.empty(0, np.uint16)
-            exact = self.part("exact", span) if group.opaque or level == "exact" else None
-            for at in range(end - start):
-                plane = [array[at] for array in lossy]
-                if exact is None:
-                    yield start + at, ladder.values(plane, codes[at], group.dtype).reshape(-1)
-                    continue
-                word = self.layout.word_of(group)
-                residual = exact[at].astype(f"u{word}", copy=False)
-                if group.opaque:
-                    bits = from_layout(residual.reshape(-1), ladder.layout)
-                else:
-                    bits = ladder.bits(plane, codes[at], residual, group.dtype)
-                if google_crc32c.value(bits.tobytes()) != self._checksums[start + at][0]:
-                    raise HilbertflowError(
-                        f"plane {start + at} does not decode to its source's bytes", where=self.url,
-                        remedy="`hilbertflow verify` names damaged objects",
-                    )  # fmt: skip
-                yield start + at, bits
-            start = end
+        return plane_reader.read(self, first, stop, level)
+
+    def pieces(self, level: Level) -> Iterator[tuple[Placement, npt.NDArray[Any]]]:
+        """All tensors in order of position, in consecutive pieces of words or float32 values; each plane read once."""
+        placements = iter(self.layout.placements)
+        tensor, area = next(placements, None), self.layout.area
+        for group in self.layout.groups:
+            for plane, values in self.words(group.first, group.first + group.planes, level):
+                low, high = plane * area, (plane + 1) * area
+                while tensor is not None and tensor.start < high:
+                    begin, end = max(low, tensor.start), min(high, tensor.start + tensor.words)
+                    if begin < end:
+                        yield tensor, values[begin - low : end - low]
+                    if tensor.start + tensor.words > high:
+                        break
+                    tensor = next(placements, None)
 
 
 @dataclass(frozen=True)

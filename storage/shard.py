@@ -30,3 +30,28 @@ def pack(chunks: Sequence[bytes | None], slots: int) -> bytes | None:
             offset += len(chunk) + 4
     table = index.tobytes()
     return b"".join((*parts, table, struct.pack("<I", google_crc32c.value(table))))
+
+
+def unpack(data: bytes, slots: int) -> list[bytes | None]:
+    """The chunks of a whole shard, checked against their checksums; None where one is missing.
+
+    Raises ValueError that says what is wrong.
+    """
+    size = 16 * slots
+    if len(data) < size + 4:
+        raise ValueError(f"a shard of {len(data)} bytes is shorter than its index")
+    table = data[-size - 4 : -4]
+    if struct.unpack("<I", data[-4:])[0] != google_crc32c.value(table):
+        raise ValueError("the checksum of a shard's index differs")
+    chunks: list[bytes | None] = []
+    for offset, length in np.frombuffer(table, "<u8").reshape(-1, 2).tolist():
+        if offset == length == MISSING:
+            chunks.append(None)
+            continue
+        if length < 4 or offset + length > len(data) - size - 4:
+            raise ValueError(f"a chunk of {length} bytes at {offset} lies outside its shard")
+        chunk = data[offset : offset + length - 4]
+        if struct.unpack("<I", data[offset + length - 4 : offset + length])[0] != google_crc32c.value(chunk):
+            raise ValueError(f"the checksum of the chunk at {offset} differs")
+        chunks.append(chunk)
+    return chunks

@@ -40,6 +40,12 @@ def ls(root: Root, as_json: Json = False) -> None:
 def info(
     url: Url,
     tensors: Annotated[bool, typer.Option("--tensors", help="List a model's tensors as well.")] = False,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Measure a model's levels: SQNR, largest error, PSNR, SSIM.")
+    ] = False,
+    source: Annotated[
+        str, typer.Option(metavar="URL", help="Checkpoint to compare with where there is no exact level.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Tell what an archive holds, by level."""
@@ -53,20 +59,33 @@ def info(
     listed = handle.layout.table().to_pylist() if tensors else []
     if tensors:
         described["tensor_list"] = [{key: row[key] for key in ("name", "kind", "dtype", "shape")} for row in listed]
+    if quality:
+        described["measured"] = _measured(handle, source)
     if as_json:
         console.print_json(described)
         return
-    source = described["source_bytes"]
-    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list")
+    total = described["source_bytes"]
+    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials")
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
     sqnr = described["quality"]
     console.table(
         ("level", "bytes", "of the source", "SQNR dB"),
         [
-            (name, count, f"{100 * count / source:.1f} %" if source else "", _decibels(sqnr.get(f"sqnr_db_{name}")))
+            (name, count, f"{100 * count / total:.1f} %" if total else "", _decibels(sqnr.get(f"sqnr_db_{name}")))
             for name, count in described["levels"].items()
         ],
     )
+    if described.get("trials"):
+        console.say(_chosen(described["trials"]))
+    if quality:
+        console.table(
+            ("level", "SQNR dB", "largest error", "PSNR dB", "SSIM"),
+            [
+                (f"level{m['level']}", _decibels(m["sqnr_db"]), f"{m['max_error']:.3g}", _decibels(m["psnr_db"]),
+                 f"{m['ssim']:.4f}")
+                for m in described["measured"]
+            ],
+        )  # fmt: skip
     if listed:
         shapes = [("×".join(map(str, row["shape"])) or "scalar") for row in listed]
         console.table(
@@ -75,6 +94,37 @@ def info(
         )
     for kind, index in described.get("indexes", {}).items():
         console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
+
+
+def _measured(handle: Any, source: str) -> list[dict[str, Any]]:
+    from operators.errors import HilbertflowError
+    from storage.quality import measure
+
+    if handle.manifest.kind != "model":
+        what = "is a collection; its quality is its recall"
+        raise HilbertflowError(what, where=handle.url, remedy="`hilbertflow bench embeddings` measures that")
+    with console.progress("measuring") as tick:
+        return [found.as_dict() for found in measure(handle, source, tick)]
+
+
+def _chosen(trials: dict[str, Any]) -> str:
+    """What ``auto`` compared, in one line: bytes of each choice on the sampled planes, best first."""
+    totals: dict[str, int] = {}
+    best: dict[tuple[str, str], int] = {}
+    for name, size in trials["bytes"].items():
+        layout, level, _ = name.split("/")
+        best[layout, level] = min(size, best.get((layout, level), size))
+    for (layout, _), size in best.items():
+        totals[layout] = totals.get(layout, 0) + size
+    first = min(totals, key=lambda layout: totals[layout])
+    coders: dict[str, int] = {}
+    for name, size in trials["bytes"].items():
+        layout, level, coder = name.split("/")
+        if layout == first and level == "level0":
+            coders[coder] = size
+    said = ", ".join(f"{name} {console.size(size)}" for name, size in sorted(totals.items(), key=lambda i: i[1]))
+    tried = ", ".join(f"{name} {console.size(size)}" for name, size in sorted(coders.items(), key=lambda i: i[1]))
+    return f"auto, on {trials['planes']} sampled planes: {said}; level0 by coder: {tried}"
 
 
 def describe(handle: Any) -> dict[str, Any]:
@@ -98,7 +148,7 @@ def describe(handle: Any) -> dict[str, Any]:
         "units": manifest.units, "source_bytes": manifest.source_bytes,
         "archive_bytes": sum(manifest.levels.values()), "fingerprint": manifest.fingerprint,
         "recipe_hash": manifest.recipe_hash, "levels": in_order(manifest.levels), "level_names": list(handle.levels),
-        "quality": manifest.quality, "recipe": manifest.recipe,
+        "quality": manifest.quality, "trials": handle.attributes.get("trials", {}), "recipe": manifest.recipe,
     }  # fmt: skip
 
 

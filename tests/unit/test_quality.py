@@ -97,7 +97,7 @@ def test_any_damaged_byte_of_an_object_is_refused(array: str, tmp_path: Path) ->
     data = path.read_bytes()
     for at in [*range(0, len(data), 331), *range(len(data) - 8, len(data))]:
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
-        with pytest.raises(HilbertflowError, match="damaged|checksum|decode"):
+        with pytest.raises(HilbertflowError, match=r"damaged|checksum|decode"):
             handle["w"].read("exact")
     path.unlink()
     if array != "scales":
@@ -110,7 +110,7 @@ def test_a_shard_gives_back_its_chunks_and_nothing_else() -> None:
     data = pack(chunks, 5)
     assert data is not None and unpack(data, 5) == [*chunks, None]
     for at in range(len(data)):
-        with pytest.raises(ValueError, match="checksum|shard"):
+        with pytest.raises(ValueError, match=r"checksum|shard"):
             unpack(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :], 5)
     with pytest.raises(ValueError, match="shorter"):
         unpack(data[:50], 5)

@@ -9,39 +9,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sized
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from cluster.vectors import F32
-
 K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Sized)
 R = TypeVar("R")
 
 
 @dataclass
-class _Lane(Generic[R]):
+class _Lane(Generic[V, R]):
     """Queries of one kind: those waiting, and how many batches are in flight."""
 
-    waiting: deque[tuple[F32, asyncio.Future[tuple[R, slice]]]] = field(default_factory=deque)
+    waiting: deque[tuple[V, asyncio.Future[tuple[R, slice]]]] = field(default_factory=deque)
     flying: int = 0
 
 
-class Batcher(Generic[K, R]):
-    """Runs `search(key, vectors)` on gathered batches of at most `rows` vectors, `flights` of a key at a time."""
+class Batcher(Generic[K, V, R]):
+    """Runs `search(key, items)` on gathered batches of at most `rows` items, `flights` of a key at a time.
 
-    def __init__(self, search: Callable[[K, F32], Awaitable[R]], rows: int = 1024, flights: int = 1) -> None:
-        self._search, self._rows, self._flights = search, rows, flights
-        self._lanes: dict[K, _Lane[R]] = {}
+    join: puts what several callers gave behind one another; arrays along their first axis unless it says otherwise.
+    """
+
+    def __init__(
+        self, search: Callable[[K, V], Awaitable[R]], rows: int = 1024, flights: int = 1,
+        join: Callable[[list[Any]], Any] = np.concatenate,
+    ) -> None:  # fmt: skip
+        self._search, self._rows, self._flights, self._join = search, rows, flights, join
+        self._lanes: dict[K, _Lane[V, R]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, key: K, vectors: F32) -> tuple[R, slice]:
-        """The result of a batch that these vectors (q, dim) were part of, and their place in it."""
+    async def submit(self, key: K, items: V) -> tuple[R, slice]:
+        """The result of a batch that these items were part of, and their place in it."""
         lane = self._lanes.setdefault(key, _Lane())
         future: asyncio.Future[tuple[R, slice]] = asyncio.get_running_loop().create_future()
-        lane.waiting.append((vectors, future))
+        lane.waiting.append((items, future))
         if lane.flying < self._flights:
             lane.flying += 1
             task = asyncio.create_task(self._fly(key, lane))
@@ -49,13 +54,14 @@ class Batcher(Generic[K, R]):
             task.add_done_callback(self._tasks.discard)
         return await future
 
-    async def _fly(self, key: K, lane: _Lane[R]) -> None:
+    async def _fly(self, key: K, lane: _Lane[V, R]) -> None:
         while lane.waiting:
             batch = self._gather(lane)
             if not batch:
                 continue
             try:
-                result = await self._search(key, np.concatenate([vectors for vectors, _ in batch]))
+                given = [items for items, _ in batch]
+                result = await self._search(key, given[0] if len(given) == 1 else self._join(given))
             except BaseException as error:
                 for _, future in batch:
                     if not future.done():
@@ -64,20 +70,20 @@ class Batcher(Generic[K, R]):
                     raise
                 continue
             at = 0
-            for vectors, future in batch:
+            for items, future in batch:
                 if not future.done():
-                    future.set_result((result, slice(at, at + len(vectors))))
-                at += len(vectors)
+                    future.set_result((result, slice(at, at + len(items))))
+                at += len(items)
         lane.flying -= 1
         if not lane.flying:
             self._lanes.pop(key, None)
 
-    def _gather(self, lane: _Lane[R]) -> list[tuple[F32, asyncio.Future[tuple[R, slice]]]]:
-        batch: list[tuple[F32, asyncio.Future[tuple[R, slice]]]] = []
+    def _gather(self, lane: _Lane[V, R]) -> list[tuple[V, asyncio.Future[tuple[R, slice]]]]:
+        batch: list[tuple[V, asyncio.Future[tuple[R, slice]]]] = []
         rows = 0
         while lane.waiting and (not batch or rows + len(lane.waiting[0][0]) <= self._rows):
-            vectors, future = lane.waiting.popleft()
+            items, future = lane.waiting.popleft()
             if not future.done():  # its client has left
-                batch.append((vectors, future))
-                rows += len(vectors)
+                batch.append((items, future))
+                rows += len(items)
         return batch

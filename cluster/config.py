@@ -26,18 +26,26 @@ class CollectionConfig(_Part):
     """A collection to serve.
 
     tier: used by queries that name none; auto takes the best one built. groups: shard groups, each a deployment of its
-    own; default one for each shard of the largest index. replicas: of every group. placement: `ingress` searches in the
-    process that answers HTTP, `shards` in deployments; auto takes ingress for one replica whose indexes fit
-    `ingress_bytes`.
+    own; default one for each shard of the largest index. replicas: of every group; with max_replicas, the least there
+    are, and Serve adds more by load. placement: `ingress` searches in the process that answers HTTP, `shards` in
+    deployments; auto takes ingress for one replica whose indexes fit `ingress_bytes`.
     """
 
     name: str = Field(pattern=NAME)
     url: str = Field(min_length=1)
-    tier: Literal["auto", "exact", "ivfpq", "hnsw"] = "auto"
+    tier: Literal["auto", "exact", "cold", "ivfpq", "hnsw"] = "auto"
     groups: int | None = Field(default=None, ge=1, le=4096)
     replicas: int = Field(default=1, ge=1, le=1024)
+    max_replicas: int | None = Field(default=None, ge=1, le=1024)
     placement: Literal["auto", "ingress", "shards"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+
+
+class ModelConfig(_Part):
+    """An archived model to describe, and to stream tensors from."""
+
+    name: str = Field(pattern=NAME)
+    url: str = Field(min_length=1)
 
 
 class EncoderConfig(_Part):
@@ -45,6 +53,7 @@ class EncoderConfig(_Part):
 
     model: str = Field(min_length=1)
     replicas: int = Field(default=1, ge=1, le=1024)
+    max_replicas: int | None = Field(default=None, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
     max_tokens: int = Field(default=0, ge=0, le=1 << 20, description="longer texts are cut; 0 takes the model's limit")
 
@@ -59,26 +68,46 @@ class Limits(_Part):
     text_chars: int = Field(default=100_000, ge=1)
     body_seconds: float = Field(default=30.0, gt=0, description="to receive a body")
     search_seconds: float = Field(default=60.0, gt=0, description="for a shard to answer")
+    head_seconds: float = Field(default=20.0, gt=0, description="to receive the head of a request")
     waiting: int = Field(default=1024, ge=1, description="requests at once; further ones get 503 with Retry-After")
+    queued: int = Field(default=256, ge=1, description="searches that wait for a shard group; further ones get 503")
+    pictures: int = Field(default=2, ge=1, description="pictures of tensors drawn at once; further ones wait")
 
 
 class ServeConfig(_Part):
     """The whole service."""
 
-    collections: tuple[CollectionConfig, ...] = Field(min_length=1)
+    collections: tuple[CollectionConfig, ...] = ()
+    models: tuple[ModelConfig, ...] = ()
     encoder: EncoderConfig | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
     keys: str | None = Field(default=None, description="file of API keys, see cluster.auth; needed beyond loopback")
+    ingress: Literal["auto", "direct", "haproxy", "proxy"] = Field(default="auto", description="see cluster.ingress")
     ingress_replicas: int = Field(default=1, ge=1, le=1024)
     ingress_bytes: int = Field(default=1 << 30, ge=0, description="indexes up to this size may live in the ingress")
+    refresh_seconds: float = Field(
+        default=2.0,
+        ge=0,
+        description="between looks at storage for new indexes and for rows written elsewhere; 0 never",
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")
     def _consistent(self) -> ServeConfig:
-        names = [item.name for item in self.collections]
+        names = [item.name for item in (*self.collections, *self.models)]
+        if not names:
+            raise ValueError("there is nothing to serve: name `collections` or `models`")
         if len(set(names)) != len(names):
-            raise ValueError("two collections have the same name")
+            raise ValueError("two collections or models have the same name")
+        if self.ingress == "direct" and self.ingress_replicas > 1:
+            raise ValueError("ingress: direct takes one replica a node: leave ingress_replicas at 1, or take haproxy")
+        bounded: list[CollectionConfig | EncoderConfig] = [*self.collections]
+        if self.encoder is not None:
+            bounded.append(self.encoder)
+        for part in bounded:
+            if part.max_replicas is not None and part.max_replicas < part.replicas:
+                raise ValueError(f"max_replicas is {part.max_replicas}, fewer than replicas, {part.replicas}")
         if self.keys is None and not _loopback(self.host):
             raise ValueError(f"{self.host} is not loopback, so `keys` must name a file of API keys")
         return self
@@ -116,10 +145,11 @@ def parse_config(body: Any, where: str = "serve config", base: Path | None = Non
     except ValidationError as error:
         raise _explained(error, where) from None
     base = base or Path.cwd()
-    collections = tuple(item.model_copy(update={"url": _absolute(item.url, base)}) for item in config.collections)
-    return config.model_copy(
-        update={"collections": collections, "keys": _absolute(config.keys, base) if config.keys else None}
-    )
+    update: dict[str, Any] = {
+        kind: tuple(item.model_copy(update={"url": _absolute(item.url, base)}) for item in getattr(config, kind))
+        for kind in ("collections", "models")
+    }
+    return config.model_copy(update=update | {"keys": _absolute(config.keys, base) if config.keys else None})
 
 
 def _explained(error: ValidationError, where: str) -> HilbertflowError:
@@ -135,7 +165,9 @@ def _explained(error: ValidationError, where: str) -> HilbertflowError:
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
-    parts: dict[str, type[BaseModel]] = {"collections": CollectionConfig, "encoder": EncoderConfig, "limits": Limits}
+    parts: dict[str, type[BaseModel]] = {
+        "collections": CollectionConfig, "models": ModelConfig, "encoder": EncoderConfig, "limits": Limits
+    }  # fmt: skip
     return sorted((parts[str(place[0])] if place else ServeConfig).model_fields)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from cluster.results import Results
@@ -31,9 +33,14 @@ class Metrics:
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
 
-    def describe(self, service: CollectionService) -> None:
-        """Record what is known of a collection when it is opened."""
-        self.rows.labels(service.name, service.collection.fingerprint[:12]).set(service.collection.count)
+    def describe(self, service: CollectionService, instead: CollectionService | None = None) -> None:
+        """Record what is known of a collection when it is opened, perhaps instead of an older version of it."""
+        if instead is not None:
+            self.rows.remove(instead.name, instead.version)
+            for tier in instead.about()["indexes"]:
+                with contextlib.suppress(KeyError):
+                    self.recall.remove(instead.name, tier)
+        self.rows.labels(service.name, service.version).set(service.collection.count)
         for tier, about in service.about()["indexes"].items():
             if about["recall_at_10"] is not None:
                 self.recall.labels(service.name, tier).set(about["recall_at_10"])

@@ -81,11 +81,12 @@ class CollectionService:
 
     def __init__(
         self, name: str, collection: CollectionArchive, builds: dict[str, Build], backends: Sequence[Backend],
-        tier: str | None = None, timeout: float = 60.0,
+        tier: str | None = None, timeout: float = 60.0, version: str = "",
     ) -> None:  # fmt: skip
         self.name, self.collection, self.builds, self.tier = name, collection, builds, tier
+        self.version = version or collection.fingerprint[:12]
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)
-        self._batcher: Batcher[Query, Merged] = Batcher(self._fan_out)
+        self._batcher: Batcher[Query, F32, Merged] = Batcher(self._fan_out)
 
     def checked(self, vectors: Any, query: Query) -> tuple[F32, Query, Choice]:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
@@ -141,7 +142,8 @@ class CollectionService:
         return {
             "name": self.name, "count": self.collection.count, "dim": self.collection.dim,
             "metric": self.collection.metric, "tiers": list(available(self.builds)), "tier": self.tier or "auto",
-            "groups": len(self._backends), "fingerprint": self.collection.fingerprint, "indexes": indexes,
+            "groups": len(self._backends), "fingerprint": self.collection.fingerprint, "version": self.version,
+            "indexes": indexes,
             "columns": {field.name: str(field.type) for field in schema},
         }  # fmt: skip
 

@@ -1,42 +1,92 @@
-"""What one ingress process serves, and who may ask for it."""
+"""What one ingress process serves, who may ask for it, and how newer versions take the place of older ones."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 
 from cluster.auth import Key, Keys
+from cluster.batcher import Batcher
 from cluster.config import Limits
 from cluster.metrics import Metrics
+from cluster.models import ModelService
 from cluster.problems import Refused
 from cluster.service import CollectionService
 from cluster.vectors import F32
 from operators.errors import HilbertflowError
 
 Encode = Callable[[list[str]], Awaitable[F32]]
+Reopen = Callable[[CollectionService], CollectionService | None]
+
+ENCODED = 64  # texts that go to an encoder at once: those that came while the last ones were encoded
+
+_log = logging.getLogger("hilbertflow.serve")
 
 
 @dataclass
 class Services:
-    """Collections by name, with the limits and keys that guard them.
+    """Collections and models by name, with the limits and keys that guard them.
 
     encode: texts to (n, dim) query vectors; None without an encoder. encodable: collections whose rows it made.
+    reopen: blocking; gives a service for what lies on storage now, None when that is what is served. refresh_seconds:
+    between two looks; 0 never looks by itself.
     """
 
-    collections: Mapping[str, CollectionService]
+    collections: dict[str, CollectionService]
+    models: dict[str, ModelService] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
     encode: Encode | None = None
     encodable: frozenset[str] = frozenset()
     keys: Keys | None = None
     metrics: Metrics = field(default_factory=Metrics)
     active: int = 0
+    reopen: Reopen | None = None
+    refresh_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        self.pictures = asyncio.Semaphore(self.limits.pictures)
+        self._swapping = asyncio.Lock()
+        self._texts: Batcher[str, list[str], F32] = Batcher(
+            self._encoded, rows=ENCODED, flights=2, join=lambda lists: [text for texts in lists for text in texts]
+        )
         for service in self.collections.values():
             self.metrics.describe(service)
+
+    async def refresh(self, name: str) -> bool:
+        """Serve the newest version of a collection; True when it is another one than before.
+
+        The newer one takes over when all its shards are loaded; queries in flight end on the version they began with.
+        """
+        if self.reopen is None:
+            return False
+        async with self._swapping:
+            old = self.collections[name]
+            new = await asyncio.to_thread(self.reopen, old)
+            if new is None:
+                return False
+            missing = await new.missing()
+            if missing and not await old.missing():
+                _log.warning("%s: groups %s did not load the new version; the old one stays", name, missing)
+                return False
+            self.collections[name] = new
+            self.metrics.describe(new, old)
+            return True
+
+    async def watch(self) -> None:
+        """Refresh every collection again and again; a fault is logged and the old version goes on."""
+        while self.refresh_seconds:
+            await asyncio.sleep(self.refresh_seconds)
+            for name in list(self.collections):
+                try:
+                    await self.refresh(name)
+                except Exception as error:
+                    _log.warning("%s was not refreshed: %s", name, error)
 
     def key(self, request: Request) -> Key | None:
         """The caller's key; None where keys are not used. Raises 401 for a missing or unknown one."""
@@ -58,6 +108,37 @@ class Services:
         if service is None:
             raise Refused(404, f"there is no collection {name[:80]!r}", remedy="GET /v1/collections lists them")
         return service
+
+    def everything(self, request: Request) -> None:
+        """Raises 401 or 403 unless the caller may read everything."""
+        key = self.key(request)
+        if key is not None and not key.allows("read", "*"):
+            raise Refused(403, f"key {key.name!r} may not read everything", remedy="use a key with the scope read:*")
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request that does work; raises 503 when there are too many at once."""
+        if self.active >= self.limits.waiting:
+            raise Refused(503, "too many requests at once", remedy="send it again", headers={"Retry-After": "1"})
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+
+    def model(self, request: Request, name: str) -> ModelService:
+        """The model, if the caller may read it; raises 401, 403 or 404."""
+        key = self.key(request)
+        if key is not None and not key.allows("read", name):
+            raise Refused(403, f"key {key.name!r} may not read {name[:80]!r}")
+        if name not in self.models:
+            raise Refused(404, f"there is no model {name[:80]!r}", remedy="GET /v1/models lists them")
+        return self.models[name]
+
+    def readable_models(self, request: Request) -> list[ModelService]:
+        """The models that the caller may read."""
+        key = self.key(request)
+        return [item for item in self.models.values() if key is None or key.allows("read", item.name)]
 
     def readable(self, request: Request) -> list[CollectionService]:
         """The collections that the caller may read."""
@@ -83,4 +164,9 @@ class Services:
         longest = max(map(len, texts))
         if longest > self.limits.text_chars:
             raise Refused(413, f"a text has {longest} characters; the limit is {self.limits.text_chars}")
+        vectors, place = await self._texts.submit("text", texts)
+        return vectors[place]
+
+    async def _encoded(self, _: str, texts: list[str]) -> F32:
+        assert self.encode is not None
         return await self.encode(texts)

@@ -156,13 +156,13 @@ def serve(docs: CollectionArchive) -> list[str]:
     """Step 5: the same over HTTP."""
     import httpx
 
-    from cluster import serve_app
+    from cluster import running
     from cluster.config import ServeConfig
 
     step(5, "serve the collection on loopback and ask the same over HTTP")
     collections = [{"name": "docs", "url": docs.url}]
     config = ServeConfig.model_validate({"collections": collections, "encoder": {"model": docs.encoder}, "port": 0})
-    app = serve_app.start(config)
+    app = running.start(config)
     try:
         question = {"texts": [QUESTION], "k": RECALL_AT}
         answer = httpx.post(f"{app.url}/v1/collections/docs/search", json=question, timeout=120)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +17,7 @@ from storage.archive import Level
 from storage.collection import CollectionArchive
 from storage.fs import Location
 from storage.model import ModelArchive
+from storage.tensor_file import TensorFile, safetensors_header
 
 Tick = Callable[[int, int], None]
 BATCH_ROWS = 8192
@@ -36,12 +35,10 @@ def restore(url: str, out: str, level: Level = "exact", tensor: str | None = Non
     suffix = Path(out).suffix
     if isinstance(handle, ModelArchive):
         if tensor is None and suffix == ".safetensors":
-            return _write(out, lambda file: _safetensors(handle, list(handle), level, file, tick))
+            return _write(out, lambda file: _safetensors(handle, level, file, tick))
         if tensor is not None and suffix in (".safetensors", ".npy"):
-            chosen = handle[tensor].place.name
-            if suffix == ".safetensors":
-                return _write(out, lambda file: _safetensors(handle, [chosen], level, file, tick))
-            return _write(out, lambda file: _npy_tensor(handle, chosen, level, file))
+            chosen = TensorFile(handle[tensor], level, "npy" if suffix == ".npy" else "safetensors")
+            return _write(out, lambda file: _tensor(chosen, file, tick))
         raise HilbertflowError(
             f"a model does not restore to {suffix or 'a file without suffix'}", where=out,
             remedy="use OUT.safetensors, or --tensor NAME and OUT.npy",
@@ -65,21 +62,19 @@ def _write(out: str, fill: Callable[[BinaryIO], None]) -> int:
     return place.size()
 
 
-def _safetensors(handle: ModelArchive, names: list[str], level: Level, file: BinaryIO, tick: Tick | None) -> None:
+def _safetensors(handle: ModelArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
     metadata = handle.attributes.get("metadata")
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
-    for name in names:
+    for name in handle:
         place = handle[name].place
         header[name] = {
             "dtype": place.dtype, "shape": list(place.shape), "data_offsets": [offset, offset + place.nbytes]
         }  # fmt: skip
         offset += place.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
+    file.write(safetensors_header(header))
     done = 0
-    for piece in _all_bytes(handle, level) if len(names) == len(handle) else handle[names[0]].as_bytes(level):
+    for piece in _all_bytes(handle, level):
         file.write(piece)
         done += len(piece)
         if tick:
@@ -93,19 +88,13 @@ def _all_bytes(handle: ModelArchive, level: Level) -> Iterator[memoryview]:
         yield np.ascontiguousarray(round_to(piece, place.dtype) if lossy else piece).data.cast("B")
 
 
-def _npy_tensor(handle: ModelArchive, name: str, level: Level, file: BinaryIO) -> None:
-    tensor = handle[name]
-    if tensor.dtype.startswith(("BF", "F8")):
-        # NumPy has no name for these: their exact values as float32.
-        _npy_header(file, np.dtype(np.float32), tensor.shape)
-        for values in tensor.values(level):
-            file.write(values.tobytes())
-        return
-    lossy = level != "exact" and not tensor.place.opaque
-    dtype = np.dtype(np.float32) if lossy else tensor.read(level, rows=slice(0, 0)).dtype
-    _npy_header(file, dtype, tensor.shape)
-    for piece in tensor.chunks(level, 0, tensor.place.words):
-        file.write(piece.tobytes())
+def _tensor(chosen: TensorFile, file: BinaryIO, tick: Tick | None) -> None:
+    done = 0
+    for piece in chosen.read():
+        file.write(piece)
+        done += len(piece)
+        if tick:
+            tick(done, chosen.size)
 
 
 def _npy_rows(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:

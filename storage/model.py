@@ -137,9 +137,9 @@ class Tensor:
             lossy = level != "exact" and not self.place.opaque
             yield (round_to(part, self.dtype) if lossy else part).tobytes()
 
-    def values(self, level: Level) -> Iterator[npt.NDArray[np.float32]]:
-        """Consecutive pieces as float32; for float dtypes only."""
-        for part in self.chunks(level, 0, self.place.words):
+    def values(self, level: Level, most: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
+        """Consecutive pieces as float32, of all values or the first ``most``; for float dtypes only."""
+        for part in self.chunks(level, 0, self.place.words if most is None else most):
             yield part if part.dtype == np.float32 else to_float32(part, self.dtype)
 
     def chunks(self, level: Level, low: int, high: int) -> Iterator[npt.NDArray[Any]]:

@@ -18,7 +18,7 @@ def serve(
 
     Runs until it is interrupted.
     """
-    from cluster.serve_app import run_forever
+    from cluster.running import run_forever
 
     run_forever(config)
 

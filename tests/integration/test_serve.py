@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import yaml
 
+from cluster import running as serving
 from cluster import serve_app
 from cluster.build import build_indexes
 from cluster.client import AsyncClient, Client
@@ -41,20 +42,20 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> SearchEngine:
 
 
 @pytest.fixture(scope="module")
-def service(ray_session: None, engine: SearchEngine) -> Iterator[serve_app.Running]:
+def service(ray_session: None, engine: SearchEngine) -> Iterator[serving.Running]:
     """The collection twice: searched in the ingress, and in two shard deployments of two replicas."""
     url = engine.collection.url
     collections = [
         {"name": "here", "url": url, "placement": "ingress"},
         {"name": "apart", "url": url, "placement": "shards", "replicas": 2},
     ]
-    running = serve_app.start({"collections": collections, "port": 0})
+    running = serving.start({"collections": collections, "port": 0})
     yield running
     running.stop()
 
 
 @pytest.mark.parametrize("name", ["here", "apart"])
-def test_http_gives_the_engines_answers(service: serve_app.Running, engine: SearchEngine, name: str) -> None:
+def test_http_gives_the_engines_answers(service: serving.Running, engine: SearchEngine, name: str) -> None:
     """Each tier, with a filter, by JSON and by the client: the same ids in the same order."""
     with Client(service.url) as client:
         for tier, text in (("exact", None), ("hnsw", None), ("exact", "lines < 100"), ("hnsw", "lines < 100")):
@@ -71,7 +72,7 @@ def test_http_gives_the_engines_answers(service: serve_app.Running, engine: Sear
             assert not found.partial
 
 
-def test_the_state_of_the_service(service: serve_app.Running) -> None:
+def test_the_state_of_the_service(service: serving.Running) -> None:
     """Ready, described, counted, with a page."""
     with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as http:
         assert http.get("/readyz").json() == {"ready": True, "missing_groups": {}}
@@ -83,7 +84,7 @@ def test_the_state_of_the_service(service: serve_app.Running) -> None:
         assert http.get("/v1/collections/other").status_code == 404
 
 
-def test_refusals_reach_the_client(service: serve_app.Running) -> None:
+def test_refusals_reach_the_client(service: serving.Running) -> None:
     """Problem documents become errors that say what to do."""
     with Client(service.url) as client:
         for options, message in (
@@ -100,7 +101,7 @@ def test_refusals_reach_the_client(service: serve_app.Running) -> None:
         nobody.collections()
 
 
-def test_many_clients_at_once(service: serve_app.Running, engine: SearchEngine) -> None:
+def test_many_clients_at_once(service: serving.Running, engine: SearchEngine) -> None:
     """200 single queries over 16 connections: each gets its own answer."""
     queries = clustered(200, DIM, seed=11)
     expected = engine.search(queries, 5, "hnsw").ids.tolist()
@@ -118,7 +119,7 @@ def test_many_clients_at_once(service: serve_app.Running, engine: SearchEngine) 
     assert asyncio.run(run()) == expected
 
 
-def test_a_killed_replica_costs_no_answer(service: serve_app.Running, engine: SearchEngine) -> None:
+def test_a_killed_replica_costs_no_answer(service: serving.Running, engine: SearchEngine) -> None:
     """A shard's replica killed under load: every answer is right, or marked partial, or a retryable 503."""
     import ray
 
@@ -142,22 +143,22 @@ def test_a_killed_replica_costs_no_answer(service: serve_app.Running, engine: Se
     assert whole >= 55
 
 
-def test_a_taken_port_is_refused(service: serve_app.Running, engine: SearchEngine) -> None:
+def test_a_taken_port_is_refused(service: serving.Running, engine: SearchEngine) -> None:
     """Before anything starts."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(HilbertflowError, match=f"cannot listen on port {port}"):
-            serve_app.start({"collections": [{"name": "a", "url": engine.collection.url}], "port": port})
+            serving.start({"collections": [{"name": "a", "url": engine.collection.url}], "port": port})
 
 
 def test_what_cannot_be_served_is_refused(engine: SearchEngine, tmp_path: Path) -> None:
     """A missing archive, a tier that is not built: one line, before Ray starts."""
     with pytest.raises(HilbertflowError, match="no archive here"):
-        serve_app.start({"collections": [{"name": "a", "url": str(tmp_path)}], "port": 0})
+        serving.start({"collections": [{"name": "a", "url": str(tmp_path)}], "port": 0})
     with pytest.raises(HilbertflowError, match="'ivfpq' is not built"):
-        serve_app.start({"collections": [{"name": "a", "url": engine.collection.url, "tier": "ivfpq"}], "port": 0})
+        serving.start({"collections": [{"name": "a", "url": engine.collection.url, "tier": "ivfpq"}], "port": 0})
 
 
 def test_the_command_serves_until_it_is_told_to_stop(engine: SearchEngine, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_the_command_serves_until_it_is_told_to_stop(engine: SearchEngine, tmp_p
         port = probe.getsockname()[1]
     config = tmp_path / "serve.yaml"
     config.write_text(yaml.safe_dump({"collections": [{"name": "rows", "url": engine.collection.url}], "port": port}))
-    command = f"from cluster.serve_app import run_forever; run_forever({str(config)!r})"
+    command = f"from cluster.running import run_forever; run_forever({str(config)!r})"
     environment = os.environ | {"RAY_ADDRESS": ""}
     with subprocess.Popen(
         [sys.executable, "-c", command],

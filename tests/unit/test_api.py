@@ -403,7 +403,7 @@ def test_queries_in_flight_gather_the_next_batch() -> None:
                 raise ValueError("no")
             return vectors * 2
 
-        batcher: Batcher[str, F32] = Batcher(search, rows=8)
+        batcher: Batcher[str, F32, F32] = Batcher(search, rows=8)
         asks = [asyncio.create_task(batcher.submit("a", np.full((1, 2), i, np.float32))) for i in range(12)]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -444,8 +444,8 @@ def test_configurations(tmp_path: Path) -> None:
         ({"collections": []}, "collections"),
         ({"collections": [{"name": "a", "url": "x", "replica": 2}]}, "did you mean 'replicas'"),
         ({"collections": [{"name": "../a", "url": "x"}]}, r"collections\.0\.name"),
-        ({"collections": [{"name": "a", "url": "x", "tier": "cold"}]}, "tier"),
-        ({"collections": [{"name": "a", "url": "x"}] * 2}, "two collections have the same name"),
+        ({"collections": [{"name": "a", "url": "x", "tier": "warm"}]}, "tier"),
+        ({"collections": [{"name": "a", "url": "x"}] * 2}, "two collections or models have the same name"),
         ({"host": "0.0.0.0"}, "not loopback"), ({"host": "example.org"}, "not loopback"),
         ({"limits": {"bytes": 3}}, "did you mean 'body_bytes'|there is"), ({"encoder": {}}, r"encoder\.model"),
     ],

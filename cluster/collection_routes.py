@@ -1,0 +1,80 @@
+"""HTTP routes over collections: what is served, and the newest version of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic import BaseModel, Field
+
+from cluster.problems import RESPONSES
+from cluster.search_route import Collection
+from cluster.services import Services
+
+
+class IndexAbout(BaseModel):
+    """An index over a collection."""
+
+    build: str = Field(description="Name of the build.")
+    shards: int = Field(description="Files that it is made of; each can be searched in a process of its own.")
+    bytes: int = Field(description="Bytes of its files.")
+    settings: dict[str, int] = Field(description="Search settings that tuning found; empty for the kind's defaults.")
+    recall_at_10: float | None = Field(description="Set recall against the exact scan when it was tuned; null if not.")
+
+
+class CollectionAbout(BaseModel):
+    """A served collection."""
+
+    name: str = Field(description="Its name here.", examples=["docs"])
+    count: int = Field(description="Rows.")
+    dim: int = Field(description="Values of a vector.")
+    metric: str = Field(description="ip, cosine (higher scores are better) or l2 (squared distance, lower is better).")
+    tiers: list[str] = Field(description="Tiers that can answer now.")
+    tier: str = Field(description="The tier of queries that name none; auto takes the best that is built.")
+    groups: int = Field(description="Shard groups that a query is sent to.")
+    fingerprint: str = Field(description="Hash of what the archived rows derive from.")
+    version: str = Field(description="The archive and the indexes that answer now.")
+    indexes: dict[str, IndexAbout] = Field(description="Built indexes, by tier.")
+    columns: dict[str, str] = Field(description="Metadata columns and their Arrow types, for filters.")
+
+
+class CollectionList(BaseModel):
+    """All collections that the caller may read."""
+
+    collections: list[CollectionAbout] = Field(description="In the order of the configuration.")
+
+
+class Reloaded(BaseModel):
+    """What a reload did."""
+
+    swapped: bool = Field(description="True when another version answers now than before.")
+    version: str = Field(description="The version that answers now.")
+
+
+def collection_routes(app: FastAPI, services: Services) -> None:
+    """Add `/v1/collections…`."""
+    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404)}
+
+    @app.get("/v1/collections", summary="List the collections", tags=["collections"], responses={401: RESPONSES[401]})
+    async def collections(request: Request) -> CollectionList:
+        """Those that the caller may read."""
+        return CollectionList(collections=[CollectionAbout(**item.about()) for item in services.readable(request)])
+
+    @app.get("/v1/collections/{c}", summary="Describe a collection", tags=["collections"], responses=few)
+    async def collection(c: Collection, request: Request) -> CollectionAbout:
+        """Rows, dimension, metric, metadata columns, tiers and indexes."""
+        return CollectionAbout(**services.collection(request, c).about())
+
+    @app.post(
+        "/v1/collections/{c}/reload", summary="Take up the newest version", tags=["collections"],
+        responses={**few, 503: RESPONSES[503]},
+    )  # fmt: skip
+    async def reload(c: Collection, request: Request) -> Reloaded:
+        """Look at storage now instead of at the next `refresh_seconds`; needs the scope admin.
+
+        Queries in flight end on the version they began with. With several ingress replicas the others follow by
+        themselves.
+        """
+        services.collection(request, c, "admin")
+        swapped = await services.refresh(c)
+        return Reloaded(swapped=swapped, version=services.collections[c].version)

@@ -1,0 +1,195 @@
+"""HTTP routes over archived models: descriptions, tensors streamed at any level, pictures of their planes."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel, Field
+
+from cluster.models import MEDIA, ModelService
+from cluster.problems import RESPONSES, Refused
+from cluster.services import Services
+
+PIECE = 1 << 20  # a tensor goes out in pieces of about this many bytes, each decoded when the last one was taken
+
+Name = Annotated[str, Path(description="Name of the model, as `GET /v1/models` lists it.", examples=["minilm"])]
+TensorName = Annotated[str, Path(description="Name of the tensor, as the checkpoint spells it.")]
+LevelName = Annotated[
+    str,
+    Query(
+        max_length=16,
+        description="Fidelity: a level's number from 0, or `exact`, the source's own bits. Left out, the finest.",
+    ),
+]
+
+Rows = Annotated[
+    str,
+    Query(
+        max_length=64,
+        examples=["0:16"],
+        description="Leading-dimension rows as FIRST:LAST, the last not included; either may be left out.",
+    ),
+]
+Kind = Annotated[
+    Literal["safetensors", "npy"],
+    Query(description="`safetensors` keeps the dtype; `npy` is float32 where NumPy lacks it, and below exact."),
+]
+
+
+class ModelAbout(BaseModel):
+    """An archived model."""
+
+    name: str = Field(description="Its name here.", examples=["minilm"])
+    tensors: int = Field(description="How many tensors it has.")
+    parameters: int = Field(description="How many values they hold.")
+    dtypes: list[str] = Field(description="Their types, in the spelling of safetensors.")
+    source_bytes: int = Field(description="Bytes of the tensors in the source.")
+    archive_bytes: int = Field(description="Bytes of the archive, all levels.")
+    fingerprint: str = Field(description="Hash of the source's content and of how it was archived.")
+    levels: list[str] = Field(description="Levels that can be asked for, coarse to fine.")
+    level_bytes: dict[str, int] = Field(description="Bytes of every array of the archive; a level adds its own.")
+    quality: dict[str, float] = Field(description="Signal-to-noise ratio in dB of the levels below exact.")
+
+
+class ModelList(BaseModel):
+    """All models that the caller may read."""
+
+    models: list[ModelAbout] = Field(description="In the order of the configuration.")
+
+
+class TensorAbout(BaseModel):
+    """One tensor."""
+
+    name: str = Field(description="As the checkpoint spells it.")
+    kind: str = Field(description="embedding, attention, mlp, norm, head or other.")
+    dtype: str = Field(description="In the spelling of safetensors.")
+    shape: list[int] = Field(description="Lengths of its dimensions.")
+    bytes: int = Field(description="Bytes in the source.")
+    exact_at_every_level: bool = Field(description="Small tensors and integers are.")
+
+
+class ModelWhole(ModelAbout):
+    """An archived model with its tensors."""
+
+    tensor_list: list[TensorAbout] = Field(description="In order of position.")
+
+
+_FILES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}
+                                                  for kind in MEDIA.values()}},
+    206: {"description": "The bytes of `Range` (level exact only; elsewhere it is not honoured)."},
+    304: {"description": "`If-None-Match` names the file as it is."},
+    416: RESPONSES[422] | {"description": "No byte lies in `Range`."},
+}  # fmt: skip
+
+
+def model_routes(app: FastAPI, services: Services) -> None:
+    """Add `/v1/models…`."""
+    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
+
+    def tensor_of(m: str, t: str, request: Request) -> ModelService:
+        """The model, if it has this tensor."""
+        chosen = services.model(request, m)
+        if t not in chosen.archive.layout.by_name:
+            near = difflib.get_close_matches(t[:200], chosen.archive.names, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"GET /v1/models/{m} lists them"
+            raise Refused(404, f"model {m!r} has no tensor {t[:200]!r}", remedy=remedy)
+        return chosen
+
+    @app.get("/v1/models", summary="List the models", tags=["models"], responses={401: RESPONSES[401]})
+    async def models(request: Request) -> ModelList:
+        """Those that the caller may read."""
+        found = [await asyncio.to_thread(lambda m=m: m.about) for m in services.readable_models(request)]
+        return ModelList(models=[ModelAbout(**about) for about in found])
+
+    @app.get("/v1/models/{m}", summary="Describe a model", tags=["models"], responses=few)
+    async def model(m: Name, request: Request) -> ModelWhole:
+        """Sizes by level, and its tensors."""
+        chosen = services.model(request, m)
+        about, tensors = await asyncio.to_thread(lambda: (chosen.about, chosen.tensors))
+        return ModelWhole(**about, tensor_list=tensors)  # type: ignore[arg-type]
+
+    @app.get(
+        "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],
+        response_class=Response, responses={**few, 200: {"description": "A picture.", "content": {"image/png": {}}}},
+    )  # fmt: skip
+    async def planes(m: Name, t: TensorName, request: Request, level: LevelName = "") -> Response:
+        """The first 64 planes side by side, each of side² consecutive values along the Hilbert curve; grey is zero."""
+        chosen = tensor_of(m, t, request)
+        async with services.pictures:
+            data = await asyncio.to_thread(chosen.picture, t, level)
+        return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+    @app.get(
+        "/v1/models/{m}/tensors/{t:path}", summary="Read a tensor", tags=["models"],
+        response_class=Response, responses={**few, **_FILES},
+    )  # fmt: skip
+    async def tensor(
+        m: Name, t: TensorName, request: Request, level: LevelName = "", rows: Rows = "", format: Kind = "safetensors"
+    ) -> Response:  # fmt: skip
+        """A file streamed as it is decoded. At level exact the bytes never change, and `Range` is honoured."""
+        chosen = tensor_of(m, t, request)
+        file = await asyncio.to_thread(chosen.file, t, level, rows, format)
+        headers = {
+            "Cache-Control": "private, max-age=3600", "ETag": chosen.tag(file),
+            "Content-Disposition": f'attachment; filename="{_safe(t)}.{format}"',
+            "Accept-Ranges": "bytes" if file.level == "exact" else "none",
+        }  # fmt: skip
+        if headers["ETag"] in request.headers.get("If-None-Match", ""):
+            return Response(status_code=304, headers=headers)
+        start, stop, status = 0, file.size, 200
+        asked = request.headers.get("Range", "") if file.level == "exact" else ""
+        if asked and request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+            found = byte_range(asked, file.size)
+            if found is not None:
+                start, stop, status = *found, 206
+                headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+        headers["Content-Length"] = str(stop - start)
+        return StreamingResponse(
+            _stream(file.read(start, stop)), status_code=status, headers=headers, media_type=MEDIA[format]
+        )  # fmt: skip
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """First and last + 1 of `bytes=a-b`, `a-` or `-n`; None where it says nothing we follow. Raises 416."""
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", header.strip())
+    if match is None or match.groups() == ("", ""):
+        return None  # several ranges, other units: the whole file is a right answer too
+    first, last = match.groups()
+    if first:
+        start, stop = int(first), min(int(last) + 1, size) if last else size
+        if last and int(last) < int(first):
+            return None
+    else:
+        start, stop = max(0, size - int(last)), size
+    if start >= stop:
+        raise Refused(
+            416, f"the file has {size} bytes", where="Range", headers={"Content-Range": f"bytes */{size}"}
+        )  # fmt: skip
+    return start, stop
+
+
+async def _stream(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Pieces of about a megabyte; each is made in a thread once the client has taken the last."""
+
+    def some() -> bytes:
+        held, size = [], 0
+        for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= PIECE:
+                break
+        return b"".join(held)
+
+    while piece := await asyncio.to_thread(some):
+        yield piece
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:100]

@@ -1,0 +1,112 @@
+"""The HTTP route that searches: vectors or texts in, answers out, in every form of `cluster.wire`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Request
+from fastapi.responses import Response, StreamingResponse
+
+from cluster.http_edge import accepted, whole_body
+from cluster.problems import RESPONSES, Refused
+from cluster.services import Services
+from cluster.wire import (
+    ARROW,
+    FLOATS,
+    INPUTS,
+    JSON,
+    NDJSON,
+    SearchOptions,
+    SearchRequest,
+    SearchResponse,
+    parse_request,
+    render,
+)
+
+Collection = Annotated[
+    str, Path(description="Name of the collection, as `GET /v1/collections` lists it.", examples=["docs"])
+]
+
+_BINARY = {"type": "string", "format": "binary"}
+_EXAMPLES = {
+    "text": {"summary": "by text", "value": {"texts": ["singular value decomposition"], "k": 5}},
+    "vector": {
+        "summary": "by vector (as many values as the collection has dimensions)",
+        "value": {"vectors": [[0.1, 0.2, 0.3]], "k": 5, "filter": "lines > 20"},
+    },
+}
+_REQUEST = {
+    "required": True,
+    "content": {
+        JSON: {"schema": SearchRequest.model_json_schema(), "examples": _EXAMPLES},
+        ARROW: {"schema": _BINARY | {"description": "A column `vector` (lists of float32) or `text`, a row a query."}},
+        FLOATS: {"schema": _BINARY | {"description": "float32, little-endian, queries * dim of them."}},
+    },
+}
+_OPTIONS = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": schema,
+        "description": schema.get("description", "") + " For Arrow and float32 bodies; JSON bodies hold it themselves.",
+    }
+    for name, schema in SearchOptions.model_json_schema()["properties"].items()
+]
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One answer a query, in the order asked.",
+        "content": {
+            NDJSON: {"schema": {"type": "string", "description": "One answer a line, streamed."}},
+            ARROW: {"schema": _BINARY | {"description": "Lists ids, scores, rows, and partial; a row a query."}},
+        },
+    }
+}
+
+
+def search_route(app: FastAPI, services: Services) -> None:
+    """Add `POST /v1/collections/{c}/search`."""
+
+    @app.post(
+        "/v1/collections/{c}/search",
+        summary="Find the rows nearest to one or many queries",
+        tags=["search"],
+        response_model=SearchResponse,
+        responses=RESPONSES | _ANSWER,
+        openapi_extra={"requestBody": _REQUEST, "parameters": _OPTIONS},
+    )
+    async def search(c: Collection, request: Request) -> Response:
+        """Queries are vectors (JSON arrays, base64, raw float32 or Arrow) or texts; answers JSON, NDJSON or Arrow.
+
+        A result is `partial` when a shard did not answer. NaN and infinity, another dimension, more queries or a larger
+        body than the service takes are refused.
+        """
+        services.collection(request, c)
+        kind = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
+        if kind not in INPUTS:
+            raise Refused(415, f"content type {kind[:80]!r} is not known", remedy=f"send {', '.join(INPUTS)}")
+        with services.admitted():
+            return await answer(c, kind, accepted(request.headers.get("Accept", "")), request)
+
+    async def answer(c: str, kind: str, output: str, request: Request) -> Response:
+        limits = services.limits
+        body = await whole_body(request, limits)
+        service = services.collections[c]
+        asked = parse_request(kind, body, dict(request.query_params), service.collection.dim)
+        queries, k = len(asked.vectors if asked.texts is None else asked.texts), asked.options.k
+        if queries > limits.queries or k > limits.k or queries * k > limits.answers:
+            raise Refused(
+                413,
+                f"{queries} queries of k = {k} are too many",
+                remedy=f"at most {limits.queries} queries, k {limits.k}, {limits.answers} answers in all",
+            )
+        query = asked.options.query()
+        vectors = asked.vectors if asked.texts is None else await services.vectors(c, asked.texts)
+        results = await service.search(vectors, query)
+        services.metrics.answered(c, results)
+        wanted = asked.options.metadata and output != ARROW
+        metadata = await service.metadata(results.rows) if wanted else None
+        pieces = render(output, results, metadata, asked.options.explain)
+        if output == NDJSON:
+            return StreamingResponse(pieces, media_type=output)
+        return Response(b"".join(pieces), media_type=output)

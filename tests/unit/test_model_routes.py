@@ -1,0 +1,211 @@
+"""Models over HTTP: what is told of them, tensors at any level and range, pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fastapi.testclient import TestClient
+from safetensors.numpy import load, save_file
+
+from cluster.api import build_api
+from cluster.auth import Keys, new_key
+from cluster.model_routes import byte_range
+from cluster.models import ModelService
+from cluster.problems import Refused
+from cluster.services import Services
+from operators.errors import HilbertflowError
+from pipelines.plan import make_plan
+from pipelines.recipe import Recipe
+from storage.spec import open_for_writing
+from storage.writer import finish, write_unit
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@pytest.fixture(scope="module")
+def source() -> Arrays:
+    """A large tensor, a half-precision one, a small one, integers, a scalar, a name with a slash."""
+    random = np.random.default_rng(5)
+    return {
+        "layer.0.weight": random.standard_normal((300, 128)).astype(np.float32),
+        "layer.1.weight": (random.standard_normal((200, 64)) / 7).astype(np.float16),
+        "blocks/0/bias": random.standard_normal(64).astype(np.float32),
+        "positions": np.arange(12, dtype=np.int64).reshape(4, 3),
+        "scale": np.array(0.5, np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, source: Arrays) -> ModelService:
+    """The tensors, archived."""
+    root = tmp_path_factory.mktemp("models")
+    save_file(source, root / "m.safetensors")
+    body = {
+        "name": "small",
+        "source": {"kind": "checkpoint", "path": str(root / "m.safetensors")},
+        "operators": [
+            {"kind": "hilbert_map", "side": 64}, {"kind": "quantize", "method": "uniform", "sqnr_db": 20},
+            {"kind": "layerize"}, {"kind": "frame_encode", "coder": "rans"},
+        ],
+        "sink": {"path": str(root / "archives"), "name": "small"},
+    }  # fmt: skip
+    recipe = Recipe.model_validate_json(json.dumps(body))
+    plan = make_plan(recipe)
+    open_for_writing(plan.spec)
+    for unit in range(plan.source.units):
+        batch = plan.source.read(unit)
+        for operator in plan.operators:
+            batch = operator.apply(batch)
+        write_unit(plan.spec, batch)
+    finish(plan.spec, plan.extra)
+    return ModelService.open("small", plan.spec.url)
+
+
+@pytest.fixture
+def client(service: ModelService) -> Iterator[TestClient]:
+    """Without keys."""
+    with TestClient(build_api(Services({}, {"small": service})), raise_server_exceptions=False) as client:
+        yield client
+
+
+TENSORS = "/v1/models/small/tensors/"
+
+
+def test_models_are_described(client: TestClient, source: Arrays) -> None:
+    """Sizes by level, tensors with their shapes."""
+    (listed,) = client.get("/v1/models").json()["models"]
+    about = client.get("/v1/models/small").json()
+    tensors = about.pop("tensor_list")
+    assert about == listed
+    assert about["tensors"] == len(source)
+    assert about["parameters"] == sum(array.size for array in source.values())
+    assert about["levels"][-1] == "exact"
+    assert about["archive_bytes"] == sum(about["level_bytes"].values())
+    assert {t["name"]: tuple(t["shape"]) for t in tensors} == {name: a.shape for name, a in source.items()}
+    assert client.get("/v1/models/other").status_code == 404
+
+
+def test_tensors_come_back_exactly(client: TestClient, source: Arrays) -> None:
+    """Both formats, whole and by rows, read by the formats' own readers."""
+    for name, array in source.items():
+        whole = client.get(TENSORS + name)
+        assert whole.status_code == 200, whole.text
+        assert int(whole.headers["content-length"]) == len(whole.content)
+        (key, value), = load(whole.content).items()  # fmt: skip
+        assert key == name
+        assert value.dtype == array.dtype
+        assert np.array_equal(value, array)
+        npy = np.load(io.BytesIO(client.get(TENSORS + name, params={"format": "npy"}).content))
+        assert npy.dtype == array.dtype
+        assert np.array_equal(npy, array)
+        if array.ndim > 1:
+            for rows, expected in (("1:3", array[1:3]), (":2", array[:2]), ("2:", array[2:]), ("1:1", array[1:1])):
+                part = np.load(io.BytesIO(client.get(TENSORS + name, params={"format": "npy", "rows": rows}).content))
+                assert np.array_equal(part, expected)
+
+
+def test_levels_come_closer(client: TestClient, source: Arrays) -> None:
+    """Every level is a whole answer; the error falls."""
+    array = source["layer.0.weight"]
+    errors = []
+    for level in client.get("/v1/models/small").json()["levels"]:
+        reply = client.get(TENSORS + "layer.0.weight", params={"level": level, "format": "npy"})
+        errors.append(float(np.abs(np.load(io.BytesIO(reply.content)) - array).mean()))
+        assert load(client.get(TENSORS + "layer.0.weight", params={"level": level}).content)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0
+    assert errors[-1] == 0
+
+
+def test_ranges_are_pieces_of_the_same_file(client: TestClient) -> None:
+    """Any range of the exact level, in both formats; not at other levels; ETags answer 304."""
+    random = np.random.default_rng(2)
+    for kind in ("safetensors", "npy"):
+        for name in ("layer.0.weight", "layer.1.weight", "positions"):
+            url = f"{TENSORS}{name}?format={kind}"
+            whole = client.get(url)
+            size = len(whole.content)
+            spans = [(0, 1), (size - 1, size), (0, size), *np.sort(random.integers(0, size, (12, 2))).tolist()]
+            for start, stop in spans:
+                if start == stop:
+                    continue
+                reply = client.get(url, headers={"Range": f"bytes={start}-{stop - 1}"})
+                assert reply.status_code == 206
+                assert reply.content == whole.content[start:stop]
+                assert reply.headers["content-range"] == f"bytes {start}-{stop - 1}/{size}"
+            assert client.get(url, headers={"Range": "bytes=-5"}).content == whole.content[-5:]
+            beyond = client.get(url, headers={"Range": f"bytes={size}-"})
+            assert beyond.status_code == 416
+            assert beyond.headers["content-range"] == f"bytes */{size}"
+            tag = whole.headers["etag"]
+            assert client.get(url, headers={"If-None-Match": tag}).status_code == 304
+            other = {"Range": "bytes=0-3", "If-Range": '"another"'}
+            assert client.get(url, headers=other).content == whole.content
+    lossy = client.get(TENSORS + "layer.0.weight?level=0", headers={"Range": "bytes=0-3"})
+    assert (lossy.status_code, lossy.headers["accept-ranges"]) == (200, "none")
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("bytes=0-9", (0, 10)), ("bytes=5-", (5, 100)), ("bytes=-7", (93, 100)), ("bytes=90-999", (90, 100)),
+     ("bytes=-999", (0, 100)), ("bytes=0-1,3-4", None), ("lines=1-2", None), ("bytes=-", None), ("bytes=9-3", None)],
+)  # fmt: skip
+def test_range_headers(header: str, expected: tuple[int, int] | None) -> None:
+    """RFC 9110; what is not followed is answered whole."""
+    assert byte_range(header, 100) == expected
+    with pytest.raises(Refused):
+        byte_range("bytes=-0", 100)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("nothing", 404), ("layer.0.weigh", 404), ("../../etc/passwd", 404), ("layer.0.weight?level=9", 422),
+     ("layer.0.weight?rows=5", 422), ("layer.0.weight?rows=9:3", 422), ("layer.0.weight?rows=0:301", 422),
+     ("scale?rows=0:0", 422), ("layer.0.weight?rows=-1:2", 422), ("layer.0.weight?format=exe", 422),
+     ("nothing/planes.png", 404), ("layer.0.weight/planes.png?level=9", 422), ("layer.0.weight?rows=²:", 422)],
+)  # fmt: skip
+def test_tensors_that_cannot_be_read(client: TestClient, path: str, status: int) -> None:
+    """A problem document that says what there is."""
+    reply = client.get(TENSORS + path)
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_pictures(client: TestClient, source: Arrays) -> None:
+    """A PNG at every level, of any dtype."""
+    from PIL import Image
+
+    for name in source:
+        reply = client.get(f"{TENSORS}{name}/planes.png", params={"level": "0"})
+        assert reply.headers["content-type"] == "image/png"
+        image = Image.open(io.BytesIO(reply.content))
+        assert image.mode == "L"
+        assert min(image.size) >= 64
+
+
+def test_models_are_guarded_too(service: ModelService, tmp_path: Path) -> None:
+    """By the same keys and scopes as collections; metrics want a key for everything."""
+    token, digest = new_key()
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys: [{{name: a, sha256: {digest}, scopes: ['read:other']}}]")
+    services = Services({}, {"small": service}, keys=Keys(str(path)))
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+        headers = {"Authorization": f"Bearer {token}"}
+        assert client.get("/v1/models/small").status_code == 401
+        for url in ("/v1/models/small", TENSORS + "scale", TENSORS + "scale/planes.png", "/metrics"):
+            assert client.get(url, headers=headers).status_code == 403
+        assert client.get("/v1/models", headers=headers).json() == {"models": []}
+
+
+def test_a_collection_is_no_model(tmp_path: Path) -> None:
+    """And the other way round it is refused by the same sentence."""
+    from tests.collection_fixtures import archive_vectors, clustered
+
+    with pytest.raises(HilbertflowError, match="is a collection"):
+        ModelService.open("x", archive_vectors(tmp_path, clustered(50, 8)))

@@ -83,7 +83,9 @@ class ServeConfig(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535, description="0 takes a free one")
     keys: str | None = Field(default=None, description="file of API keys, see cluster.auth; needed beyond loopback")
-    ingress: Literal["auto", "direct", "haproxy", "proxy"] = Field(default="auto", description="see cluster.ingress")
+    listen: bool = Field(
+        default=True, description="ingress replicas listen on host:port themselves; false leaves it to Serve's proxies"
+    )
     ingress_replicas: int = Field(default=1, ge=1, le=1024)
     ingress_bytes: int = Field(default=1 << 30, ge=0, description="indexes up to this size may live in the ingress")
     refresh_seconds: float = Field(
@@ -95,13 +97,11 @@ class ServeConfig(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> ServeConfig:
-        names = [item.name for item in (*self.collections, *self.models)]
+        names = [item.name for item in self.collections] + [item.name for item in self.models]
         if not names:
             raise ValueError("there is nothing to serve: name `collections` or `models`")
         if len(set(names)) != len(names):
             raise ValueError("two collections or models have the same name")
-        if self.ingress == "direct" and self.ingress_replicas > 1:
-            raise ValueError("ingress: direct takes one replica a node: leave ingress_replicas at 1, or take haproxy")
         bounded: list[CollectionConfig | EncoderConfig] = [*self.collections]
         if self.encoder is not None:
             bounded.append(self.encoder)

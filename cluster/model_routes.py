@@ -105,7 +105,8 @@ def model_routes(app: FastAPI, services: Services) -> None:
     @app.get("/v1/models", summary="List the models", tags=["models"], responses={401: RESPONSES[401]})
     async def models(request: Request) -> ModelList:
         """Those that the caller may read."""
-        found = [await asyncio.to_thread(lambda m=m: m.about) for m in services.readable_models(request)]
+        readable = services.readable_models(request)
+        found = await asyncio.to_thread(lambda: [chosen.about for chosen in readable])
         return ModelList(models=[ModelAbout(**about) for about in found])
 
     @app.get("/v1/models/{m}", summary="Describe a model", tags=["models"], responses=few)
@@ -113,7 +114,7 @@ def model_routes(app: FastAPI, services: Services) -> None:
         """Sizes by level, and its tensors."""
         chosen = services.model(request, m)
         about, tensors = await asyncio.to_thread(lambda: (chosen.about, chosen.tensors))
-        return ModelWhole(**about, tensor_list=tensors)  # type: ignore[arg-type]
+        return ModelWhole(**about, tensor_list=tensors)
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],

@@ -13,7 +13,6 @@ from typing import Any
 
 import ray
 
-from cluster import ingress
 from cluster.config import ServeConfig, load_config, parse_config
 from operators.errors import HilbertflowError
 
@@ -47,31 +46,24 @@ def start(config: ServeConfig | dict[str, Any] | str, *, address: str | None = N
         config = load_config(config)
     elif isinstance(config, dict):
         config = parse_config(config)
-    port, way = _free_port(config.host, config.port), ingress.chosen(config.ingress, config.ingress_replicas)
-    own_ray = not ray.is_initialized()
-    environment = ingress.environment(way, port)
-    if own_ray:
-        os.environ.update(environment)  # Serve reads it when it is imported, here and in every process of Ray
     from ray import serve
 
     from cluster.serve_app import build_application
 
+    config = config.model_copy(update={"port": _free_port(config.host, config.port)})
     app = build_application(config)
+    own_ray = not ray.is_initialized()
     if own_ray:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if address:
-            ray.init(address, runtime_env={"env_vars": environment}, **quiet)
-        else:
-            ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
-    running = Running(f"http://{_bracketed(config.host)}:{port}", own_ray)
+        local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        ray.init(**quiet, **({"address": address} if address else local))
+    running = Running(f"http://{_bracketed(config.host)}:{config.port}", own_ray)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        # Beside a replica that listens itself stands a proxy that nobody needs; it takes any port.
-        beside = _free_port(config.host, 0) if own_ray and way == "direct" else port
-        http: dict[str, Any] = {"host": config.host, "port": beside, "request_timeout_s": None}
-        serve.start(proxy_location="HeadOnly", http_options=http | {"keep_alive_timeout_s": 90}, logging_config=QUIET)
+        http: dict[str, Any] = {"host": config.host, "port": config.port, "request_timeout_s": None}
+        where: Any = "Disabled" if config.listen else "HeadOnly"
+        serve.start(proxy_location=where, http_options=None if config.listen else http, logging_config=QUIET)
         serve.run(app, name=APP, route_prefix="/", logging_config=QUIET)
-        running = Running(_address(config.host, timeout), own_ray)
         _wait_ready(running.url, timeout)
     except BaseException as error:
         running.stop()
@@ -91,19 +83,6 @@ def run_forever(path: str) -> None:
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
     running.stop()
-
-
-def _address(host: str, timeout: float) -> str:
-    """Where the service listens: that depends on the Ray it runs on, see `cluster.ingress`."""
-    controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        groups: list[Any] = ray.get(controller.get_target_groups.remote(), timeout=timeout)
-        ports = [group.targets[0].port for group in groups if group.protocol == "HTTP" and group.targets]
-        if ports:
-            return f"http://{_bracketed(host)}:{ports[0]}"
-        time.sleep(0.1)
-    raise HilbertflowError("Ray Serve opened no port", where=host)
 
 
 def _stop_serve(patience: float = 60.0) -> None:

@@ -23,16 +23,18 @@ from ray.serve.exceptions import BackPressureError
 from cluster.api import build_api
 from cluster.auth import Keys
 from cluster.config import CollectionConfig, ServeConfig, parse_config
-from cluster.ingress import chosen, limit_header_time
+from cluster.listener import Listener
+from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
-from cluster.service import Backend, CollectionService, LocalBackend, Unavailable
+from cluster.service import Backend, CollectionService, Unavailable
 from cluster.services import Encode, Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
 from cluster.versions import Version, newest, open_version
 from storage.collection import CollectionArchive
+from storage.rowlog import RowLog
 
 ATTEMPTS = 3
 SMALL = {"num_cpus": 0.1}  # deployments wait more than they work; FAISS's threads are set by the configuration
@@ -68,9 +70,9 @@ class Shards:
         """Load what is current now, ahead of the first query that asks for it."""
         self._at("")
 
-    def search(self, vectors: F32, query: Query, version: str) -> Answer:
-        """Best rows of the group."""
-        return self._at(version).search(vectors, query)
+    def search(self, vectors: F32, query: Query, version: str, rows_version: int) -> Answer:
+        """Best rows of the group, at this version of the rows or a later one."""
+        return self._at(version).search(vectors, query, rows_version)
 
     def ready(self, version: str) -> bool:
         """Whether this version is loaded."""
@@ -98,9 +100,9 @@ class RemoteBackend:
     def __init__(self, handle: Any, version: str) -> None:
         self._handle, self._version = handle, version
 
-    async def search(self, query: Query, vectors: F32) -> Answer:
+    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
         """Ask any replica; again when it died under the query."""
-        answer: Answer = await _asked(lambda: self._handle.search.remote(vectors, query, self._version))
+        answer: Answer = await _asked(lambda: self._handle.search.remote(vectors, query, self._version, version))
         return answer
 
     async def ready(self) -> bool:
@@ -128,11 +130,12 @@ class Ingress:
     def __init__(self, body: dict[str, Any], groups: dict[str, list[Any]], encoder: Any) -> None:
         self._config, self._groups, self._encoder = ServeConfig.model_validate(body), groups, encoder
         self._services: Services | None = None
+        self._app: Any = None
+        self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once this replica is constructed."""
         config = self._config
-        limit_header_time(config.limits.head_seconds)
         services = {item.name: self._service(item, open_version(item.url)) for item in config.collections}
         encodable = frozenset(
             name for name, service in services.items() if _same_encoder(config, service.collection)
@@ -145,13 +148,26 @@ class Ingress:
             encode, encodable, Keys(config.keys) if config.keys else None,
             reopen=self._reopen, refresh_seconds=config.refresh_seconds,
         )  # fmt: skip
-        return build_api(self._services)
+        self._app = build_api(self._services)
+        return self._app
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve what is current now; queries that have begun end on the version they began with."""
         if self._services is not None:
-            for name in self._services.collections:
+            for name in list(self._services.collections):
                 await self._services.refresh(name)
+        if self._listener is None and self._config.listen:
+            self._listener = Listener(self._app, self._config.host, self._config.port, self._config.limits.head_seconds)
+
+    def check_health(self) -> None:
+        """Serve asks now and then, and replaces a replica that raises."""
+        if self._listener is not None:
+            self._listener.check()
+
+    async def __del__(self) -> None:
+        """Called by Serve when the replica goes: requests that have begun are answered."""
+        if self._listener is not None:
+            await self._listener.close()
 
     async def _encode(self, texts: list[str]) -> F32:
         vectors: F32 = await _asked(lambda: self._encoder.encode.remote(texts))
@@ -163,13 +179,14 @@ class Ingress:
 
     def _service(self, item: CollectionConfig, now: Version) -> CollectionService:
         tier = None if item.tier == "auto" else item.tier
+        log = RowLog(now.collection)
         backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in self._groups.get(item.name, [])]
         if not backends:
-            shards = ShardSet(now.collection, now.builds, threads=item.threads)
+            shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
             shards.load(choose(Query(tier=tier), now.builds, item.url).tier)
             backends = [LocalBackend(shards, tier)]
         seconds = self._config.limits.search_seconds
-        return CollectionService(item.name, now.collection, now.builds, backends, tier, seconds, now.name)
+        return CollectionService(item.name, now.collection, now.builds, backends, tier, seconds, now.name, log)
 
 
 def application(args: dict[str, Any]) -> Any:
@@ -198,7 +215,6 @@ def build_application(config: ServeConfig) -> Any:
         ray_actor_options=SMALL,
         max_ongoing_requests=config.limits.waiting + 64,  # the ingress itself says 503, with a problem document
         user_config={},
-        **({"max_replicas_per_node": 1} if chosen(config.ingress, config.ingress_replicas) == "direct" else {}),
     ).bind(config.model_dump(mode="json"), groups, encoder)
 
 

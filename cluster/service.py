@@ -9,9 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,14 @@ from cluster.index_store import Build
 from cluster.planner import Choice, available, choose
 from cluster.query import Query, checked_vectors
 from cluster.results import NO_ROW, Results, merge
-from cluster.shard_set import Answer, ShardSet
+from cluster.shard_set import Answer
 from cluster.vectors import F32, I64
+from operators.errors import HilbertflowError
+from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
+from storage.rowlog import RowLog, View
+
+ROUNDS = 4  # groups that answered about different versions of the rows are asked so often to agree
 
 _log = logging.getLogger("hilbertflow.serve")
 
@@ -38,32 +42,11 @@ class Unavailable(RuntimeError):
 class Backend(Protocol):
     """Answers for one shard group."""
 
-    async def search(self, query: Query, vectors: F32) -> Answer:
-        """Best rows of the group; raises when it cannot answer, after its own retries."""
+    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
+        """Best rows of the group at this version of the rows, or a later one; raises when it cannot, after retries."""
 
     async def ready(self) -> bool:
         """Whether its shards are loaded."""
-
-
-class LocalBackend:
-    """A shard group in this process, searched by one thread so that the event loop stays free."""
-
-    def __init__(self, shards: ShardSet, tier: str | None) -> None:
-        self._shards, self._tier = shards, tier
-        self._thread = ThreadPoolExecutor(1, "search")
-
-    async def search(self, query: Query, vectors: F32) -> Answer:
-        """Search in the thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._shards.search, vectors, query)
-
-    async def ready(self) -> bool:
-        """Load what queries that name no tier will need."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm)
-        return True
-
-    def _warm(self) -> None:
-        tier = choose(Query(tier=self._tier), self._shards.builds, self._shards.collection.url).tier
-        self._shards.load(tier)
 
 
 @dataclass(frozen=True)
@@ -72,21 +55,53 @@ class Merged:
 
     scores: F32
     rows: I64
+    view: View
     missing: tuple[int, ...]
     explain: dict[str, Any]
 
 
 class CollectionService:
-    """One served collection."""
+    """One served collection: an archive, the indexes over it, and the log of its changed rows.
+
+    version: names archive and indexes; log: shared with backends in this process, so that they see the same rows.
+    """
 
     def __init__(
         self, name: str, collection: CollectionArchive, builds: dict[str, Build], backends: Sequence[Backend],
-        tier: str | None = None, timeout: float = 60.0, version: str = "",
+        tier: str | None = None, timeout: float = 60.0, version: str = "", log: RowLog | None = None,
     ) -> None:  # fmt: skip
         self.name, self.collection, self.builds, self.tier = name, collection, builds, tier
         self.version = version or collection.fingerprint[:12]
+        self.log = log or RowLog(collection)
+        self._view = View.of(collection)
+        self._schema = collection.table(0, 0).schema
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)
-        self._batcher: Batcher[Query, F32, Merged] = Batcher(self._fan_out)
+        self._batcher: Batcher[tuple[Query, int], F32, Merged] = Batcher(self._fan_out)
+
+    @property
+    def view(self) -> View:
+        """The rows that are answered: as last seen, of this archive."""
+        newest = self.log.view
+        if newest.base.url == self.collection.url:
+            self._view = newest
+        return self._view
+
+    @property
+    def stale(self) -> bool:
+        """Whether a compaction made another archive, which has to be opened in place of this one."""
+        return self.log.view.base.url != self.collection.url
+
+    async def follow(self) -> None:
+        """See what other processes changed since."""
+        await asyncio.to_thread(self.log.refresh)
+
+    async def change(
+        self, op: Literal["upsert", "append", "delete"], ids: Any, vectors: Any, metadata: Any, key: str | None
+    ) -> Receipt:
+        """Put rows in or delete them; on storage when this returns, and seen by the next search."""
+        if op == "delete":
+            return await asyncio.to_thread(self.log.delete, ids, key)
+        return await asyncio.to_thread(getattr(self.log, op), ids, vectors, metadata, key)
 
     def checked(self, vectors: Any, query: Query) -> tuple[F32, Query, Choice]:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
@@ -95,16 +110,26 @@ class CollectionService:
         choice = choose(query, self.builds, f"collection {self.name!r}")
         query = Query(query.k, choice.tier, query.filter, query.overrides)
         if query.filter is not None:
-            parse_filter(query.filter, self.collection.table(0, 0).schema)
+            parse_filter(query.filter, self._schema)
         return checked_vectors(vectors, self.collection.dim), query, choice
 
-    async def search(self, vectors: Any, query: Query) -> Results:
-        """Answer (q, dim) query vectors; `partial` when a group did not answer, `Unavailable` when none did."""
+    async def search(self, vectors: Any, query: Query, version: int = 0) -> Results:
+        """Answer (q, dim) query vectors at `version` of the rows or a later one.
+
+        `partial` when a group did not answer; `Unavailable` when none did.
+        """
         began = time.perf_counter()
         checked, query, choice = self.checked(vectors, query)
-        merged, place = await self._batcher.submit(query, checked)
+        if version > self.view.version:
+            await self.follow()
+            if version > self.view.version:
+                raise HilbertflowError(
+                    f"there is no version {version} yet", where="version", remedy=f"the newest is {self.view.version}"
+                )  # fmt: skip
+        merged, place = await self._batcher.submit((query, self.view.version), checked)
         rows, scores = merged.rows[place], merged.scores[place]
-        ids = await asyncio.to_thread(self._ids.of, rows) if rows.size > 100_000 else self._ids.of(rows)
+        large = rows.size > 100_000
+        ids = await asyncio.to_thread(self._ids.of, rows, merged.view) if large else self._ids.of(rows, merged.view)
         explain = {"tier": choice.tier, "reason": choice.reason, **merged.explain}
         explain["seconds"] = merged.explain["seconds"] | {"whole": time.perf_counter() - began}
         if merged.missing:
@@ -116,7 +141,9 @@ class CollectionService:
         distinct, back = np.unique(rows[rows != NO_ROW], return_inverse=True)
         if not len(distinct):
             return [[None] * rows.shape[1] for _ in rows]
-        table: pa.Table = await asyncio.to_thread(self.collection.metadata, distinct)
+        if len(self._schema) == 1:  # only ids
+            return [[None if row == NO_ROW else {} for row in some] for some in rows.tolist()]
+        table: pa.Table = await asyncio.to_thread(self.view.table, distinct)
         known = table.drop_columns([name for name in ("id",) if name in table.column_names]).to_pylist()
         found: npt.NDArray[np.object_] = np.full(rows.shape, None, object)
         found[rows != NO_ROW] = [known[i] for i in back]
@@ -138,13 +165,13 @@ class CollectionService:
             }
             for kind, build in self.builds.items()
         }  # fmt: skip
-        schema = self.collection.table(0, 0).schema
+        view = self.view
         return {
-            "name": self.name, "count": self.collection.count, "dim": self.collection.dim,
+            "name": self.name, "count": view.count, "dim": self.collection.dim,
             "metric": self.collection.metric, "tiers": list(available(self.builds)), "tier": self.tier or "auto",
             "groups": len(self._backends), "fingerprint": self.collection.fingerprint, "version": self.version,
-            "indexes": indexes,
-            "columns": {field.name: str(field.type) for field in schema},
+            "rows_version": view.version, "indexes": indexes,
+            "columns": {field.name: str(field.type) for field in self._schema},
         }  # fmt: skip
 
     async def _ready(self, backend: Backend) -> bool:
@@ -153,15 +180,28 @@ class CollectionService:
         except Exception:
             return False
 
-    async def _fan_out(self, query: Query, vectors: F32) -> Merged:
-        calls = [asyncio.wait_for(backend.search(query, vectors), self._timeout) for backend in self._backends]
-        replies = await asyncio.gather(*calls, return_exceptions=True)
-        # Only answers about the rows that this service knows: a group may be ahead while a version is swapped.
+    async def _fan_out(self, key: tuple[Query, int], vectors: F32) -> Merged:
+        query, version = key
+        replies: list[Answer | BaseException] = []
+        for _ in range(ROUNDS):
+            view = self.view
+            version = max(version, view.version)
+            calls = [self._ask(backend, query, vectors, version) for backend in self._backends]
+            replies = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
+            ahead = max((reply.version for reply in replies if isinstance(reply, Answer)), default=version)
+            if ahead == version == view.version:
+                break
+            await self.follow()  # another process wrote rows meanwhile: all are asked again, about those as well
+            version = ahead
         now = self.collection.fingerprint
-        answers = [reply for reply in replies if isinstance(reply, Answer) and reply.fingerprint == now]
+        # Only answers about the rows that this service knows: a group may be ahead while a version is swapped.
+        answers = [
+            reply for reply in replies
+            if isinstance(reply, Answer) and reply.fingerprint == now and reply.version == view.version
+        ]  # fmt: skip
         missing = tuple(number for number, reply in enumerate(replies) if not any(reply is a for a in answers))
         for number in missing:
-            _log.warning("shard group %d of %s did not answer: %r", number, self.name, replies[number])
+            _log.warning("shard group %d of %s did not answer: %s", number, self.name, type(replies[number]).__name__)
         if not answers:
             reasons = {type(reply).__name__ for reply in replies}
             raise Unavailable(f"no shard of {self.name!r} answered ({', '.join(sorted(reasons))})")
@@ -169,9 +209,17 @@ class CollectionService:
         if len(answers) > 1:
             scores, rows = merge([(a.scores, a.rows) for a in answers], query.k, self.collection.metric)
         explain = {
-            "groups": len(self._backends), "batched": len(vectors),
+            "groups": len(self._backends), "batched": len(vectors), "version": view.version,
+            "log_rows": sum(a.log_rows for a in answers),
             "lists_probed": sum(a.lists_probed for a in answers), "rows_scanned": sum(a.rows_scanned for a in answers),
             "bytes_read": sum(a.bytes_read for a in answers),
             "seconds": {name: max(a.seconds.get(name, 0.0) for a in answers) for name in answers[0].seconds},
         }  # fmt: skip
-        return Merged(scores, rows, missing, explain)
+        return Merged(scores, rows, view, missing, explain)
+
+    async def _ask(self, backend: Backend, query: Query, vectors: F32, version: int) -> Answer | BaseException:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await backend.search(query, vectors, version)
+        except Exception as error:
+            return error

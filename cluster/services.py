@@ -84,7 +84,8 @@ class Services:
             await asyncio.sleep(self.refresh_seconds)
             for name in list(self.collections):
                 try:
-                    await self.refresh(name)
+                    if not await self.refresh(name):
+                        await self.collections[name].follow()
                 except Exception as error:
                     _log.warning("%s was not refreshed: %s", name, error)
 

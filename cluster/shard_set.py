@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ from cluster.shard import Shard
 from cluster.vectors import F32, I64, prepared
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog, View
+
+KEPT_VIEWS = 8  # versions that a search can still ask for: groups of one collection must answer about the same
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class ShardSet:
         self.group, self.groups, self.threads = group, groups, threads
         self.log, self.stale = log or RowLog(collection), False
         self._view: View | None = None
+        self._views: OrderedDict[int, View] = OrderedDict()
         self._shards: dict[str, list[Shard]] = {}
         self._matching, self._ids = Matching(collection), Ids(collection)
         self._lock = threading.RLock()
@@ -86,11 +90,17 @@ class ShardSet:
             view = self.log.view
             self.stale = view.base.url != self.collection.url
             if not self.stale:
-                self._view = view
+                self._view = self._views[view.version] = view
+                while len(self._views) > KEPT_VIEWS:
+                    self._views.popitem(last=False)
             elif self._view is None:
                 self._view = View.of(self.collection)
             assert self._view is not None
             return self._view.version
+
+    def at(self, version: int) -> bool:
+        """Whether exactly this version can be answered without looking at storage."""
+        return version in self._views
 
     def ids(self, rows: I64) -> npt.NDArray[np.object_]:
         """Ids in the shape of `rows`, of the archive and of the log; None where there is no row."""
@@ -109,9 +119,15 @@ class ShardSet:
                 self._shards[tier] = [Shard.load(self.collection, build, n) for n in numbers] if build else []
             return self._shards[tier]
 
-    def search(self, queries: F32, query: Query) -> Answer:
-        """Best k among this set's rows for each of (q, dim) checked queries."""
+    def search(self, queries: F32, query: Query, version: int | None = None) -> Answer:
+        """Best k among this set's rows for each of (q, dim) checked queries.
+
+        version: of the rows; where it is no longer held, the newest is answered. None takes the one last seen.
+        """
         with self._lock:
+            if version is not None and version > self.view.version:
+                self.refresh()
+            view = self._views.get(self.view.version if version is None else version, self.view)
             tier, before, clock = (
                 choose(query, self.builds, self.collection.url).tier,
                 self.collection.bytes_read,
@@ -120,7 +136,6 @@ class ShardSet:
             shards = self.load(tier)
             clock.lap("load")
             ranges = [(shard.start, shard.stop) for shard in shards] if tier != "exact" else [self._own_rows()]
-            view = self.view
             matches = [self._matching.rows(query.filter, view, *span) for span in ranges]
             slots = self._matching.slots(query.filter, view) if self.group == 0 else view.live[:0]
             clock.lap("filter")

@@ -22,8 +22,9 @@ from cluster.batcher import Batcher
 from cluster.build import build_indexes
 from cluster.config import Limits, load_config, parse_config
 from cluster.engine import SearchEngine
+from cluster.local_backend import LocalBackend
 from cluster.query import Query
-from cluster.service import CollectionService, LocalBackend
+from cluster.service import CollectionService
 from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
@@ -280,7 +281,7 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
 class Broken:
     """A shard group that is gone."""
 
-    async def search(self, query: Query, vectors: F32) -> Answer:
+    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
         """Never answers."""
         raise ConnectionError("gone")
 
@@ -292,7 +293,7 @@ class Broken:
 class Slow(Broken):
     """A shard group that hangs."""
 
-    async def search(self, query: Query, vectors: F32) -> Answer:
+    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
         """Not within anybody's patience."""
         await asyncio.sleep(60)
         raise AssertionError

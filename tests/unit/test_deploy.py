@@ -90,7 +90,8 @@ def test_serve_configurations() -> None:
         schema = ServeDeploySchema.model_validate(body)
         assert [app.import_path for app in schema.applications] == [IMPORT_PATH]
         config = parse_config(body["applications"][0]["args"])
-        assert config.keys or body["http_options"]["host"] == "127.0.0.1"  # nothing public without keys
+        assert config.keys or config.host == "127.0.0.1"  # nothing public without keys
+        assert config.listen == (body.get("proxy_location") == "Disabled")  # one of them listens on port 8000
     body["applications"][0]["args"]["colections"] = []
     with pytest.raises(HilbertflowError, match="colections"):
         parse_config(body["applications"][0]["args"])

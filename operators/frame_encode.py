@@ -22,7 +22,8 @@ class FrameEncode(Operator):
     Parameters
     ----------
     coder: one coder for all levels, ``auto`` for the cheapest of each level on sampled planes, or a mapping from level
-        column (``level0``, ``level1``, ``exact``) to coder.
+        column (``level0``, ``level1``, ``exact``) to coder. Rows of a collection are no pictures: ``auto`` is ``rans``
+        for them, with frequency tables that the chunks of an array share.
     """
 
     kind: Literal["frame_encode"] = "frame_encode"

@@ -102,11 +102,14 @@ class Klt:
         out = np.rint(np.ldexp(values @ self.analysis, -AXIS))
         return np.asarray(np.clip(out, -self.limit, self.limit), np.int32)
 
-    def inverse(self, coefficients: npt.NDArray[np.integer[Any]]) -> F32:
-        """Rows (n, d) float32 from coefficients (n, k), k ≤ r, the missing ones zero: the same bits everywhere."""
+    def inverse(self, coefficients: npt.NDArray[np.integer[Any]], scaled: bool = True) -> F32:
+        """Rows (n, d) float32 from coefficients (n, k), k ≤ r, the missing ones zero: the same bits everywhere.
+
+        ``scaled=False`` for what is no row but a mean of some: it is not brought to unit length.
+        """
         clipped = np.clip(coefficients, -self.limit, self.limit).astype(np.float64)
         sums = clipped @ self.basis[: clipped.shape[1]] + np.ldexp(self.mean.astype(np.float64), AXIS)
-        if not self.unit:
+        if not (self.unit and scaled):
             return np.asarray(np.clip(np.ldexp(sums, -AXIS - self.shift), -_LARGEST, _LARGEST), np.float32)
         # Lengths from integers as well: wrapping int64 sums are the same in any order.
         whole = np.rint(np.ldexp(sums, 24 - AXIS - self.shift)).astype(np.int64)

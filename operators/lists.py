@@ -120,14 +120,22 @@ def along(lists: npt.NDArray[np.integer[Any]], path: I32) -> tuple[I64, I64]:
 def hilbert(values: F32, bits: int = 8) -> I64:
     """Rows (n,) in the order of a Hilbert curve through their values (n, k), k·bits ≤ 64: principal components, say.
 
-    Each column is cut at its quantiles, so that the curve spends its turns where rows are (Skilling, "Programming the
-    Hilbert curve", 2004).
+    Each column is cut at its quantiles, so that the curve spends its turns where rows are.
     """
-    count, width = values.shape
+    rank = np.argsort(np.argsort(values, axis=0, kind="stable"), axis=0, kind="stable")
+    cells = (rank * (1 << bits) // max(len(values), 1)).astype(np.uint32)
+    return np.asarray(np.argsort(hilbert_keys(cells, bits), kind="stable"), np.int64)
+
+
+def hilbert_keys(cells: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint64]:
+    """Places (n,) along a Hilbert curve of cells (n, k), numbers below 2**bits, k·bits ≤ 64.
+
+    The method is that of Skilling, "Programming the Hilbert curve", 2004.
+    """
+    count, width = cells.shape
     if width * bits > 64 or not 1 <= bits <= 16:
         raise HilbertflowError(f"{width} columns of {bits} bits", where="lists", remedy="64 bits in all at most")
-    rank = np.argsort(np.argsort(values, axis=0, kind="stable"), axis=0, kind="stable")
-    axes = (rank * (1 << bits) // max(count, 1)).astype(np.uint32).T.copy()
+    axes = cells.T.copy()
     top = np.uint32(1) << np.uint32(bits - 1)
     q = top
     while q > 1:  # undo the excess turns
@@ -150,7 +158,7 @@ def hilbert(values: F32, bits: int = 8) -> I64:
     for bit in range(bits - 1, -1, -1):
         for i in range(width):
             key = (key << np.uint64(1)) | ((axes[i] >> np.uint32(bit)) & 1).astype(np.uint64)
-    return np.asarray(np.argsort(key, kind="stable"), np.int64)
+    return key
 
 
 def _refill(centroids: F32, sizes: I64) -> None:

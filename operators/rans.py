@@ -12,6 +12,7 @@ A chunk is::
     0x11 value:u32 check:u16                            all alike
     0x12 header tables runs … states words raw        tables of its own
     0x13 header runs exceptions … states words raw    tables shared by the array
+    0x14 rows:u32 chunk                               the first rows; those behind them are zeros
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from operators import raw
 from operators.rans_side import choose, get_exceptions, put_exceptions, room, take, take_runs
 from operators.rans_tables import Tables, fold, group, padded_tokens, read, split, write
 
-CONSTANT, OWN, SHARED = 0x11, 0x12, 0x13
+CONSTANT, OWN, SHARED, TRIMMED = 0x11, 0x12, 0x13, 0x14
 BLOCK = 1024  # symbols that are looked at together when tables are chosen
 SHARED_BLOCK = 256
 MOST_TABLES = 16
@@ -51,6 +52,10 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
     raw.checked(plane.dtype)
     if plane.nbytes < 4 or plane.size >= 1 << 31:
         return raw.encode(plane)
+    rows = plane.reshape(-1, plane.shape[-1]) if plane.ndim > 1 else plane.reshape(1, -1)
+    kept = len(rows) if rows[-1].any() else 1 + int(np.flatnonzero(rows.any(axis=1)).max(initial=-1))
+    if kept and rows[kept:].nbytes >= raw.OVERHEAD:
+        return bytes([TRIMMED]) + kept.to_bytes(4, "little") + encode(rows[:kept], tables)
     values, every = fold(plane)
     if values[0] == values[-1] and bool((values == values[0]).all()):
         return _constant(int(values[0]), values.size)
@@ -75,6 +80,8 @@ def decode(
         return raw.decode(data, shape, kind)
     if mode == CONSTANT:
         return _from_constant(source, shape, count, kind)
+    if mode == TRIMMED:
+        return _from_trimmed(data, shape, kind, tables)
     if mode == SHARED and tables is None:
         raise raw.damaged("rANS", "the chunk was coded with shared tables, and none were given")
     if mode not in (OWN, SHARED) or count == 0:
@@ -243,6 +250,17 @@ def _from_constant(source: k.U8, shape: tuple[int, ...], count: int, dtype: np.d
     if data != _constant(value, count) or value >> 8 * dtype.itemsize:
         raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM if data else k.CUT])
     return np.full(shape, _unfold(value, dtype), dtype)
+
+
+def _from_trimmed(
+    data: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype[Any], tables: Tables | None
+) -> npt.NDArray[Any]:
+    kept, rows = int.from_bytes(data[1:5], "little"), int(np.prod(shape[:-1], dtype=np.int64))
+    if len(data) < 6 or not 0 < kept < rows or data[5] == TRIMMED:
+        raise raw.damaged("rANS", "the header is malformed")
+    out = np.zeros((rows, shape[-1]), dtype)
+    out[:kept] = decode(memoryview(data)[5:], (kept, shape[-1]), dtype, tables)
+    return out.reshape(shape)
 
 
 def _unfold(value: int, dtype: np.dtype[Any]) -> int:

@@ -9,12 +9,14 @@ from operators.layerize import Layerize
 from operators.operator import Operator
 from operators.quantize import Quantize
 from operators.row_blocks import RowBlocks
+from operators.row_code import RowCoding
 from operators.sample import Sample
 
 OPERATORS: dict[str, type[Operator]] = {
     "sample": Sample,
     "embed": Embed,
     "row_blocks": RowBlocks,
+    "row_code": RowCoding,
     "hilbert_map": HilbertMap,
     "quantize": Quantize,
     "layerize": Layerize,

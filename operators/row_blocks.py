@@ -1,100 +1,85 @@
-"""Cut a stream of vectors into blocks of rows, the planes of a collection."""
+"""In what order and in what blocks the rows of a collection lie."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Over
+from operators.planes import with_column
 
-RESERVED = ("unit", "rows", "row", "vector")
+F32 = npt.NDArray[np.float32]
+
+LEAST_FOR_LISTS = 4096
+"""Rows from which on ``auto`` sorts them into lists."""
 
 
 @dataclass(frozen=True)
 class RowBlocks(Operator):
-    """Group the rows of a unit into planes of ``rows`` × dimension float32 values.
+    """Order the rows and cut them in blocks, the least that a read fetches and decodes.
 
     Parameters
     ----------
-    rows: vectors in a block, the least that a read fetches and decodes; 32 to 1024.
+    rows: vectors in a block, 8 to 1024.
+    order: ``lists``, inverted lists along a tour of their centroids: what a query reads lies together
+        (:mod:`operators.lists`); ``hilbert``, along a Hilbert curve through the principal components; ``source``, as
+        they come, in one pass; ``auto``, lists from 4,096 rows on.
+    lists: how many lists, or runs of the curve; ``auto`` takes 6 · sqrt(rows), 32 rows a list at least.
     normalize: scale every vector to unit length, for collections searched by cosine. A zero vector raises.
     """
 
     kind: Literal["row_blocks"] = "row_blocks"
-    rows: int = 64
+    rows: int = 32
+    order: Literal["auto", "lists", "hilbert", "source"] = "auto"
+    lists: int | Literal["auto"] = "auto"
     normalize: bool = False
 
     over: ClassVar[Over] = "rows"
 
     def __post_init__(self) -> None:
-        if not 16 <= self.rows <= 1024:
-            raise HilbertflowError(f"rows is {self.rows}", where="row_blocks", remedy="use 16 to 1024")
+        if not 8 <= self.rows <= 1024:
+            raise HilbertflowError(f"rows is {self.rows}", where="row_blocks", remedy="use 8 to 1024")
+        if self.lists != "auto" and not 1 <= self.lists <= 1 << 20:
+            raise HilbertflowError(f"lists is {self.lists}", where="row_blocks", remedy="use auto, or 1 to 1048576")
+
+    def resolved(self, count: int) -> Self:
+        """With every ``auto`` settled for ``count`` rows."""
+        order = self.order if self.order != "auto" else "lists" if count >= LEAST_FOR_LISTS else "source"
+        lists = min(count // 32, round(6 * math.sqrt(count))) if self.lists == "auto" else min(self.lists, count)
+        if lists < 2:
+            order = "source"
+        return dataclasses.replace(self, order=order, lists=1 if order == "source" else lists)
 
     def apply(self, batch: pa.Table) -> pa.Table:
-        """From rows (``unit``, ``row`` int64, ``rows`` int32 in the unit, ``id``, ``vector``, metadata) to planes.
+        """Rows (``row`` int64, ``vector`` and others) in the order of ``row``, finite, and normalised if asked for.
 
-        The last block of a collection is padded with zero rows; ``count`` tells. ``attributes`` holds id and metadata
-        of a block's rows as a list of structs. Raises for NaN and Inf, naming the row.
+        Raises for NaN and Inf, and for a zero vector that has no direction, naming the row.
         """
         batch = batch.combine_chunks().sort_by("row")
-        out = [
-            self._unit(batch.filter(pc.equal(batch.column("unit"), unit)))
-            for unit in pc.unique(batch.column("unit")).to_pylist()
-        ]
-        return pa.concat_tables(out)
-
-    def _unit(self, table: pa.Table) -> pa.Table:
-        table = table.combine_chunks()
-        vectors = vector_matrix(table)
-        unit, start = table.column("unit")[0].as_py(), table.column("row")[0].as_py()
+        vectors, first = vector_matrix(batch), batch.column("row")[0].as_py() if batch.num_rows else 0
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if bad.size:
+            raise HilbertflowError("the vector holds NaN or Inf", where=f"row {first + int(bad[0])}",
+                                   remedy="drop the row")  # fmt: skip
+        if not self.normalize:
+            return batch
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+        if not norms.all():
             raise HilbertflowError(
-                "the vector holds NaN or Inf", where=f"row {start + int(bad[0])}", remedy="drop the row"
-            )
-        if self.normalize:
-            norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-            if not norms.all():
-                raise HilbertflowError(
-                    "a zero vector has no direction", where=f"row {start + int(np.flatnonzero(norms == 0)[0])}",
-                    remedy="drop the row, or archive with metric l2 or ip",
-                )  # fmt: skip
-            vectors = (vectors / norms[:, None]).astype(np.float32)
-        attributes = table.drop_columns([c for c in RESERVED if c in table.column_names])
-        structs = pa.StructArray.from_arrays(
-            [c.combine_chunks() for c in attributes.columns], fields=list(attributes.schema)
-        )
-        n, dim = vectors.shape
-        borders = list(range(0, n, self.rows))
-        blocks = len(borders)
-        filled = np.zeros((blocks * self.rows, dim), np.float32)  # Zarr stores whole chunks: the last one is padded
-        filled[:n] = vectors
-        offsets = pa.array([*borders, n], pa.int32())
-        return pa.table(
-            {
-                "unit": pa.array([unit] * blocks, pa.int64()),
-                "plane": pa.array([(start + b) // self.rows for b in borders], pa.int64()),
-                "planes": pa.array([blocks] * blocks, pa.int32()),
-                "dtype": pa.array(["F32"] * blocks, pa.string()),
-                "opaque": pa.array([False] * blocks, pa.bool_()),
-                "word": pa.array([4] * blocks, pa.int8()),
-                "exact_word": pa.array([4] * blocks, pa.int8()),
-                "height": pa.array([self.rows] * blocks, pa.int32()),
-                "width": pa.array([dim] * blocks, pa.int32()),
-                "count": pa.array([min(self.rows, n - b) * dim for b in borders], pa.int32()),
-                "layout": pa.array(["raster"] * blocks, pa.string()),
-                "bits": pa.array([filled[b : b + self.rows].tobytes() for b in borders], pa.binary()),
-                "attributes": pa.ListArray.from_arrays(offsets, structs),
-            }
-        )
+                "a zero vector has no direction", where=f"row {first + int(np.flatnonzero(norms == 0)[0])}",
+                remedy="drop the row, or archive with metric l2 or ip",
+            )  # fmt: skip
+        return with_column(batch, "vector", vector_column((vectors / norms[:, None]).astype(np.float32)))
 
 
-def vector_matrix(table: pa.Table) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def vector_matrix(table: pa.Table) -> F32:
     """The ``vector`` column as a float32 matrix (rows, dimension); raises for rows of unequal length or nulls."""
     column = table.column("vector").combine_chunks()
     if isinstance(column, pa.ChunkedArray):
@@ -105,3 +90,8 @@ def vector_matrix(table: pa.Table) -> np.ndarray[tuple[int, int], np.dtype[np.fl
         raise HilbertflowError("vectors are not of one length", where="column 'vector'")
     flat = column.flatten().to_numpy(zero_copy_only=False)
     return np.ascontiguousarray(flat, dtype=np.float32).reshape(len(column), column.type.list_size)
+
+
+def vector_column(values: F32) -> pa.FixedSizeListArray:
+    """``(n, d)`` float32 as an Arrow column."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

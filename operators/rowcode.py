@@ -23,6 +23,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -40,6 +42,8 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
 Levels = Mapping[str, npt.NDArray[Any]]
+Lists = npt.NDArray[np.integer[Any]]
+Starts = npt.NDArray[np.integer[Any]]
 
 BITS = (0.9, 1.6, 2.5)
 """Bits a dimension down to each level, by default."""
@@ -90,8 +94,19 @@ class RowCode:
         """Values of a row in the array of this name."""
         return int((self.steps[int(name[5:])] > 0).sum()) if name.startswith("level") else self.klt.dim
 
-    def encode(self, rows: F32, lists: npt.NDArray[np.integer[Any]] | None = None) -> dict[str, npt.NDArray[Any]]:
-        """All levels of rows (n, d) float32 that begin on a block's border; ``lists`` (n,) where there are lists."""
+    @cached_property
+    def centres(self) -> F32:
+        """Centroids (K, d) float32 of the lists as stored, the same everywhere; the mean (1, d) without lists."""
+        stored = self.centroids if len(self.centroids) else np.zeros((1, self.klt.rank), np.int32)
+        return self.klt.inverse(stored, scaled=False)
+
+    def encode(
+        self, rows: F32, lists: Lists | None = None, starts: Starts | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """All levels of rows (n, d) float32; ``lists`` (n,) where there are lists.
+
+        ``starts`` are the rows at which blocks begin, ascending from 0; left out, every ``block`` rows.
+        """
         rows = np.ascontiguousarray(rows, np.float32)
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
@@ -104,10 +119,10 @@ class RowCode:
             symbols = rowtrellis.quantize((left - total).astype(np.float32), columns, self.states)
             out[f"level{level}"] = np.ascontiguousarray(symbols[:, self._coded(level)])
             self._add(total, level, out[f"level{level}"])
-        out["cells"], out["exact"] = self._exact(rows, self._rows(total, lists))
+        out["cells"], out["exact"] = self._exact(rows, self._rows(total, lists), starts)
         return out
 
-    def coefficients(self, levels: Levels, lists: npt.NDArray[np.integer[Any]] | None = None) -> I32:
+    def coefficients(self, levels: Levels, lists: Lists | None = None) -> I32:
         """Coefficients (n, r) int32, in units of ``2**-klt.shift``, from the arrays of levels 0 to some k."""
         total = np.zeros((len(levels["level0"]), self.klt.rank), np.int32)
         for level in range(self.depth):
@@ -116,8 +131,11 @@ class RowCode:
             self._add(total, level, levels[f"level{level}"])
         return total + self._centre(len(total), lists)
 
-    def decode(self, levels: Levels, lists: npt.NDArray[np.integer[Any]] | None = None) -> F32:
-        """Rows (n, d) float32 from the arrays of levels 0 to some k; bit-exact with ``cells`` and ``exact``."""
+    def decode(self, levels: Levels, lists: Lists | None = None, starts: Starts | None = None) -> F32:
+        """Rows (n, d) float32 from the arrays of levels 0 to some k; bit-exact with ``cells`` and ``exact``.
+
+        ``starts`` as for :meth:`encode`; only the exact level needs them.
+        """
         missing = [name for name in self.names if name not in levels]
         if len(levels) + len(missing) != len(self.names) or list(self.names[len(levels) :]) != missing:
             raise HilbertflowError(f"levels {', '.join(levels)}", where="rowcode", remedy="give the first, no gaps")
@@ -126,12 +144,12 @@ class RowCode:
             return rows
         if missing:
             raise HilbertflowError("cells without exact", where="rowcode", remedy="give both or neither")
-        return self._from_exact(rows, levels["cells"], levels["exact"])
+        return self._from_exact(rows, levels["cells"], levels["exact"], starts)
 
     def _coded(self, level: int) -> npt.NDArray[np.intp]:
         return np.flatnonzero(self.steps[level] > 0)
 
-    def _centre(self, count: int, lists: npt.NDArray[np.integer[Any]] | None) -> I32:
+    def _centre(self, count: int, lists: Lists | None) -> I32:
         if (lists is None) != (len(self.centroids) == 0) or (lists is not None and len(lists) != count):
             raise HilbertflowError("the list of each row is needed", where="rowcode", remedy="where there are lists")
         return np.zeros((1, self.klt.rank), np.int32) if lists is None else self.centroids[lists]
@@ -140,7 +158,7 @@ class RowCode:
         coded = self._coded(level)
         total[:, coded] += rowtrellis.index(symbols, self.states) * self.steps[level][coded]
 
-    def _rows(self, total: I32, lists: npt.NDArray[np.integer[Any]] | None) -> F32:
+    def _rows(self, total: I32, lists: Lists | None) -> F32:
         return self.klt.inverse(total + self._centre(len(total), lists))
 
     def _cells(self, rows: F32) -> I32:
@@ -157,21 +175,21 @@ class RowCode:
         near = np.clip(np.rint(np.ldexp(decoded.astype(np.float64), self.cell)), -_FAR, _FAR).astype(np.int32)
         return (near if self.low is None else np.clip(near, self.low, self.high)), near
 
-    def _exact(self, rows: F32, decoded: F32) -> tuple[I32, U32]:
+    def _exact(self, rows: F32, decoded: F32, starts: Starts | None) -> tuple[I32, U32]:
         cells = self._cells(rows)
         within = np.asarray(to_ordered(rows.view(np.uint32), "F32"), np.uint32) - self._lowest(cells)
         expected, context = self._predicted(decoded)
         residual = cells - expected
-        for part in self._blocks(len(rows)):
+        for part in self._blocks(len(rows), starts):
             within[part] = _take(within[part], _open_bits(cells[part]))
             if self.low is not None:
                 residual[part] = _take(residual[part], context[part])
         return residual, within
 
-    def _from_exact(self, decoded: F32, residual: I32, within: U32) -> F32:
+    def _from_exact(self, decoded: F32, residual: I32, within: U32, starts: Starts | None) -> F32:
         expected, context = self._predicted(decoded)
         cells, within = residual.astype(np.int32), within.astype(np.uint32)
-        for part in self._blocks(len(decoded)):
+        for part in self._blocks(len(decoded), starts):
             if self.low is not None:
                 cells[part] = _put(cells[part], context[part])
             cells[part] += expected[part]
@@ -179,8 +197,9 @@ class RowCode:
         words = from_ordered(within + self._lowest(cells), "F32")
         return np.asarray(words, np.uint32).view(np.float32)
 
-    def _blocks(self, count: int) -> list[slice]:
-        return [slice(start, start + self.block) for start in range(0, count, self.block)]
+    def _blocks(self, count: int, starts: Starts | None) -> list[slice]:
+        edges = [*(range(0, count, self.block) if starts is None else map(int, starts)), count]
+        return [slice(low, high) for low, high in pairwise(edges)]
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What an archive stores beside the levels; the numbers go with :meth:`attributes`."""
@@ -230,7 +249,7 @@ def fit(
     sample: F32,
     bits: Sequence[float] = BITS,
     centroids: F32 | None = None,
-    lists: npt.NDArray[np.integer[Any]] | None = None,
+    lists: Lists | None = None,
     states: int = 8,
     block: int = 64,
     emphasis: float = 1.0,
@@ -303,7 +322,7 @@ def _cut(code: RowCode) -> RowCode:
     return replace(code, klt=cut, **arrays)
 
 
-def _with_cells(code: RowCode, sample: F32, lists: npt.NDArray[np.integer[Any]] | None) -> RowCode:
+def _with_cells(code: RowCode, sample: F32, lists: Lists | None) -> RowCode:
     """The code with cells that are the grid of the values, where they lie on one, or else some to the error's width."""
     grid = _grid(sample)
     if grid is not None:

@@ -18,8 +18,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from operators.embed import Embed
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Resources
-from pipelines.plan import Plan
+from pipelines.plan import Pass
 from pipelines.ray_io import ArchiveSink, UnitSource
+from pipelines.recipe import Compute
 
 IO_CPUS = 0.25
 """What a read or a write asks for: they wait more than they work, and must not starve the coders."""
@@ -77,23 +78,22 @@ def on_device(operators: tuple[Operator, ...], device: str, gpus: float) -> tupl
     )
 
 
-def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
-    """Stream the pending units through the stages into the archive.
+def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = None) -> None:
+    """Stream the pending units of a pass through its stages to its writer.
 
     Nothing is gathered: the driver sees receipts only, through the ``tally`` actor. Blocks hold whole units, because
     Ray cuts a block only where one addition takes it from below its target to one and a half times that.
     """
     context = DataContext.get_current()
-    context.target_max_block_size = int(2.5 * plan.source.unit_bytes)
+    context.target_max_block_size = int(2.5 * step.source.unit_bytes)
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to tell
-    compute = plan.recipe.compute
     cores = int(ray.cluster_resources().get("CPU", 1))
     data = ray.data.read_datasource(
-        UnitSource(plan.source, pending), num_cpus=IO_CPUS, memory=compute.memory,
+        UnitSource(step.source, pending), num_cpus=IO_CPUS, memory=compute.memory,
         override_num_blocks=UnitSource.tasks(pending, cores),
     )  # fmt: skip
-    parts = stages(on_device(plan.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
+    parts = stages(on_device(step.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
     for stage in parts:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
         share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
@@ -102,4 +102,4 @@ def execute(plan: Plan, pending: list[range], tally: Any = None) -> None:
             zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip
-    data.write_datasink(ArchiveSink(plan.spec, tally), ray_remote_args={"num_cpus": IO_CPUS})
+    data.write_datasink(ArchiveSink(step.writer, tally), ray_remote_args={"num_cpus": IO_CPUS})

@@ -12,7 +12,15 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 POLL_S = 0.25
 
@@ -49,27 +57,40 @@ class Reporter:
     Parameters
     ----------
     name: of the archive.
-    units, done: of the whole run, and those that an earlier run wrote.
     json_log: one JSON object a line on standard output instead of a bar on standard error.
     """
 
-    def __init__(self, name: str, units: int, done: int, json_log: bool) -> None:
-        self.name, self.units, self.done, self.json_log = name, units, done, json_log
+    def __init__(self, name: str, json_log: bool) -> None:
+        self.name, self.json_log = name, json_log
+        self.step, self.units, self.done, self.found = "", 0, 0, 0
         self.source_bytes = self.archive_bytes = 0
         self.peak_memory: dict[str, int] = {}
         self.tally = Tally.remote()  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._began, self.seconds = time.monotonic(), 0.0
+        self._began = self._step_began = time.monotonic()
+        self.seconds = 0.0
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
             console=Console(stderr=True), disable=json_log,
         )  # fmt: skip
-        self._task = self._bar.add_task(name, total=units, completed=done, rate="")
+        self._task: TaskID | None = None
+        self._lock = threading.Lock()
+
+    def begin(self, step: str, units: int, done: int) -> None:
+        """The next pass, its units, and how many of them an earlier run wrote."""
+        if self._task is not None:
+            self._poll()
+        with self._lock:
+            self.step, self.units, self.done, self.found = step, units, done, done
+            self.source_bytes = self.archive_bytes = 0
+            self._step_began = time.monotonic()
+            title = self.name if step == "archive" else f"{self.name}: {step}"
+            self._task = self._bar.add_task(title, total=units, completed=done, rate="")
+        self._event("start", units=units, done=done)
 
     def __enter__(self) -> Reporter:
-        self._event("start", units=self.units, done=self.done)
         self._bar.start()
         self._thread.start()
         return self
@@ -95,18 +116,21 @@ class Reporter:
                 return
 
     def _poll(self) -> None:
-        for unit, source, archive in ray.get(self.tally.take.remote(), timeout=30):
-            self.done += 1
-            self.source_bytes += source
-            self.archive_bytes += archive
-            rate = self.source_bytes / 1e6 / max(time.monotonic() - self._began, 1e-9)
-            self._event("unit", unit=unit, done=self.done, units=self.units, source_bytes=source,
-                        archive_bytes=archive, mb_per_s=round(rate, 2))  # fmt: skip
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:6.1f} MB/s")
+        with self._lock:
+            for unit, source, archive in ray.get(self.tally.take.remote(), timeout=30):
+                self.done += 1
+                self.source_bytes += source
+                self.archive_bytes += archive
+                rate = self.source_bytes / 1e6 / max(time.monotonic() - self._step_began, 1e-9)
+                self._event("unit", unit=unit, done=self.done, units=self.units, source_bytes=source,
+                            archive_bytes=archive, mb_per_s=round(rate, 2))  # fmt: skip
+                if self._task is not None:
+                    told = f"{rate:6.1f} MB/s" if source else ""
+                    self._bar.update(self._task, completed=self.done, rate=told)
 
     def _event(self, event: str, **fields: Any) -> None:
         if self.json_log:
-            emit(event, archive=self.name, **fields)
+            emit(event, archive=self.name, step=self.step, **fields)
 
 
 def emit(event: str, **fields: Any) -> None:

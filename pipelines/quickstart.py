@@ -13,6 +13,7 @@ from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from pipelines import console
 from pipelines.cli import leave
+from pipelines.commands.archives import in_order
 from pipelines.recipe import load
 from pipelines.run import Report, local_ray, run
 from pipelines.sources import row_source
@@ -102,14 +103,15 @@ def embed_corpus() -> CollectionArchive:
     report = run(recipe)
     tell(report)
     assert report.manifest is not None and recipe.index is not None
-    sizes = report.manifest.levels
-    rows = [
-        (name, console.size(size), f"{size / (report.manifest.source_bytes / 1536):.0f}")
-        for name, size in sizes.items()
-    ]
-    rows.append(("float32 source", console.size(report.manifest.source_bytes), "1536"))
-    console.table(("level", "bytes", "bytes a vector"), rows)
     handle: CollectionArchive = archive.open(report.url)
+    quality, rows = report.manifest.quality, []
+    for name, size in in_order(report.manifest.levels).items():
+        cosine = quality.get(f"cosine_{name}")
+        said = f"{cosine:.4f}" if cosine else "bit-exact, CRC-32C" if name == "exact" else ""
+        rows.append((name, console.size(size), f"{size / handle.count:.0f}", said))
+    source = report.manifest.source_bytes
+    rows.append(("float32 source", console.size(source), f"{source / handle.count:.0f}", ""))
+    console.table(("level", "bytes", "bytes a vector", "mean cosine, up to this level"), rows)
     return handle
 
 

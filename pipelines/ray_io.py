@@ -12,9 +12,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 from ray.data.datasource.datasink import WriteResult
 
-from pipelines.plan import Units
-from storage.spec import ArchiveSpec
-from storage.writer import write_unit
+from pipelines.plan import Units, UnitWriter
 
 TASKS_A_CORE = 16
 
@@ -65,16 +63,16 @@ class UnitSource(Datasource):
 
 
 class ArchiveSink(Datasink[int]):
-    """Writes each whole unit to an archive.
+    """Writes each whole unit: to an archive, or to what a later pass reads.
 
     Parameters
     ----------
-    spec: the archive, already opened for writing; its manifest is written by whoever started the run.
+    writer: of the units.
     progress: an actor handle whose ``done`` takes each receipt's unit and bytes; may be None.
     """
 
-    def __init__(self, spec: ArchiveSpec, progress: Any = None) -> None:
-        self._spec, self._progress = spec, progress
+    def __init__(self, writer: UnitWriter, progress: Any = None) -> None:
+        self._writer, self._progress = writer, progress
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -89,7 +87,7 @@ class ArchiveSink(Datasink[int]):
             if not table.num_rows:
                 continue
             for unit in pc.unique(table.column("unit")).to_pylist():
-                receipt = write_unit(self._spec, table.filter(pc.equal(table.column("unit"), unit)))
+                receipt = self._writer.write(table.filter(pc.equal(table.column("unit"), unit)))
                 written += 1
                 if self._progress is not None:
                     size = sum(o.size for o in receipt.objects)

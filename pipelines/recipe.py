@@ -158,11 +158,13 @@ class Compute(Part):
     memory: Bytes = Field(1_000_000_000, description="of one worker: bytes, or text such as 2GB")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     planes_per_unit: PositiveInt = Field(32, description="planes written, journalled and resumed together")
-    rows_per_unit: PositiveInt = Field(4096, description="rows written, journalled and resumed together")
+    rows_per_unit: PositiveInt | None = Field(
+        None, description="the same for rows; left out, what makes 32 MB, 16,384 at most"
+    )
 
 
 PLANE_FLOW = ("sample", "hilbert_map", "quantize", "layerize", "frame_encode")
-ROW_FLOW = ("embed", "row_blocks", "quantize", "layerize", "frame_encode")
+ROW_FLOW = ("embed", "row_blocks", "row_code", "frame_encode")
 """Operators of a model and of a collection in the order of the flow; the first of each may be left out."""
 
 

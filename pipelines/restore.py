@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
 from operators.floats import round_to
+from operators.row_blocks import vector_matrix
+from pipelines import source_order
 from storage import archive
 from storage.archive import Level
 from storage.collection import CollectionArchive
@@ -20,7 +21,6 @@ from storage.model import ModelArchive
 from storage.tensor_file import TensorFile, safetensors_header
 
 Tick = Callable[[int, int], None]
-BATCH_ROWS = 8192
 
 
 def restore(url: str, out: str, level: Level = "exact", tensor: str | None = None, tick: Tick | None = None) -> int:
@@ -99,27 +99,24 @@ def _tensor(chosen: TensorFile, file: BinaryIO, tick: Tick | None) -> None:
 
 def _npy_rows(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
     _npy_header(file, np.dtype(np.float32), (handle.count, handle.dim))
-    done = 0
-    for batch in handle.iter_batches(level, BATCH_ROWS):
-        file.write(batch.tobytes())
-        done += batch.nbytes
-        if tick:
-            tick(done, handle.count * handle.dim * 4)
+    for batch in source_order.batches(handle, level, False, _in_bytes(handle, tick)):
+        file.write(vector_matrix(batch).tobytes())
 
 
 def _parquet(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
     writer = None
-    for start in range(0, handle.count, BATCH_ROWS):
-        stop = min(handle.count, start + BATCH_ROWS)
-        vectors = handle.read(start, stop, level)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), handle.dim)
-        table = handle.table(start, stop).append_column("vector", column)
-        writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-        writer.write_table(table)
-        if tick:
-            tick(stop * handle.dim * 4, handle.count * handle.dim * 4)
+    for batch in source_order.batches(handle, level, True, _in_bytes(handle, tick)):
+        writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
+        writer.write_table(batch)
     if writer:
         writer.close()
+
+
+def _in_bytes(handle: CollectionArchive, tick: Tick | None) -> Callable[[int], None] | None:
+    if tick is None:
+        return None
+    row = 4 * handle.dim
+    return lambda rows: tick(rows * row, handle.count * row)
 
 
 def _npy_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 import ray
 
 from operators.errors import HilbertflowError
-from pipelines.plan import Plan, make_plan
+from pipelines.plan import Pass, Plan, make_plan, prepare
 from pipelines.progress import Reporter, emit
 from pipelines.recipe import Recipe
 from storage import catalog
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest
-from storage.spec import open_for_writing
-from storage.writer import finish, written_units
+from storage.spec import claim, open_for_writing
+from storage.writer import clear, finish
 
 LOCAL_OBJECT_STORE = 512 * 1024 * 1024
 
@@ -35,7 +35,7 @@ class Report:
     url: the archive.
     manifest: its manifest; None after a dry run.
     plan: what was planned.
-    written, skipped: units of this run and of earlier ones.
+    written, skipped: units of the archive by this run and by earlier ones.
     seconds: of streaming.
     indexes: kinds of the indexes that were built by this run.
     peak_memory: bytes of the largest worker of each stage, by its first operator.
@@ -65,22 +65,54 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
     manifest = _finished(plan)
     if manifest is not None:
         with nullcontext() if _indexed(plan) else local_ray(address):
-            return Report(spec.url, manifest, plan, skipped=spec.units, indexes=_index(plan, json_log))
-    open_for_writing(spec)
-    done = written_units(spec)
-    pending = missing(spec.units, done)
+            return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=_index(plan, json_log))
+    claim(spec)
     with local_ray(address):
-        with Reporter(spec.name, spec.units, len(done), json_log) as reporter:
-            if pending:
-                execute(plan, pending, reporter.tally)
-        manifest = finish(spec, plan.extra)
+        with Reporter(spec.name, json_log) as reporter:
+
+            def carry_out(step: Pass) -> None:
+                done = step.writer.written()
+                reporter.begin(step.name, step.source.units, len(done))
+                if pending := missing(step.source.units, done):
+                    execute(step, recipe.compute, pending, reporter.tally)
+
+            plan = prepare(plan, carry_out)
+            open_for_writing(plan.spec)
+            carry_out(plan.last)
+        manifest = finish(plan.spec, plan.extra)
         catalog.add(Location(recipe.sink.path), manifest)
         if json_log:
             emit("archived", url=place.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
         indexes = _index(plan, json_log)
+    skipped = reporter.found
     return Report(
-        spec.url, manifest, plan, spec.units - len(done), len(done), reporter.seconds, indexes, reporter.peak_memory
-    )  # fmt: skip
+        spec.url, manifest, plan, manifest.units - skipped, skipped, reporter.seconds, indexes, reporter.peak_memory
+    )
+
+
+def run_here(recipe: Recipe) -> Report:
+    """The same in this process, without Ray, progress or indexes: for small things."""
+    plan = make_plan(recipe)
+    manifest = _finished(plan)
+    if manifest is not None:
+        return Report(plan.spec.url, manifest, plan, skipped=manifest.units)
+    claim(plan.spec)
+    plan = prepare(plan, _carry_out_here)
+    open_for_writing(plan.spec)
+    found = len(plan.last.writer.written())
+    _carry_out_here(plan.last)
+    manifest = finish(plan.spec, plan.extra)
+    catalog.add(Location(recipe.sink.path), manifest)
+    return Report(plan.spec.url, manifest, plan, manifest.units - found, found)
+
+
+def _carry_out_here(step: Pass) -> None:
+    for units in missing(step.source.units, step.writer.written()):
+        for unit in units:
+            batch = step.source.read(unit)
+            for operator in step.operators:
+                batch = operator.apply(batch)
+            step.writer.write(batch)
 
 
 def missing(units: int, done: set[int]) -> list[range]:
@@ -104,7 +136,7 @@ def _finished(plan: Plan) -> Manifest | None:
             "an archive of another source or recipe has this name", where=place.url,
             remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {place.url}`",
         )  # fmt: skip
-    place.delete("journal", recursive=True)  # left over when a run died between the manifest and this line
+    clear(place)  # left over when a run died between the manifest and this line
     catalog.add(Location(plan.recipe.sink.path), manifest)
     return manifest
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,6 +190,17 @@ class RawCodec(PlaneCodec):
 CODECS: Mapping[CoderKind, type[PlaneCodec]] = {
     codec.kind: codec for codec in (RansCodec, HevcCodec, H264Codec, Av1Codec, Ffv1Codec, RawCodec)
 }
+
+
+def coder_of(document: bytes, where: str) -> Coder:
+    """The coder of the inner chunks of a sharded array, from its ``zarr.json``; HilbertflowError when it has none."""
+    try:
+        (sharding, *_) = json.loads(document)["codecs"]
+        inner = sharding["configuration"]["codecs"][0]
+        return CODECS[inner["name"].removeprefix(PREFIX)].from_dict(inner).coder()
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise HilbertflowError("damaged", where=where, remedy="`hilbertflow verify` names the object") from error
+
 
 for _kind, _codec in CODECS.items():
     register_codec(PREFIX + _kind, _codec)

@@ -55,3 +55,8 @@ def unpack(data: bytes, slots: int) -> list[bytes | None]:
             raise ValueError(f"the checksum of the chunk at {offset} differs")
         chunks.append(chunk)
     return chunks
+
+
+def stored_size(chunk: bytes | None) -> int:
+    """Bytes that a chunk takes in its shard, its crc32c included."""
+    return 0 if chunk is None else len(chunk) + 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import zarr
@@ -15,7 +15,7 @@ from zarr.storage import MemoryStore
 
 from operators.coders import CoderKind
 from operators.errors import HilbertflowError
-from storage.codecs import CODECS
+from storage.codecs import CODECS, RansCodec
 from storage.fs import Location
 
 
@@ -31,6 +31,7 @@ class ArraySpec:
     chunk: shape of what one plane becomes.
     shard: chunks along axis 0 in one object; a unit writes one shard.
     coder: kind of the codec.
+    tables: what its chunks share, for ``rans``.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ArraySpec:
     chunk: tuple[int, ...]
     shard: int
     coder: CoderKind
+    tables: bytes = b""
 
     def key(self, unit: int) -> str:
         """Key of the object that holds the unit's chunks."""
@@ -85,7 +87,7 @@ class ArchiveSpec:
         attributes = {"hilbertflow": {**self.attributes, "kind": self.kind, "identity": self.identity}}
         group = zarr.create_group(store, attributes=attributes)
         for array in self.arrays:
-            codec: ArrayBytesCodec = CODECS[array.coder]()
+            codec: ArrayBytesCodec = RansCodec(array.tables) if array.tables else CODECS[array.coder]()
             outer = (array.chunk[0] * array.shard, *array.chunk[1:])
             sharded = array.name != "scales"
             group.create_array(
@@ -93,7 +95,7 @@ class ArchiveSpec:
                 chunks=array.chunk if sharded else outer, shards=outer if sharded else None,
                 serializer=codec, compressors=[Crc32cCodec()], filters=[],
             )  # fmt: skip
-        return {key: data for key, data in sorted(_contents(store).items()) if key.endswith("zarr.json")}
+        return {key: data for key, data in sorted(contents(store).items()) if key.endswith("zarr.json")}
 
 
 def open_for_writing(spec: ArchiveSpec) -> dict[str, bytes]:
@@ -103,25 +105,33 @@ def open_for_writing(spec: ArchiveSpec) -> dict[str, bytes]:
     """
     place = Location(spec.url)
     documents = spec.metadata()
-    if place.exists("zarr.json"):
-        try:
-            there = json.loads(place.read("zarr.json"))["attributes"]["hilbertflow"]["identity"]
-        except (ValueError, KeyError, TypeError):
-            there = None
-        if there != spec.identity:
-            raise HilbertflowError(
-                "an archive of another source or recipe has this name", where=spec.url,
-                remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {spec.url}`",
-            )  # fmt: skip
+    claim(spec)
     for key, data in documents.items():
-        if key != "zarr.json" and not place.exists(key):
+        if not place.exists(key) or (key == "zarr.json" and place.read(key) != data):
             place.write_atomic(key, data)
-    if not place.exists("zarr.json"):
-        place.write_atomic("zarr.json", documents["zarr.json"])
     return documents
 
 
-def _contents(store: MemoryStore) -> dict[str, bytes]:
+def claim(spec: ArchiveSpec) -> None:
+    """See that the name is free or this recipe's own, and take it, before anything is written under it."""
+    place = Location(spec.url)
+    if not place.exists("zarr.json"):
+        place.write_atomic("zarr.json", replace(spec, arrays=()).metadata()["zarr.json"])
+        return
+    try:
+        there = json.loads(place.read("zarr.json"))["attributes"]["hilbertflow"]["identity"]
+    except (ValueError, KeyError, TypeError):
+        there = None
+    if there != spec.identity:
+        raise HilbertflowError(
+            "an archive of another source or recipe has this name", where=spec.url,
+            remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {spec.url}`",
+        )  # fmt: skip
+
+
+def contents(store: MemoryStore) -> dict[str, bytes]:
+    """Every object of a store by key."""
+
     async def collect() -> dict[str, bytes]:
         found = {}
         async for key in store.list():

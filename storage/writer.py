@@ -19,8 +19,12 @@ from operators.scales import stored
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
-from storage.shard import pack
+from storage.shard import pack, stored_size
 from storage.spec import ArchiveSpec, ArraySpec, open_for_writing
+
+SUMMED = ("energy", "error", "cosine")
+"""Beginnings of the columns of planes that are summed over the archive."""
+NUMBERS = ("plane", "crc", "count", "residual")
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,21 @@ class Receipt:
     source_bytes: int
 
 
+@dataclass(frozen=True)
+class ArchiveWriter:
+    """Writes the units of an archive that is opened for writing; whoever started the run writes the manifest."""
+
+    spec: ArchiveSpec
+
+    def write(self, table: pa.Table) -> Receipt:
+        """One whole unit."""
+        return write_unit(self.spec, table)
+
+    def written(self) -> set[int]:
+        """Units that the journal holds."""
+        return written_units(self.spec)
+
+
 def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
     """Write one whole unit from its encoded planes; writing it twice writes the same bytes to the same keys."""
     place = Location(spec.url)
@@ -51,6 +70,7 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
     if planes != list(range(planes[0], planes[0] + expected)):
         raise HilbertflowError(f"unit {unit} arrived in pieces: planes {planes} of {expected}", where=spec.url)
     payloads: dict[str, bytes] = {}
+    sizes: dict[str, list[int]] = {}
     for array in spec.arrays:
         first = unit * array.shard
         chunks: list[bytes | None] = [None] * array.shard
@@ -59,6 +79,8 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
         else:
             for at, chunk in zip(planes, table.column(array.name).to_pylist(), strict=True):
                 chunks[at - first] = chunk
+            if spec.kind == "collection":
+                sizes[f"bytes_{array.name}"] = [stored_size(chunk) for chunk in chunks[: len(planes)]]
             data = pack(chunks, array.shard)
         if data is not None:
             payloads[array.key(unit)] = data
@@ -68,9 +90,10 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
     for key, data in payloads.items():
         place.write_atomic(key, data, durable=False)
         objects.append(Object.of(key, data, unit))
-    kept = [c for c in table.column_names if c in ("plane", "crc", "energy", "count") or c.startswith("error")]
+    kept = [c for c in table.column_names if c in NUMBERS or c.startswith(SUMMED)]
     words = np.array(table.column("word").to_pylist()) * np.array(table.column("count").to_pylist())
-    receipt = Receipt(unit, objects, {c: table.column(c).to_pylist() for c in kept}, int(words.sum()))
+    columns = {c: table.column(c).to_pylist() for c in kept} | sizes
+    receipt = Receipt(unit, objects, columns, int(words.sum()))
     entry = json.dumps(asdict(receipt), sort_keys=True).encode()
     place.write_atomic(f"journal/{spec.unit_name(unit)}.json", entry, durable=False)
     return receipt
@@ -120,7 +143,8 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
         source_bytes += receipt.source_bytes
         for name, values in receipt.planes.items():
             columns.setdefault(name, []).extend(values)
-    for key, data in (extra | {"planes.parquet": parquet_bytes(pa.table(columns))}).items():
+    planes = _chunk_table(columns) if spec.kind == "collection" else pa.table(columns)
+    for key, data in (extra | {"planes.parquet": parquet_bytes(planes)}).items():
         place.write_atomic(key, data)
         objects.append(Object.of(key, data))
     listing = dump_objects(objects)
@@ -128,11 +152,17 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
     manifest = Manifest(
         kind=spec.kind, name=spec.name, fingerprint=spec.fingerprint, recipe_hash=spec.recipe_hash, recipe=spec.recipe,
         units=spec.units, levels=_bytes_by_array(spec, objects), source_bytes=source_bytes,
-        objects=Object.of(manifests.OBJECTS, listing).sha256, quality=_quality(columns),
+        objects=Object.of(manifests.OBJECTS, listing).sha256, quality=_quality(columns, spec.attributes.get("rows", 0)),
     )  # fmt: skip
     place.write_atomic(manifests.NAME, manifest.dump())
-    place.delete("journal", recursive=True)
+    clear(place)
     return manifest
+
+
+def clear(place: Location) -> None:
+    """Remove what only a run under way needs."""
+    for folder in ("journal", "scratch"):
+        place.delete(folder, recursive=True)
 
 
 def _journal(spec: ArchiveSpec) -> Iterator[Receipt]:
@@ -160,16 +190,28 @@ def _rows(table: pa.Table) -> pa.Table:
 
 
 def _bytes_by_array(spec: ArchiveSpec, objects: list[Object]) -> dict[str, int]:
-    sizes = {array.name: 0 for array in spec.arrays} | {"tables": 0}
+    folders = ("code", "rows") if spec.kind == "collection" else ()
+    sizes = {name: 0 for name in (*(array.name for array in spec.arrays), *folders, "tables")}
     for item in objects:
         top = item.key.split("/")[0]
-        sizes[top if top in sizes and not item.key.endswith("zarr.json") else "tables"] += item.size
+        own = top in folders or (top in sizes and not item.key.endswith("zarr.json"))
+        sizes[top if own else "tables"] += item.size
     return sizes
 
 
-def _quality(columns: dict[str, list[Any]]) -> dict[str, Any]:
+def _quality(columns: dict[str, list[Any]], rows: float) -> dict[str, Any]:
     # Rounded: sums of float64 may differ in the last bits between machines, an archive's bytes must not.
     energy = sum(columns["energy"])
     errors = {c: sum(v) for c, v in columns.items() if c.startswith("error")}
     ratios = {c: 10 * float(np.log10(energy / e)) if e > 0 and energy > 0 else None for c, e in errors.items()}
-    return {f"sqnr_db_level{c[5:]}": None if r is None else round(r, 3) for c, r in ratios.items()}
+    cosines = {c: sum(v) / rows for c, v in columns.items() if c.startswith("cosine")}
+    return {f"sqnr_db_level{c[5:]}": None if r is None else round(r, 3) for c, r in ratios.items()} | {
+        f"cosine_level{c[6:]}": round(mean, 5) for c, mean in cosines.items()
+    }
+
+
+def _chunk_table(columns: dict[str, list[Any]]) -> pa.Table:
+    """Of a collection: read whole to open it, so without the sums that only the manifest tells, and narrow."""
+    types = {"crc": pa.uint32(), "residual": pa.float32()}
+    kept = {name: values for name, values in columns.items() if not name.startswith(SUMMED)}
+    return pa.table({name: pa.array(values, types.get(name, pa.int32())) for name, values in kept.items()})

@@ -11,10 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.plan import make_plan
 from pipelines.recipe import Recipe
-from storage.spec import open_for_writing
-from storage.writer import finish, write_unit
+from pipelines.run import run_here
 
 F32 = npt.NDArray[np.float32]
 
@@ -42,20 +40,8 @@ def archive_vectors(
     body = {
             "name": name,
             "source": {"kind": "vectors", "path": str(source), "id_column": "id", "metric": metric},
-            "operators": [
-                {"kind": "row_blocks"}, {"kind": "quantize", "method": "uniform", "sqnr_db": 20},
-                {"kind": "layerize"}, {"kind": "frame_encode", "coder": "rans"},
-            ],
+            "operators": [{"kind": "row_blocks"}, {"kind": "row_code"}, {"kind": "frame_encode", "coder": "rans"}],
             "sink": {"path": str(root / "archives"), "name": name},
             "compute": {"rows_per_unit": rows_per_unit},
     }  # fmt: skip
-    recipe = Recipe.model_validate_json(json.dumps(body))
-    plan = make_plan(recipe)
-    open_for_writing(plan.spec)
-    for unit in range(plan.source.units):
-        batch = plan.source.read(unit)
-        for operator in plan.operators:
-            batch = operator.apply(batch)
-        write_unit(plan.spec, batch)
-    finish(plan.spec, plan.extra)
-    return plan.spec.url
+    return run_here(Recipe.model_validate_json(json.dumps(body))).url

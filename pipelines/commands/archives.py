@@ -64,24 +64,27 @@ def info(
     if as_json:
         console.print_json(described)
         return
-    total = described["source_bytes"]
+    source, rows = described["source_bytes"], described.get("rows")
     nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials")
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
-    sqnr = described["quality"]
-    console.table(
-        ("level", "bytes", "of the source", "SQNR dB"),
-        [
-            (name, count, f"{100 * count / total:.1f} %" if total else "", _decibels(sqnr.get(f"sqnr_db_{name}")))
-            for name, count in described["levels"].items()
-        ],
-    )
+    told = described["quality"]
+    heads, cells = ["level", "bytes", "of the source", "SQNR dB"], []
+    for name, count in described["levels"].items():
+        share = f"{100 * count / source:.1f} %" if source else ""
+        cells.append([name, count, share, _figure(told.get(f"sqnr_db_{name}"), 2)])
+        if rows:
+            cells[-1][2:3] = [share, f"{count / rows:.1f}"]
+            cells[-1].append(_figure(told.get(f"cosine_{name}"), 4))
+    if rows:
+        heads = ["level", "bytes", "of the source", "bytes a vector", "SQNR dB", "mean cosine"]
+    console.table(tuple(heads), [tuple(row) for row in cells])
     if described.get("trials"):
         console.say(_chosen(described["trials"]))
     if quality:
         console.table(
             ("level", "SQNR dB", "largest error", "PSNR dB", "SSIM"),
             [
-                (f"level{m['level']}", _decibels(m["sqnr_db"]), f"{m['max_error']:.3g}", _decibels(m["psnr_db"]),
+                (f"level{m['level']}", _figure(m["sqnr_db"], 2), f"{m['max_error']:.3g}", _figure(m["psnr_db"], 2),
                  f"{m['ssim']:.4f}")
                 for m in described["measured"]
             ],
@@ -143,6 +146,7 @@ def describe(handle: Any) -> dict[str, Any]:
 
         builds = current_builds(indexes_of(handle))
         told |= {"rows": handle.count, "dim": handle.dim, "metric": handle.metric, "encoder": handle.encoder}
+        told |= {"order": handle.attributes["order"], "lists": handle.attributes["lists"]}
         told["indexes"] = {kind: {"bytes": build.bytes, "shards": len(build.shards)} for kind, build in builds.items()}
     return told | {
         "units": manifest.units, "source_bytes": manifest.source_bytes,
@@ -154,7 +158,7 @@ def describe(handle: Any) -> dict[str, Any]:
 
 def in_order(levels: dict[str, int]) -> dict[str, int]:
     """Bytes by array, coarse to fine: ``level0`` …, ``exact``, then what belongs to all of them."""
-    place = {"exact": 1, "scales": 2, "tables": 3}
+    place = {"cells": 1, "exact": 2, "scales": 3, "code": 4, "tables": 5, "rows": 6}
     return dict(sorted(levels.items(), key=lambda item: (place.get(item[0], 0), item[0])))
 
 
@@ -261,8 +265,8 @@ def export(
     console.say(f"{out}: {planes} plane{'s' if planes != 1 else ''}")
 
 
-def _decibels(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
+def _figure(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
 
 
 def _product(shape: list[int]) -> int:

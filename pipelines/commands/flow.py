@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -151,16 +150,19 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         return
     console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
     console.say(f"{plan.spec.units} units of {console.size(plan.source_bytes)} into {plan.spec.url}")
-    console.table(
-        ("array", "shape", "type", "coder", "estimated"),
-        [
-            (a.name, "×".join(map(str, a.shape)), a.dtype, a.coder,
-             console.size(estimate[a.name]) if a.name in estimate else "")
-            for a in plan.spec.arrays
-        ],
-    )  # fmt: skip
+    if plan.spec.arrays:
+        console.table(
+            ("array", "shape", "type", "coder", "estimated"),
+            [
+                (a.name, "×".join(map(str, a.shape)), a.dtype, a.coder,
+                 console.size(estimate[a.name]) if a.name in estimate else "")
+                for a in plan.spec.arrays
+            ],
+        )  # fmt: skip
     if estimate:
         console.say(f"estimated from {plan.trials.planes} sampled planes: {console.size(sum(estimate.values()))}")
+    elif plan.recipe.collection:
+        console.say("the arrays are settled once the order and the code of the rows are trained on a sample")
     else:
         console.say("no estimate: layout and coders are all named, so none was tried on a sample")
 
@@ -170,8 +172,7 @@ def estimated_bytes(plan: Plan) -> dict[str, int]:
     if not plan.trials.planes:
         return {}
     layout = next((o.layout for o in plan.operators if hasattr(o, "layout")), "raster")
-    placed = getattr(plan.source, "layout", None)  # of tensors; rows fill their array
-    values = sum(p.words for p in placed.placements) if placed else math.prod(plan.spec.arrays[0].shape)
+    values = sum(placed.words for placed in plan.source.layout.placements)  # type: ignore[attr-defined]
     estimate = {}
     for array in plan.spec.arrays:
         sampled = plan.trials.bytes.get(f"{layout}/{array.name}/{array.coder}")

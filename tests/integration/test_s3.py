@@ -33,8 +33,7 @@ def test_a_collection_is_archived_indexed_searched_and_verified_on_s3(s3: dict[s
     values = rng.standard_normal((1500, 32)).astype(np.float32)
     np.save(tmp_path / "v.npy", values)
     np.save(tmp_path / "q.npy", values[:8] + 0.01)
-    settings = [f"source.path={tmp_path}/v.npy", f"sink.path={ROOT}", "compute.rows_per_unit=512",
-                "operators.3.coder=rans"]  # fmt: skip
+    settings = [f"source.path={tmp_path}/v.npy", f"sink.path={ROOT}", "compute.rows_per_unit=512"]
     options = [part for setting in settings for part in ("--set", setting)]
     first = cli("run", "vectors", *options)
     assert "3 units" in first.stdout

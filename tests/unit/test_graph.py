@@ -7,16 +7,15 @@ import pytest
 from operators.embed import Embed
 from operators.errors import HilbertflowError
 from operators.frame_encode import FrameEncode
-from operators.layerize import Layerize
-from operators.quantize import Quantize
 from operators.row_blocks import RowBlocks
+from operators.row_code import RowCoding
 from pipelines.graph import on_device, stages
 
-CHAIN = (Embed(model="m"), RowBlocks(), Quantize(), Layerize(), FrameEncode(coder="rans"))
+CHAIN = (Embed(model="m"), RowBlocks(), RowCoding(), FrameEncode(coder="rans"))
 
 
 def test_neighbours_of_equal_resources_share_a_stage_and_embedding_has_its_own() -> None:
-    assert [stage.name for stage in stages(CHAIN)] == ["embed", "row_blocks → quantize → layerize → frame_encode"]
+    assert [stage.name for stage in stages(CHAIN)] == ["embed", "row_blocks → row_code → frame_encode"]
 
 
 @pytest.mark.parametrize(("device", "there", "taken"), [("auto", 0, 0), ("auto", 2, 1), ("cpu", 2, 0), ("cuda", 1, 1)])

@@ -53,6 +53,22 @@ def test_every_integer_type_and_shape_comes_back(shape, dtype):
         assert len(chunk) <= plane.nbytes + raw.OVERHEAD
 
 
+def test_rows_of_zeros_at_the_end_cost_next_to_nothing_with_shared_tables_too():
+    plane = gaussian((64, 345), 0.8)
+    tables = Tables.train([plane], columns=345)
+    plane[20:] = 0
+    for used in (None, tables):
+        chunk = round_trip(plane, used)
+        assert chunk[0] == rans.TRIMMED and len(chunk) == 5 + len(rans.encode(plane[:20], used))
+        with pytest.raises(HilbertflowError):
+            rans.decode(chunk, (20, 345), np.int16, used)
+        with pytest.raises(HilbertflowError):
+            rans.decode(chunk[:5], plane.shape, np.int16, used)
+        with pytest.raises(HilbertflowError):
+            rans.decode(chunk[:5] + chunk, plane.shape, np.int16, used)
+    round_trip(plane.reshape(1, 64, 345))
+
+
 @pytest.mark.parametrize("scale", [1, 40, 128, 300, 5000, 2**20, 2**29])
 def test_values_of_any_magnitude_come_back(scale):
     rng = np.random.default_rng(2)

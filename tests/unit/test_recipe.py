@@ -175,7 +175,7 @@ def test_the_page_on_recipes_tells_every_option_and_its_default() -> None:
         for field in dataclasses.fields(operator):
             if field.name != "kind":
                 default = field.default
-                text = ", ".join(default) if isinstance(default, tuple) else str(default).lower()
+                text = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default).lower()
                 said = told.pop((name, field.name))
                 assert wordless.get(said, said) in (text, f"{text}.0", text.removesuffix(".0")), (name, field.name)
     assert not told

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from storage.rows import RowSource
 
+
 @dataclass(frozen=True)
 class RowUnits:
     """Rows as they come.

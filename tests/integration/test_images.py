@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, model: Path, root: Path) -> list[str]:
-    return [f"source.path={folder}", f"operators.0.model={model}", f"sink.path={root}", "operators.4.coder=rans",
+    return [f"source.path={folder}", f"operators.0.model={model}", f"sink.path={root}",
             "compute.rows_per_unit=64", "index.kind=hnsw"]  # fmt: skip
 
 

@@ -20,7 +20,8 @@ from operators.rowcode import BITS, RowCode
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-STREAM = ("unit", "chunk", "list", "vector")
+CHUNK, LIST = "hf:chunk", "hf:list"  # names that no metadata of a source has
+STREAM = ("unit", CHUNK, LIST, "vector")
 """Columns that the stream needs and the archive's table of rows does not."""
 _PIECE = 2048  # rows that are coded at a time
 
@@ -73,14 +74,14 @@ class TrainedRowCoding(RowCoding):
     def apply(self, batch: pa.Table) -> pa.Table:
         """Rows of whole units in archive order to one row a chunk.
 
-        From ``unit``, ``chunk`` int64 (number of the block), ``list`` int32, ``row`` int64, ``vector``, ``id`` and
+        From ``unit``, ``CHUNK`` int64 (number of the block), ``LIST`` int32, ``row`` int64, ``vector``, ``id`` and
         metadata to ``unit``, ``plane``, ``planes``, ``word``, ``count`` (values), ``crc`` (of the rows' bytes),
         ``residual`` (squared distance to the centroid, summed), ``energy`` and, for each level, ``error`` and
         ``cosine`` (sums over the rows); the coded chunk of every array; ``attributes``: the table of its rows.
         """
-        chunk = batch.column("chunk").to_numpy()
+        chunk = batch.column(CHUNK).to_numpy()
         starts = np.flatnonzero(np.diff(chunk, prepend=chunk[0] - 1))
-        lists = batch.column("list").to_numpy()
+        lists = batch.column(LIST).to_numpy()
         vectors = vector_matrix(batch)
         pieces = [self._piece(vectors, lists, part) for part in _pieces(starts, len(chunk))]
         columns = {name: [value for piece in pieces for value in piece[name]] for name in pieces[0]}

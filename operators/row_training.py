@@ -23,7 +23,7 @@ from operators.operator import Operator, Over
 from operators.planes import with_column
 from operators.rans_tables import Tables
 from operators.row_blocks import RowBlocks, vector_matrix
-from operators.row_code import RowCoding, TrainedRowCoding
+from operators.row_code import LIST, RowCoding, TrainedRowCoding
 from operators.rowcode import RowCode
 
 F32 = npt.NDArray[np.float32]
@@ -150,8 +150,8 @@ class AssignLists(Operator):
     over: ClassVar[Over] = "rows"
 
     def apply(self, batch: pa.Table) -> pa.Table:
-        """Add ``list`` int32 to rows with ``vector``."""
-        return with_column(batch, "list", pa.array(self.trained.assign(vector_matrix(batch))))
+        """Add ``LIST`` int32 to rows with ``vector``."""
+        return with_column(batch, LIST, pa.array(self.trained.assign(vector_matrix(batch))))
 
 
 def coder_of(kind: CoderKind, tables: bytes = b"") -> Coder:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from operators.row_code import CHUNK, LIST
 from storage.rows import RowSource
 
 
@@ -38,7 +39,7 @@ class RowUnits:
         return self.per_unit * max(self.row_bytes, 4 * (self.source.dim or 0))
 
     def read(self, unit: int) -> pa.Table:
-        """Rows with ``unit`` and ``row``; with ``chunk`` and ``list`` (0, there are none) where blocks are cut."""
+        """Rows with ``unit`` and ``row``; with ``CHUNK`` and ``LIST`` (0, there are none) where blocks are cut."""
         start = unit * self.per_unit
         table = self.numbered(start, min(self.source.count, start + self.per_unit))
         n = table.num_rows
@@ -46,7 +47,7 @@ class RowUnits:
         if not self.block:
             return table
         chunks = np.arange(start, start + n) // self.block
-        return table.append_column("chunk", pa.array(chunks)).append_column("list", pa.array(np.zeros(n, np.int32)))
+        return table.append_column(CHUNK, pa.array(chunks)).append_column(LIST, pa.array(np.zeros(n, np.int32)))
 
     def numbered(self, start: int, stop: int) -> pa.Table:
         """Rows ``start`` to ``stop`` of the source with ``row``, their number in it."""

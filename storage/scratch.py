@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from operators.row_code import CHUNK, LIST
 from storage.chunks import Lists
 from storage.fs import Location
 from storage.manifest import Object
@@ -104,10 +105,10 @@ class SortedWriter:
     edges: tuple[int, ...]
 
     def write(self, table: pa.Table) -> Receipt:
-        """One whole unit: ``row``, ``list``, ``vector``, ``id`` and metadata."""
+        """One whole unit: ``row``, ``LIST``, ``vector``, ``id`` and metadata."""
         unit = int(table.column("unit")[0].as_py())
-        kept = _plain(table.drop_columns(["unit"]).sort_by([("list", "ascending"), ("row", "ascending")]))
-        lists = kept.column("list").to_numpy()
+        kept = _plain(table.drop_columns(["unit"]).sort_by([(LIST, "ascending"), ("row", "ascending")]))
+        lists = kept.column(LIST).to_numpy()
         borders = np.searchsorted(lists, self.edges)
         batch = kept.combine_chunks().to_batches()[0]
         parts = [
@@ -162,7 +163,7 @@ class SortedUnits:
         return self.per_unit * self.lists.block * (4096 + 4 * self.dim)
 
     def read(self, unit: int) -> pa.Table:
-        """The unit's rows in archive order: ``unit``, ``chunk``, ``list``, ``row``, ``vector``, ``id``, metadata."""
+        """The unit's rows in archive order: ``unit``, ``CHUNK``, ``LIST``, ``row``, ``vector``, ``id``, metadata."""
         lists, place = self.lists, Location(self.spec.url)
         first = unit * self.per_unit
         stop = min(first + self.per_unit, lists.chunks)
@@ -184,7 +185,7 @@ class SortedUnits:
         parts, places = [], []
         for unit_of, data in zip(of, place.read_ranges(wanted), strict=True):
             batch = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
-            own = batch.column("list").to_numpy()
+            own = batch.column(LIST).to_numpy()
             within = np.arange(len(own)) - np.searchsorted(own, own)
             where = starts[own - base, unit_of] + within
             mine = np.flatnonzero((where >= low) & (where < high))
@@ -198,7 +199,7 @@ class SortedUnits:
                                    remedy="remove the archive and run again")  # fmt: skip
         chunks = np.repeat(np.arange(first, stop), np.diff(lists.first_row[first : stop + 1]))
         table = table.append_column("unit", pa.array(np.full(high - low, unit), pa.int64()))
-        return table.append_column("chunk", pa.array(chunks, pa.int64()))
+        return table.append_column(CHUNK, pa.array(chunks, pa.int64()))
 
     def _starts(self, place: Location, low: int, high: int) -> tuple[I64, I64]:
         """For lists ``low`` … ``high - 1``, the first place (lists, units) of each unit's rows, and their number."""

@@ -343,7 +343,7 @@ def test_bad_queries_are_refused(
     code, _, err = call(capsys, "search", model, "--id", "x")
     assert code == 1 and "is a model, not a collection" in err
     code, _, err = call(capsys, "search", collection, "--text", "x")
-    assert code == 1 and "no model embeds texts" in err
+    assert code == 1 and "no model embeds queries" in err
     code, _, err = call(capsys, "search", collection, "--image", "x.png")
     assert code == 1 and "CLIP model directory" in err
 

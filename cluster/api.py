@@ -16,6 +16,7 @@ from cluster.http_edge import Counted
 from cluster.model_routes import model_routes
 from cluster.page import page_answer
 from cluster.problems import RESPONSES, install
+from cluster.row_routes import row_routes
 from cluster.search_route import search_route
 from cluster.services import Services
 
@@ -57,6 +58,7 @@ def build_api(services: Services) -> FastAPI:
     app.add_middleware(Counted, metrics=services.metrics)
     search_route(app, services)
     collection_routes(app, services)
+    row_routes(app, services)
     model_routes(app, services)
     _state_routes(app, services)
     return app

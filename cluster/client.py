@@ -4,8 +4,11 @@
         found = client.search("docs", texts=["singular value decomposition"], k=5)
         found.ids[0], found.scores[0]
 
+        client.upsert("docs", ["a"], vectors, metadata={"lines": [3]})
+
 A request that did not get through, or that a busy service put off (503), is sent again: five times, after growing
-pauses or as long as the service asks. Searching changes nothing, so sending twice is safe.
+pauses or as long as the service asks. Sending twice is safe: searching changes nothing, and every change carries an
+idempotency key. A client's searches see its own changes, whichever replica answers.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -57,6 +61,35 @@ def _search(
     return "POST", path, {"content": queries.tobytes(), "params": chosen, "headers": headers | {"Content-Type": FLOATS}}
 
 
+def _change(
+    collection: str,
+    ids: Sequence[str],
+    vectors: Any,
+    texts: Sequence[str] | None,
+    metadata: Any,
+    op: str,
+    key: str | None,
+) -> tuple[str, str, dict[str, Any]]:
+    """Method, path and body of a change of rows: Arrow for those that are put in."""
+    path, headers = f"/v1/collections/{collection}/rows", {"Idempotency-Key": key or uuid.uuid4().hex}
+    if op == "delete":
+        return "DELETE", path, {"json": {"ids": list(ids)}, "headers": headers}
+    if (vectors is None) == (texts is None):
+        raise HilbertflowError("give either vectors or texts", where=op)
+    columns: dict[str, Any] = {"id": pa.array(ids, pa.string())}
+    if texts is not None:
+        columns["text"] = pa.array(texts, pa.string())
+    else:
+        values = np.atleast_2d(np.ascontiguousarray(vectors, np.float32))
+        columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    sink = pa.BufferOutputStream()
+    table = pa.table(columns | dict(metadata or {}))
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    headers["Content-Type"] = ARROW
+    return "POST", path, {"content": sink.getvalue().to_pybytes(), "params": {"op": op}, "headers": headers}
+
+
 def _found(body: bytes) -> Found:
     table = pa.ipc.open_stream(body).read_all()
     scores, rows = table.column("scores").to_pylist(), table.column("rows").to_pylist()
@@ -99,6 +132,7 @@ class Client:
     """The endpoint at `url`; key: an API key where the service wants one; timeout: seconds a request may take."""
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 60.0) -> None:
+        self._seen: dict[str, int] = {}  # versions that own changes made
         self._http = httpx.Client(**_options(url, key, timeout))
 
     def __enter__(self) -> Self:
@@ -110,9 +144,29 @@ class Client:
     def search(
         self, collection: str, vectors: Any = None, *, texts: Sequence[str] | None = None, k: int = 10, **options: Any
     ) -> Found:
-        """Rows nearest to vectors (q, dim) or texts. options: tier, filter, nprobe, ef, refine."""
+        """Rows nearest to vectors (q, dim) or texts. options: tier, filter, nprobe, ef, refine, version."""
+        options = {"version": self._seen.get(collection), **options}
         method, path, body = _search(collection, vectors, texts, {"k": k, **options})
         return _found(self._send(method, path, body).content)
+
+    def upsert(
+        self, collection: str, ids: Sequence[str], vectors: Any = None, *, texts: Sequence[str] | None = None,
+        metadata: Any = None, op: str = "upsert", key: str | None = None,
+    ) -> int:  # fmt: skip
+        """Put rows in: vectors (n, dim) or texts, and metadata columns by name; durable when it returns their version.
+
+        op: `upsert` replaces rows whose id exists, `append` refuses them. key: of your own, to send it again later.
+        """
+        return self._changed(collection, _change(collection, ids, vectors, texts, metadata, op, key))
+
+    def delete(self, collection: str, ids: Sequence[str], key: str | None = None) -> int:
+        """Delete rows by id; durable when it returns the rows' version."""
+        return self._changed(collection, _change(collection, ids, None, None, None, "delete", key))
+
+    def _changed(self, collection: str, asked: tuple[str, str, dict[str, Any]]) -> int:
+        version = int(self._send(*asked).json()["version"])
+        self._seen[collection] = max(version, self._seen.get(collection, 0))
+        return version
 
     def collections(self) -> list[dict[str, Any]]:
         """What is served."""
@@ -137,6 +191,7 @@ class AsyncClient:
     """The same for `async with` and `await`."""
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 60.0) -> None:
+        self._seen: dict[str, int] = {}
         self._http = httpx.AsyncClient(**_options(url, key, timeout))
 
     async def __aenter__(self) -> Self:
@@ -148,9 +203,29 @@ class AsyncClient:
     async def search(
         self, collection: str, vectors: Any = None, *, texts: Sequence[str] | None = None, k: int = 10, **options: Any
     ) -> Found:
-        """Rows nearest to vectors (q, dim) or texts. options: tier, filter, nprobe, ef, refine."""
+        """Rows nearest to vectors (q, dim) or texts. options: tier, filter, nprobe, ef, refine, version."""
+        options = {"version": self._seen.get(collection), **options}
         method, path, body = _search(collection, vectors, texts, {"k": k, **options})
         return _found((await self._send(method, path, body)).content)
+
+    async def upsert(
+        self, collection: str, ids: Sequence[str], vectors: Any = None, *, texts: Sequence[str] | None = None,
+        metadata: Any = None, op: str = "upsert", key: str | None = None,
+    ) -> int:  # fmt: skip
+        """Put rows in: vectors (n, dim) or texts, and metadata columns by name; durable when it returns their version.
+
+        op: `upsert` replaces rows whose id exists, `append` refuses them. key: of your own, to send it again later.
+        """
+        return await self._changed(collection, _change(collection, ids, vectors, texts, metadata, op, key))
+
+    async def delete(self, collection: str, ids: Sequence[str], key: str | None = None) -> int:
+        """Delete rows by id; durable when it returns the rows' version."""
+        return await self._changed(collection, _change(collection, ids, None, None, None, "delete", key))
+
+    async def _changed(self, collection: str, asked: tuple[str, str, dict[str, Any]]) -> int:
+        version = int((await self._send(*asked)).json()["version"])
+        self._seen[collection] = max(version, self._seen.get(collection, 0))
+        return version
 
     async def collections(self) -> list[dict[str, Any]]:
         """What is served."""

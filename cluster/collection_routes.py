@@ -34,6 +34,7 @@ class CollectionAbout(BaseModel):
     groups: int = Field(description="Shard groups that a query is sent to.")
     fingerprint: str = Field(description="Hash of what the archived rows derive from.")
     version: str = Field(description="The archive and the indexes that answer now.")
+    rows_version: int = Field(description="Version of the rows: 0 as archived, one more with each change.")
     indexes: dict[str, IndexAbout] = Field(description="Built indexes, by tier.")
     columns: dict[str, str] = Field(description="Metadata columns and their Arrow types, for filters.")
 

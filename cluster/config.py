@@ -39,6 +39,7 @@ class CollectionConfig(_Part):
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     placement: Literal["auto", "ingress", "shards"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+    read_only: bool = Field(default=False, description="refuse changes of rows over HTTP")
 
 
 class ModelConfig(_Part):
@@ -65,6 +66,7 @@ class Limits(_Part):
     queries: int = Field(default=4096, ge=1, le=1 << 20)
     k: int = Field(default=MAX_K, ge=1, le=MAX_K)
     answers: int = Field(default=1 << 20, ge=1, description="queries * k of one request")
+    rows: int = Field(default=65_536, ge=1, description="rows of one change")
     text_chars: int = Field(default=100_000, ge=1)
     body_seconds: float = Field(default=30.0, gt=0, description="to receive a body")
     search_seconds: float = Field(default=60.0, gt=0, description="for a shard to answer")

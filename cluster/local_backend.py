@@ -6,6 +6,8 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from cluster.planner import choose
 from cluster.query import Query
 from cluster.shard_set import Answer, ShardSet
@@ -55,5 +57,12 @@ class LocalBackend:
         return answer
 
     def _warm(self) -> None:
-        tier = choose(Query(tier=self._tier), self._shards.builds, self._shards.collection.url).tier
-        self._shards.load(tier)
+        warm(self._shards, self._tier)
+
+
+def warm(shards: ShardSet, tier: str | None) -> None:
+    """Load what queries that name no tier will need, and search once, so that the first of them waits for nothing."""
+    tier = choose(Query(tier=tier), shards.builds, shards.collection.url).tier
+    shards.load(tier)
+    if tier != "exact":
+        shards.search(np.zeros((1, shards.collection.dim), np.float32), Query(k=1, tier=tier))

@@ -30,6 +30,7 @@ class Metrics:
         )  # fmt: skip
         self.scanned = Counter("rows_scanned", "Codes and vectors compared", ["collection"], space, registry=own)
         self.read = Counter("storage_read_bytes", "Bytes read from storage", ["collection"], space, registry=own)
+        self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
 
@@ -40,7 +41,7 @@ class Metrics:
             for tier in instead.about()["indexes"]:
                 with contextlib.suppress(KeyError):
                     self.recall.remove(instead.name, tier)
-        self.rows.labels(service.name, service.version).set(service.collection.count)
+        self.rows.labels(service.name, service.version).set(service.view.count)
         for tier, about in service.about()["indexes"].items():
             if about["recall_at_10"] is not None:
                 self.recall.labels(service.name, tier).set(about["recall_at_10"])
@@ -55,6 +56,11 @@ class Metrics:
         self.read.labels(collection).inc(explain["bytes_read"] * share)
         if results.partial:
             self.partial.labels(collection).inc(queries)
+
+    def changed(self, service: CollectionService, op: str, rows: int) -> None:
+        """Count a change of rows, and how many there are now."""
+        self.changes.labels(service.name, op).inc(rows)
+        self.rows.labels(service.name, service.version).set(service.view.count)
 
     def text(self) -> bytes:
         """As Prometheus scrapes it."""

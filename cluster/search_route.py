@@ -102,7 +102,7 @@ def search_route(app: FastAPI, services: Services) -> None:
             )
         query = asked.options.query()
         vectors = asked.vectors if asked.texts is None else await services.vectors(c, asked.texts)
-        results = await service.search(vectors, query)
+        results = await service.search(vectors, query, asked.options.version)
         services.metrics.answered(c, results)
         wanted = asked.options.metadata and output != ARROW
         metadata = await service.metadata(results.rows) if wanted else None

@@ -24,7 +24,7 @@ from cluster.api import build_api
 from cluster.auth import Keys
 from cluster.config import CollectionConfig, ServeConfig, parse_config
 from cluster.listener import Listener
-from cluster.local_backend import LocalBackend
+from cluster.local_backend import LocalBackend, warm
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
@@ -60,7 +60,7 @@ class Shards:
             now = open_version(self._url)
             if now.name not in self._held:
                 shards = ShardSet(now.collection, now.builds, self._group, self._groups, self._threads)
-                shards.load(choose(Query(tier=self._tier), now.builds, self._url).tier)
+                warm(shards, self._tier)
                 self._held[now.name] = shards
                 while len(self._held) > 2:
                     self._held.popitem(last=False)
@@ -145,7 +145,8 @@ class Ingress:
             encode = self._encode
         self._services = Services(
             services, {item.name: ModelService.open(item.name, item.url) for item in config.models}, config.limits,
-            encode, encodable, Keys(config.keys) if config.keys else None,
+            encode, encodable, keys=Keys(config.keys) if config.keys else None,
+            read_only=frozenset(item.name for item in config.collections if item.read_only),
             reopen=self._reopen, refresh_seconds=config.refresh_seconds,
         )  # fmt: skip
         self._app = build_api(self._services)
@@ -183,7 +184,7 @@ class Ingress:
         backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in self._groups.get(item.name, [])]
         if not backends:
             shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
-            shards.load(choose(Query(tier=tier), now.builds, item.url).tier)
+            warm(shards, tier)
             backends = [LocalBackend(shards, tier)]
         seconds = self._config.limits.search_seconds
         return CollectionService(item.name, now.collection, now.builds, backends, tier, seconds, now.name, log)

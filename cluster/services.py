@@ -34,6 +34,7 @@ class Services:
     """Collections and models by name, with the limits and keys that guard them.
 
     encode: texts to (n, dim) query vectors; None without an encoder. encodable: collections whose rows it made.
+    read_only: those whose rows may not be changed.
     reopen: blocking; gives a service for what lies on storage now, None when that is what is served. refresh_seconds:
     between two looks; 0 never looks by itself.
     """
@@ -43,6 +44,7 @@ class Services:
     limits: Limits = field(default_factory=Limits)
     encode: Encode | None = None
     encodable: frozenset[str] = frozenset()
+    read_only: frozenset[str] = frozenset()
     keys: Keys | None = None
     metrics: Metrics = field(default_factory=Metrics)
     active: int = 0
@@ -108,6 +110,13 @@ class Services:
         service = self.collections.get(name)
         if service is None:
             raise Refused(404, f"there is no collection {name[:80]!r}", remedy="GET /v1/collections lists them")
+        return service
+
+    def changeable(self, request: Request, name: str) -> CollectionService:
+        """The collection, if the caller may change its rows and it may be changed; raises 401, 403 or 404."""
+        service = self.collection(request, name, "write")
+        if name in self.read_only:
+            raise Refused(403, f"collection {name!r} is read-only here", remedy="serve it without read_only")
         return service
 
     def everything(self, request: Request) -> None:

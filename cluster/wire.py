@@ -14,7 +14,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ JSON, NDJSON = "application/json", "application/x-ndjson"
 ARROW, FLOATS = "application/vnd.apache.arrow.stream", "application/octet-stream"
 INPUTS, OUTPUTS = (JSON, ARROW, FLOATS), (JSON, NDJSON, ARROW)
 
+M = TypeVar("M", bound=BaseModel)
 Whole = Annotated[int, Field(strict=True, ge=1)]
 
 
@@ -51,6 +52,10 @@ class SearchOptions(BaseModel):
     refine: Whole | None = Field(
         default=None, le=1_000_000, description="Candidates re-ranked, as a multiple of k (tier ivfpq)."
     )
+    version: int = Field(
+        default=0, ge=0, le=1 << 62, strict=True,
+        description="Answer about this version of the rows, as a change returned it, or a later one; 0: as last seen.",
+    )  # fmt: skip
     metadata: bool = Field(default=True, description="Return the rows' metadata (JSON and NDJSON).")
     explain: bool = Field(default=False, description="Return what the search did and took.")
 
@@ -104,22 +109,22 @@ class Asked:
 def parse_request(kind: str, body: bytes, url_options: Mapping[str, str], dim: int) -> Asked:
     """Read a body of the content type `kind`; raises `HilbertflowError` saying what is wrong with it."""
     if kind == JSON:
-        request = _model(SearchRequest, body)
+        request = json_model(SearchRequest, body)
         if (request.vectors is None) == (request.texts is None):
             raise HilbertflowError("give either vectors or texts", where="body")
         if request.vectors is not None and not request.vectors:
             raise HilbertflowError("vectors is empty", where="body")
-        vectors = _floats(_unbase64(request.vectors), dim) if isinstance(request.vectors, str) else request.vectors
+        vectors = floats(base64_bytes(request.vectors), dim) if isinstance(request.vectors, str) else request.vectors
         if isinstance(vectors, list) and len({len(vector) for vector in vectors}) > 1:
             raise HilbertflowError("vectors have different lengths", where="body", remedy=f"give {dim} values each")
         return Asked(vectors, request.texts, request)
     options = _options(url_options)
     if kind == FLOATS:
-        return Asked(_floats(body, dim), None, options)
-    table = _arrow(body)
+        return Asked(floats(body, dim), None, options)
+    table = arrow_table(body)
     if "text" in table.column_names and "vector" not in table.column_names:
-        return Asked(None, _strings(table.column("text")), options)
-    return Asked(_lists(table), None, options)
+        return Asked(None, strings(table, "text"), options)
+    return Asked(vector_column(table), None, options)
 
 
 def render(kind: str, results: Results, metadata: list[list[Any]] | None, explain: bool) -> Iterator[bytes]:
@@ -144,7 +149,8 @@ def _json(value: Any) -> bytes:
     return to_json(value, exclude_none=False, bytes_mode="base64", inf_nan_mode="null", serialize_unknown=True)
 
 
-def _model(kind: type[SearchRequest], body: bytes) -> SearchRequest:
+def json_model(kind: type[M], body: bytes) -> M:
+    """A JSON body as a model; raises `HilbertflowError` with the first fault."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -153,7 +159,7 @@ def _model(kind: type[SearchRequest], body: bytes) -> SearchRequest:
 
 def _options(given: Mapping[str, str]) -> SearchOptions:
     body: dict[str, Any] = dict(given)
-    for name in ("k", "nprobe", "ef", "refine"):
+    for name in ("k", "nprobe", "ef", "refine", "version"):
         if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
             body[name] = int(body[name][:20])
     try:
@@ -169,14 +175,16 @@ def _first(error: ValidationError, where: str) -> HilbertflowError:
                             remedy="GET /openapi.json describes every field")  # fmt: skip
 
 
-def _unbase64(text: str) -> bytes:
+def base64_bytes(text: str) -> bytes:
+    """The bytes of a base64 text."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise HilbertflowError("vectors is a string but not base64", where="body") from None
 
 
-def _floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Little-endian float32 as (n, dim)."""
     if not data or len(data) % (4 * dim):
         raise HilbertflowError(
             f"{len(data)} bytes are no whole number of vectors",
@@ -186,7 +194,8 @@ def _floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.frombuffer(data, "<f4").reshape(-1, dim)
 
 
-def _arrow(body: bytes) -> pa.Table:
+def arrow_table(body: bytes) -> pa.Table:
+    """A whole Arrow IPC stream, validated."""
     try:
         with pa.ipc.open_stream(pa.BufferReader(body)) as reader:
             table = reader.read_all()
@@ -196,14 +205,19 @@ def _arrow(body: bytes) -> pa.Table:
         raise HilbertflowError(f"is not an Arrow stream ({str(error).splitlines()[0][:120]})", where="body") from None
 
 
-def _strings(column: pa.ChunkedArray) -> list[str]:
+def strings(table: pa.Table, name: str) -> list[str]:
+    """A column of texts."""
+    if name not in table.column_names:
+        raise HilbertflowError(f"has no column {name!r}", where="body")
+    column = table.column(name)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
-        raise HilbertflowError("column 'text' holds other than strings", where="body")
+        raise HilbertflowError(f"column {name!r} holds other than strings", where="body")
     texts: list[str] = column.to_pylist()
     return texts
 
 
-def _lists(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+def vector_column(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The lists of column `vector` as (n, dim) float32."""
     if "vector" not in table.column_names:
         raise HilbertflowError("has no column 'vector' and no column 'text'", where="body")
     column = table.column("vector")

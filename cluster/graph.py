@@ -29,11 +29,11 @@ QUERIES_A_THREAD = 8
 class Graph:
     """n nodes, h of d dimensions walked; arrays as `cluster.walk.search` describes them.
 
-    rotation: (h, d) float32, orthonormal rows; middle: (h,) float32, what is taken off a query's head.
+    turn: FAISS's transform of queries (q, d) to their heads (q, h); middle: (h,) float32, what is taken off a head.
     """
 
     product: bool
-    rotation: F32
+    turn: Any
     middle: F32
     head_step: F32
     links: npt.NDArray[np.int32]
@@ -62,7 +62,9 @@ class Graph:
     def _unpacked(cls, index: Any, turn: Any, small: Any, storage: Any) -> Self:
         n, d, h = index.ntotal, index.d, small.d
         product = index.metric_type == faiss.METRIC_INNER_PRODUCT
-        rotation = faiss.vector_to_array(turn.A).reshape(h, d)
+        kept = faiss.LinearTransform(d, h, False)  # the other one is freed with the index
+        faiss.copy_array_to_vector(faiss.vector_to_array(turn.A), kept.A)
+        kept.is_trained = True
         ground = int(small.hnsw.cum_nneighbor_per_level.at(1))
         offsets = faiss.vector_to_array(small.hnsw.offsets).astype(np.int64)[:n]
         edges = faiss.rev_swig_ptr(small.hnsw.neighbors.data(), small.hnsw.neighbors.size())
@@ -77,12 +79,12 @@ class Graph:
         stored, low, step = _numbers(faiss.downcast_index(index.refine_index), n, d)
         stored = _aligned(stored[order])
         centre = np.zeros(d, np.float32) if product else walk.mean(stored, low, step)
-        middle = np.asarray(rotation @ centre, np.float32)
+        middle = kept.apply(centre[None])[0]
         bias = np.zeros(n, np.float32)
         if not product:
             bias = walk.tails(centre, middle, codes, head_low, head_step, stored, low, step)
         return cls(
-            product, rotation, middle, head_step, _aligned(links), codes, bias, place[entries], order, stored, low, step
+            product, kept, middle, head_step, _aligned(links), codes, bias, place[entries], order, stored, low, step
         )
 
     @property
@@ -103,16 +105,17 @@ class Graph:
         width: nodes kept on the way; again: those of them compared by the stored vectors; allowed: bitmap of the rows
         that may be answered; threads: that share the batch.
         """
-        heads, scales = self._heads(queries)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         whole = width > min(SCAN_WIDTH, self.ntotal // SCAN_SHARE)
         bitmap = np.empty(0, np.uint8) if allowed is None else allowed
-        graph = self.links, self.codes, self.bias, self.entries, self.order, self.stored, self.low, self.step
-        how = self.product, whole, min(width, max(self.ntotal, 1)), again, bitmap
+        graph = (
+            self.middle, self.head_step, self.links, self.codes, self.bias, self.entries, self.order, self.stored,
+            self.low, self.step, self.product, whole, min(width, max(self.ntotal, 1)), again, bitmap,
+        )  # fmt: skip
 
         def part(low: int, high: int) -> int:
-            batch = queries[low:high], heads[low:high], scales[low:high]
-            return int(walk.search(*batch, *graph, *how, scores[low:high], rows[low:high]))
+            batch = queries[low:high]
+            return int(walk.search(batch, self.turn.apply(batch), *graph, scores[low:high], rows[low:high]))
 
         parts = max(1, min(threads, len(queries) // QUERIES_A_THREAD))
         borders = [len(queries) * i // parts for i in range(parts + 1)]
@@ -127,15 +130,6 @@ class Graph:
             return numbers.view(np.float16).astype(np.float32)
         values: F32 = self.low + self.step * numbers.astype(np.float32)
         return values
-
-    def _heads(self, queries: F32) -> tuple[npt.NDArray[np.int16], F32]:
-        """Heads of queries weighted by the steps of the codes, as 16-bit integers whose products fit in 32 bits."""
-        weights = (queries @ self.rotation.T - self.middle) * self.head_step
-        size = np.abs(weights)
-        scale = np.maximum(size.max(axis=1) / 32767, size.sum(axis=1) * (255 * 1.01 / (2**31 - 1)))
-        scale = np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32)
-        heads = np.rint(weights / scale[:, None]).astype(np.int16)
-        return heads, scale if self.product else 2 * scale
 
     @cached_property
     def _place(self) -> npt.NDArray[np.int32]:
@@ -164,7 +158,8 @@ def eight_bits(quantizer: Any, sample: F32) -> None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="walk")
+    """Threads that walk; in each, FAISS turns its own queries only."""
+    return ThreadPoolExecutor(thread_name_prefix="walk", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
 def _inverse(order: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

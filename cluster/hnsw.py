@@ -45,6 +45,7 @@ class Hnsw(IndexKind):
     store: Literal["flat", "fp16", "sq8"] = "fp16"
 
     settings: ClassVar[tuple[str, ...]] = ("ef", "refine")
+    ordered: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

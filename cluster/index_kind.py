@@ -7,7 +7,7 @@ holds one shard's rows under local numbers 0 … n - 1. It knows nothing of file
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import faiss
@@ -42,7 +42,7 @@ class Overrides:
 
     def given(self) -> dict[str, int]:
         """The overrides that are set, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,9 @@ class IndexKind(ABC):
 
     settings: ClassVar[tuple[str, ...]]
     """Names of the overrides that it takes."""
+
+    ordered: ClassVar[bool] = False
+    """Whether answers of `search` come with equal scores ordered by row."""
 
     @abstractmethod
     def resolved(self, count: int, dim: int, metric: str) -> Self:

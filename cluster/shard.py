@@ -67,7 +67,7 @@ class Shard:
         if len(short):
             scores[short], rows[short] = self._compare(queries[short], width, local)
             effort = Effort(effort.lists_probed, effort.rows_scanned + len(short) * eligible)
-        return scores, np.where(rows == NO_ROW, NO_ROW, rows + self.start), effort
+        return scores, rows + self.start, effort
 
     def build_overrides(self, asked: Overrides) -> Overrides:
         """What was asked, over what tuning found for this build."""
@@ -75,8 +75,9 @@ class Shard:
 
     def _widened(self, overrides: Overrides, count: int, eligible: int) -> Overrides:
         """Look harder in proportion to what a filter takes away."""
-        factor = count / eligible
-        given = overrides.given()
+        if count == eligible:
+            return overrides
+        factor, given = count / eligible, overrides.given()
         for name in ("nprobe", "ef"):
             if name in given:
                 given[name] = min(int(np.ceil(given[name] * factor)), count)
@@ -86,7 +87,7 @@ class Shard:
         kind, allowed = self.build.kind, None if local is None else bitmap(local, self.stop - self.start)
         if not (isinstance(kind, IvfPq) and kind.refine == "archive"):
             scores, rows, effort = kind.search(self.index, queries, k, overrides, allowed)
-            return *merge([(scores, rows)], k, self.build.metric), effort
+            return *((scores, rows) if kind.ordered else merge([(scores, rows)], k, self.build.metric)), effort
         wide = kind.candidates(k, overrides, self.index.ntotal)
         _, rows, effort = kind.search(self.index, queries, wide, overrides, allowed)
         query, column = np.nonzero(rows != NO_ROW)

@@ -25,6 +25,7 @@ LINE = 64  # bytes of a cache line
 AHEAD = 4  # codes fetched before they are compared
 NOWHERE = np.int64(0x7FFFFFFFFFFFFFFF)  # sorts behind every node
 _LOW = np.int64(0x7FFFFFFF)
+TINY = np.float32(1e-30)
 
 
 def _prefetched(typing: Any, array: Any, offset: Any) -> Any:
@@ -101,6 +102,19 @@ def _product(query: Any, low: Any, step: Any, stored: Any, node: Any) -> Any:
     for i in range(query.shape[0]):
         total += query[i] * (low[i] + step[i] * _value(stored[node, i]))
     return total
+
+
+@njit(cache=True, nogil=True)
+def _weigh(head: Any, middle: Any, step: Any, out: Any) -> Any:
+    """A query's head times the codes' steps as 16-bit integers (no sum with codes overflows); their unit."""
+    largest = total = np.float32(0)
+    for i in range(head.shape[0]):
+        weight = abs((head[i] - middle[i]) * step[i])
+        largest, total = max(largest, weight), total + weight
+    unit = max(largest / np.float32(32767), total * np.float32(255 * 1.01 / (2**31 - 1)), TINY)
+    for i in range(head.shape[0]):
+        out[i] = np.int16(np.rint((head[i] - middle[i]) * step[i] / unit))
+    return unit
 
 
 @njit(cache=True, nogil=True)
@@ -182,14 +196,16 @@ def _scan(query: Any, scale: Any, codes: Any, bias: Any, pool: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def search(
-    queries: Any, heads: Any, scales: Any, links: Any, codes: Any, bias: Any, entries: Any, order: Any, stored: Any,
-    low: Any, step: Any, product: Any, whole: Any, width: Any, again: Any, allowed: Any, scores: Any, rows: Any,
+    queries: Any, heads: Any, middle: Any, head_step: Any, links: Any, codes: Any, bias: Any, entries: Any,
+    order: Any, stored: Any, low: Any, step: Any, product: Any, whole: Any, width: Any, again: Any, allowed: Any,
+    scores: Any, rows: Any,
 ) -> Any:  # fmt: skip
     """Answer a batch: fills `scores` and `rows` (q, k), best first, rows -1 where fewer were met; nodes compared.
 
     Parameters
     ----------
-    queries: (q, d) float32; heads, scales: their heads (q, h) int16 times (q,) float32, as the codes' steps weigh them.
+    queries: (q, d) float32; heads: their heads (q, h) float32; middle: (h,), taken off them; head_step: (h,), of the
+    codes.
     links: (n, degree) int32, -1 behind the last; codes: (n, h) uint8; bias: (n,) float32, the part of a score that
     depends on the node alone. entries: nodes to start from. order: (n,) int32, the row of each node.
     stored, low, step: (n, d) uint8, uint16 or float32 numbers, (d,) and (d,) float32: the finer vectors.
@@ -200,11 +216,13 @@ def search(
     k, compared = rows.shape[1], 0
     pool, best = np.empty(width, np.int64), np.empty(k, np.int64)
     seen = np.empty((links.shape[0] + 31) // 32, np.uint32)
+    head = np.empty(codes.shape[1], np.int16)
     for q in range(queries.shape[0]):
+        scale = _weigh(heads[q], middle, head_step, head) * np.float32(1 if product else 2)
         if whole:
-            size, met = _scan(heads[q], scales[q], codes, bias, pool)
+            size, met = _scan(head, scale, codes, bias, pool)
         else:
-            size, met = _walk(heads[q], scales[q], links, codes, bias, entries, pool, seen)
+            size, met = _walk(head, scale, links, codes, bias, entries, pool, seen)
         compared += met
         kept = 0
         for i in range(size):  # only rows that may be answered are worth a second look

@@ -27,12 +27,14 @@ def bench(
     name: Annotated[str, typer.Argument(help=f"Which: {BENCHES}.")],
     quick: Annotated[bool, typer.Option("--quick", help="Less data, fewer settings.")] = False,
     json_file: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write the tables there too.")] = None,
+    plots: Annotated[str | None, typer.Option("--plots", metavar="DIR", help="Draw what can be drawn there.")] = None,
 ) -> None:
     """Measure, beside controls and those peers that are installed: pip install 'hilbertflow[bench]'."""
     if name not in BENCHES.replace("or ", "").split(", "):
         raise typer.BadParameter(f"'{name}' is none of {BENCHES}")
     import json
     from importlib import import_module
+    from inspect import signature
     from pathlib import Path
 
     from pipelines.bench import MODULES
@@ -44,7 +46,8 @@ def bench(
 
     said = {}
     for bench in chosen:
-        tables = import_module(MODULES[bench]).run(quick)
+        run = import_module(MODULES[bench]).run
+        tables = run(quick, plots=Path(plots)) if plots and "plots" in signature(run).parameters else run(quick)
         show(tables)
         said[bench] = as_json(tables)
     if json_file is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -72,6 +72,11 @@ class Klt:
         return 1 << min(26, _ROOM - max(self.dim, 2).bit_length())
 
     @cached_property
+    def plain(self) -> bool:
+        """Whether coefficients are the values themselves, less the mean (:func:`identity`)."""
+        return not self.bits.any() and np.array_equal(self.axes, np.eye(*self.axes.shape, dtype=np.int16))
+
+    @cached_property
     def basis(self) -> F64:
         """Axes (r, d) in units of ``2**-AXIS``, whole numbers."""
         return np.asarray(np.ldexp(self.axes.astype(np.float64), (AXIS - self.bits.astype(np.int32))[:, None]))
@@ -99,7 +104,7 @@ class Klt:
             raise HilbertflowError(f"rows of shape {rows.shape}", where="klt", remedy=f"rows of {self.dim} values")
         values = np.rint(np.ldexp(rows.astype(np.float64), self.shift)) - self.mean
         np.clip(values, -self.limit, self.limit, out=values)
-        out = np.rint(np.ldexp(values @ self.analysis, -AXIS))
+        out = values[:, : self.rank] if self.plain else np.rint(np.ldexp(values @ self.analysis, -AXIS))
         return np.asarray(np.clip(out, -self.limit, self.limit), np.int32)
 
     def inverse(self, coefficients: npt.NDArray[np.integer[Any]], scaled: bool = True) -> F32:
@@ -108,13 +113,21 @@ class Klt:
         ``scaled=False`` for what is no row but a mean of some: it is not brought to unit length.
         """
         clipped = np.clip(coefficients, -self.limit, self.limit).astype(np.float64)
-        sums = clipped @ self.basis[: clipped.shape[1]] + np.ldexp(self.mean.astype(np.float64), AXIS)
+        sums = self._turned_back(clipped) + np.ldexp(self.mean.astype(np.float64), AXIS)
         if not (self.unit and scaled):
             return np.asarray(np.clip(np.ldexp(sums, -AXIS - self.shift), -_LARGEST, _LARGEST), np.float32)
         # Lengths from integers as well: wrapping int64 sums are the same in any order.
         whole = np.rint(np.ldexp(sums, 24 - AXIS - self.shift)).astype(np.int64)
         length = np.sqrt(np.maximum((whole * whole).sum(axis=1), 1).astype(np.float64))
         return np.asarray(np.ldexp(sums, 24 - AXIS - self.shift) / length[:, None], np.float32)
+
+    def _turned_back(self, coefficients: F64) -> F64:
+        count = coefficients.shape[1]
+        if not self.plain:
+            return np.asarray(coefficients @ self.basis[:count])
+        out = np.zeros((len(coefficients), self.dim))
+        out[:, :count] = np.ldexp(coefficients, AXIS)
+        return out
 
     def check(self) -> None:
         """Raise when the parts do not fit together or sums might not be exact."""
@@ -156,13 +169,7 @@ def fit(sample: F32, noise: float = 0.03, seed: int = 0) -> Klt:
         mean; it sets how many bits an axis is stored with.
     seed: of the choice of rows among which neighbours are sought.
     """
-    sample = np.ascontiguousarray(sample, np.float32)
-    if sample.ndim != 2 or not sample.size or sample.shape[1] > MOST_DIM:
-        raise HilbertflowError(
-            f"a sample of shape {sample.shape}", where="klt", remedy=f"at least one row of 1 to {MOST_DIM} values"
-        )
-    if not np.isfinite(sample).all():
-        raise HilbertflowError("the sample holds NaN or Inf", where="klt", remedy="drop those rows")
+    sample = _checked(sample)
     mean = sample.mean(axis=0, dtype=np.float64)
     centred = sample - mean
     variance, axes = np.linalg.eigh(centred.T @ centred / len(sample))
@@ -172,16 +179,48 @@ def fit(sample: F32, noise: float = 0.03, seed: int = 0) -> Klt:
     variance, axes = variance[:keep], axes[:keep]
     bits = _axis_bits(variance, noise, sample.shape[1])
     stored = np.clip(np.rint(np.ldexp(axes, bits[:, None])), -32768, 32767).astype(np.int16)
-    largest = max(float(np.linalg.norm(centred, axis=1).max()), float(np.abs(mean).max()), 2.0**-120)
+    deviation = np.sqrt(variance)
+    return _settled(sample, mean, stored, bits, deviation, _spread(centred, axes, deviation, seed))
+
+
+def identity(sample: F32, mean: F64 | None = None) -> Klt:
+    """The transform that leaves values as they are, less a mean: where axes would cost more than they save.
+
+    Parameters
+    ----------
+    sample: float32 (n, d), n ≥ 1, finite.
+    mean: float64 (d,); by default there is none.
+    """
+    sample, dim = _checked(sample), sample.shape[1]
+    mean = np.zeros(dim) if mean is None else mean
+    deviation = np.sqrt(np.square(sample - mean).mean(axis=0))
+    return _settled(sample, mean, np.eye(dim, dtype=np.int16), np.zeros(dim, np.int32), deviation, deviation)
+
+
+def _checked(sample: F32) -> F32:
+    sample = np.ascontiguousarray(sample, np.float32)
+    if sample.ndim != 2 or not sample.size or sample.shape[1] > MOST_DIM:
+        raise HilbertflowError(
+            f"a sample of shape {sample.shape}", where="klt", remedy=f"at least one row of 1 to {MOST_DIM} values"
+        )
+    if not np.isfinite(sample).all():
+        raise HilbertflowError("the sample holds NaN or Inf", where="klt", remedy="drop those rows")
+    return sample
+
+
+def _settled(
+    sample: F32, mean: F64, axes: npt.NDArray[np.int16], bits: npt.NDArray[np.int32], deviation: F64, spread: F64 | F32
+) -> Klt:
+    """The transform in integers as fine as exact sums allow, with two bits of room for rows unlike the sample."""
+    largest = max(float(np.linalg.norm(sample - mean, axis=1).max()), float(np.abs(mean).max()), 2.0**-120)
     lengths = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
     found = Klt(
-        mean=np.zeros(sample.shape[1], np.int32), axes=stored, bits=bits.astype(np.uint8),
-        deviation=np.sqrt(variance).astype(np.float32), spread=_spread(centred, axes, np.sqrt(variance), seed),
+        mean=np.zeros(sample.shape[1], np.int32), axes=axes, bits=bits.astype(np.uint8),
+        deviation=deviation.astype(np.float32), spread=spread.astype(np.float32),
         shift=0, unit=bool(np.abs(lengths - 1).max() < 1e-4),
     )  # fmt: skip
-    shift = found.limit.bit_length() - 1 - 2 - int(np.ceil(np.log2(largest)))  # two bits of room for other rows
-    settled = Klt(**{**found.to_arrays(), "mean": np.rint(np.ldexp(mean, shift)).astype(np.int32)},
-                  shift=shift, unit=found.unit)  # fmt: skip
+    shift = found.limit.bit_length() - 1 - 2 - int(np.ceil(np.log2(largest)))
+    settled = replace(found, mean=np.rint(np.ldexp(mean, shift)).astype(np.int32), shift=shift)
     settled.check()
     return settled
 

@@ -50,6 +50,7 @@ BITS = (0.9, 1.6, 2.5)
 _CELLS = 12.0  # cells that a deviation of the error spans
 _LARGEST = float(np.finfo(np.float32).max)
 _FAR = float(1 << 23)
+_STEP_BITS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,19 +109,28 @@ class RowCode:
         ``starts`` are the rows at which blocks begin, ascending from 0; left out, every ``block`` rows.
         """
         rows = np.ascontiguousarray(rows, np.float32)
+        out, total = self._lossy(rows, lists, self.depth)
+        out["cells"], out["exact"] = self._exact(rows, self._rows(total, lists), starts)
+        return out
+
+    def level0(self, rows: F32, lists: Lists | None = None) -> npt.NDArray[np.int16]:
+        """The first level alone of rows (n, d) float32."""
+        return self._lossy(np.ascontiguousarray(rows, np.float32), lists, 1)[0]["level0"]
+
+    def _lossy(self, rows: F32, lists: Lists | None, depth: int) -> tuple[dict[str, npt.NDArray[Any]], I32]:
+        """The first lossy levels, and the coefficients that they come to without the centroids."""
         if not np.isfinite(rows).all():
             bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
             raise HilbertflowError("a vector holds NaN or Inf", where=f"row {bad}", remedy="drop the row")
         left = self.klt.forward(rows) - self._centre(len(rows), lists)
         out: dict[str, npt.NDArray[Any]] = {}
         total = np.zeros_like(left)
-        for level in range(self.depth):
+        for level in range(depth):
             columns = Columns(*(a[level].astype(np.float64) for a in (self.spacing, self.weight, self.deviation)))
             symbols = rowtrellis.quantize((left - total).astype(np.float32), columns, self.states)
             out[f"level{level}"] = np.ascontiguousarray(symbols[:, self._coded(level)])
             self._add(total, level, out[f"level{level}"])
-        out["cells"], out["exact"] = self._exact(rows, self._rows(total, lists), starts)
-        return out
+        return out, total
 
     def coefficients(self, levels: Levels, lists: Lists | None = None) -> I32:
         """Coefficients (n, r) int32, in units of ``2**-klt.shift``, from the arrays of levels 0 to some k."""
@@ -254,6 +264,8 @@ def fit(
     block: int = 64,
     emphasis: float = 1.0,
     seed: int = 0,
+    klt: Klt | None = None,
+    pooled: bool = False,
 ) -> RowCode:
     """A code made for rows like the sample.
 
@@ -265,11 +277,13 @@ def fit(
     states: of the trellis: 4 to 256; more are slower to write, and a little smaller.
     block: rows that are stored, and fetched, together.
     emphasis: how far the error is shaped for nearest neighbours: 0 for least squared error.
+    klt: the transform, where it is known already; else one is made for the sample.
+    pooled: one step for all coefficients, where the rows are too few to tell their deviations apart.
     """
     if not bits or any(b <= a for a, b in zip((0.0, *bits), bits, strict=False)):
         raise HilbertflowError(f"bits {list(bits)}", where="rowcode", remedy="ascending numbers above 0")
     sample = np.ascontiguousarray(sample, np.float32)
-    klt = fit_klt(sample, seed=seed)
+    klt = klt or fit_klt(sample, seed=seed)
     unit = 2.0**klt.shift
     stored = np.zeros((0, klt.rank), np.int32)
     left = klt.forward(sample).astype(np.float64)
@@ -282,6 +296,8 @@ def fit(
     spent = 0.0
     for budget in bits:
         deviation = np.sqrt(np.mean(left**2, axis=0))
+        if pooled:
+            deviation[:] = np.sqrt(np.mean(deviation**2))
         distortion = _distortion(deviation, spread, emphasis, (budget - spent) * klt.dim, states)
         columns = rowtrellis.allocate(deviation, distortion, states)
         symbols = rowtrellis.quantize(left.astype(np.float32), columns, states)
@@ -289,7 +305,10 @@ def fit(
         points = rowtrellis.index(symbols[:, coded], states).astype(np.float64)
         step = np.zeros(klt.rank, np.int32)
         best = (points * left[:, coded]).sum(axis=0) / np.maximum((points * points).sum(axis=0), 1)
-        step[coded] = np.maximum(1, np.rint(best)).astype(np.int32)
+        if pooled and coded.size:
+            best[:] = np.median(best)
+        step[coded] = _short(best)
+        columns.spacing[coded] *= np.where(best > 0, step[coded] / np.where(best > 0, best, 1), 1)
         left[:, coded] -= points * step[coded]
         steps.append(step)
         spacings.append(columns.spacing)
@@ -299,6 +318,12 @@ def fit(
     code = RowCode(klt, np.array(steps), np.array(spacings, np.float32), np.array(weights, np.float32),
                    np.array(deviations, np.float32), stored, states, 0, block)  # fmt: skip
     return _with_cells(_cut(code), sample, lists)
+
+
+def _short(steps: F64) -> I32:
+    """Steps as whole numbers of a few leading bits, which take little room."""
+    exponent = np.maximum(np.frexp(steps)[1] - _STEP_BITS, 0)
+    return np.asarray(np.maximum(1, np.ldexp(np.rint(np.ldexp(steps, -exponent)), exponent)), np.int32)
 
 
 def _distortion(deviation: F64, spread: F64, emphasis: float, bits: float, states: int) -> F64:

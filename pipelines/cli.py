@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipelines import console
-from pipelines.commands import archives, flow, searching, serving, upkeep, uses
+from pipelines.commands import archives, flow, packing, searching, serving, upkeep, uses
 
 app = typer.Typer(
     name="hilbertflow",
@@ -38,6 +38,7 @@ COMMANDS = {
         searching.search, searching.similar,
         uses.duplicates, uses.clusters, uses.outliers, uses.recommend,
         archives.export,
+        packing.compress, packing.decompress,
         serving.serve, serving.bench,
         flow.schema,
     )

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
-from storage import plane_reader
+from storage import lineage, plane_reader
 from storage.archive import Archive, Level
 from storage.layout import Layout, Placement, from_table
+from storage.lineage import Link
 
 NUMPY: dict[str, npt.DTypeLike] = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": ml_dtypes.bfloat16, "BOOL": "?",
@@ -36,6 +37,22 @@ class ModelArchive(Archive):
         """Where the tensors lie."""
         table = pq.read_table(io.BytesIO(self.place.read("tensors.parquet")))
         return from_table(table, self.attributes["side"], self.attributes["per_unit"])
+
+    @cached_property
+    def link(self) -> Link | None:
+        """What is said of the parent whose differences this archive holds; None where it stands alone."""
+        said = self.attributes.get("parent")
+        return None if said is None else Link(**said)
+
+    @cached_property
+    def parent(self) -> ModelArchive | None:
+        """The parent, opened; what is read of it counts in :attr:`bytes_read`."""
+        return None if self.link is None else lineage.resolve(self, self.link)
+
+    def require_parent(self) -> ModelArchive:
+        """The parent of an archive that has one."""
+        assert self.parent is not None
+        return self.parent
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +92,8 @@ class ModelArchive(Archive):
         Opaque planes and the exact level give words of the group's width, checked against the checksum that was taken
         before encoding; other levels give float32.
         """
-        return plane_reader.read(self, first, stop, level)
+        read = plane_reader.read if self.link is None else lineage.read
+        return read(self, first, stop, level)
 
     def pieces(self, level: Level) -> Iterator[tuple[Placement, npt.NDArray[Any]]]:
         """All tensors in order of position, in consecutive pieces of words or float32 values; each plane read once."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from storage.model import ModelArchive
 
 Plane = npt.NDArray[Any]
+_T = TypeVar("_T")
 AHEAD = 2
 """Units under way: one is handed out while the next is fetched and decoded."""
 
@@ -50,15 +51,40 @@ def read(handle: ModelArchive, first: int, stop: int, level: Level) -> Iterator[
 
     Memory is that of two units. Raises HilbertflowError that names the array or the plane that is damaged.
     """
-    under_way: deque[list[Callable[[], tuple[int, Plane]]]] = deque()
-    for span in _spans(handle, first, stop):
-        under_way.append(_start(handle, span, level))
+    return _ahead(_start(handle, span, level) for span in _spans(handle, first, stop))
+
+
+def symbols(handle: ModelArchive, first: int, stop: int) -> Iterator[tuple[int, str, Plane, Plane]]:
+    """Planes of a child as stored: number, dtype, symbols (side²,) in the group's words, codes of rows (2·side,)."""
+
+    def start(span: Span) -> list[Callable[[], tuple[int, str, Plane, Plane]]]:
+        array, word = _fetch(handle, "exact", span), f"u{handle.layout.word_of(span.group)}"
+        codes = loaded(handle.part("scales", slice(span.start, span.stop)))
+
+        def decode(at: int) -> tuple[int, str, Plane, Plane]:
+            return span.start + at, span.group.dtype, array(at).astype(word, copy=False).reshape(-1), codes[at]
+
+        return _side_by_side(decode, span)
+
+    return _ahead(start(span) for span in _spans(handle, first, stop))
+
+
+def _ahead(started: Iterator[list[Callable[[], _T]]]) -> Iterator[_T]:
+    """What is started, in order, one unit ahead of what is handed out."""
+    under_way: deque[list[Callable[[], _T]]] = deque()
+    for planes in started:
+        under_way.append(planes)
         if len(under_way) == AHEAD:
             for plane in under_way.popleft():
                 yield plane()
     for planes in under_way:
         for plane in planes:
             yield plane()
+
+
+def _side_by_side(decode: Callable[[int], _T], span: Span) -> list[Callable[[], _T]]:
+    futures: list[Future[_T]] = [_pool().submit(decode, at) for at in range(span.stop - span.start)]
+    return [future.result for future in futures]
 
 
 @lru_cache(maxsize=1)
@@ -92,8 +118,7 @@ def _start(handle: ModelArchive, span: Span, level: Level) -> list[Callable[[], 
         planes = [array(at) for array in arrays]
         return span.start + at, _plane(handle, span, level, planes, None if codes is None else codes[at], at)
 
-    futures: list[Future[tuple[int, Plane]]] = [_pool().submit(decode, at) for at in range(span.stop - span.start)]
-    return [future.result for future in futures]
+    return _side_by_side(decode, span)
 
 
 def _plane(handle: ModelArchive, span: Span, level: Level, planes: list[Plane], codes: Plane | None, at: int) -> Plane:

@@ -8,17 +8,24 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from operators.planes import with_arrays
 from storage.checkpoint import Checkpoint
 from storage.layout import Layout
+from storage.lineage import contexts
+from storage.model import ModelArchive
 from storage.tensors import TensorSpec
 
 
 @dataclass(frozen=True)
 class PlaneUnits:
-    """The units of a checkpoint under a layout; picklable, so that each worker reads its own."""
+    """The units of a checkpoint under a layout; picklable, so that each worker reads its own.
+
+    With a ``parent``, planes bring the words of the same tensors there, and those of its own parent.
+    """
 
     checkpoint: Checkpoint
     layout: Layout
+    parent: ModelArchive | None = None
 
     @property
     def units(self) -> int:
@@ -54,7 +61,7 @@ class PlaneUnits:
                 piece = data[(source - low) * word : (source - low + words) * word]
                 planes[plane, target * word : (target + words) * word] = piece
         n = len(planes)
-        return pa.table(
+        table = pa.table(
             {
                 "unit": pa.array([unit] * n, pa.int64()),
                 "plane": pa.array(range(first, stop), pa.int64()),
@@ -69,3 +76,8 @@ class PlaneUnits:
                 "bits": pa.array([row.tobytes() for row in planes], pa.binary()),
             }
         )
+        if self.parent is None:
+            return table
+        pairs = list(contexts(layout, self.parent, first, stop))
+        table = with_arrays(table, "parent", [words for words, _ in pairs])
+        return with_arrays(table, "before", [b"" if before is None else before for _, before in pairs])

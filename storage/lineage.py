@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Words = npt.NDArray[Any]
 Pair = tuple[Words, Words | None]  # a plane's words in an archive, and in that archive's own parent
-MAX_CHAIN = 8
+MAX_CHAIN = 10
 
 
 @dataclass(frozen=True)

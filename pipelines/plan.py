@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -128,12 +129,17 @@ def _model_plan(recipe: Recipe) -> Plan:
     sampled = shares(table)
     layout = place(table, mapper.side, recipe.compute.planes_per_unit)
     source = PlaneUnits(checkpoint, layout)
-    stream = tuple(o for o in recipe.operators if o.over != "tensors")
-    stream, trials = tune(stream, source)
     side, shard = mapper.side, layout.per_unit
-    arrays = _arrays(stream, layers, (layout.planes, side, side), (1, side, side), shard, f"uint{8 * layout.word}")
-    attributes = {
-        "ladder": _ladder(quantizer, layers, only_of(stream, HilbertMap).layout),
+    if recipe.parent is not None:
+        from pipelines.plan_child import child_parts
+
+        source, stream, arrays, own = child_parts(recipe, source)
+        trials = Trials()
+    else:
+        stream, trials = tune(tuple(o for o in recipe.operators if o.over != "tensors"), source)
+        arrays = _arrays(stream, layers, (layout.planes, side, side), (1, side, side), shard, f"uint{8 * layout.word}")
+        own = {"ladder": _ladder(quantizer, layers, only_of(stream, HilbertMap).layout)}
+    attributes = own | {
         "side": side, "per_unit": shard, "trials": trials.report, "config": dict(checkpoint.config),
         "metadata": _metadata(checkpoint),
     }  # fmt: skip
@@ -145,11 +151,14 @@ def _model_plan(recipe: Recipe) -> Plan:
 def archive_spec(
     recipe: Recipe, fingerprint: str, attributes: dict[str, Any], arrays: tuple[ArraySpec, ...], units: int
 ) -> ArchiveSpec:
-    """What an archive of this recipe and source is."""
+    """What an archive of this recipe and source is; of another parent under the same path it is another one."""
     kind = "collection" if recipe.collection else "model"
+    made_by = recipe_hash(recipe)
+    if "parent" in attributes:
+        made_by = hashlib.sha256(f"{made_by}:{attributes['parent']['identity']}".encode()).hexdigest()
     return ArchiveSpec(
         url=Location(recipe.sink.path).join(f"{kind}s", recipe.archive_name).url, kind=kind, name=recipe.archive_name,
-        fingerprint=fingerprint, recipe_hash=recipe_hash(recipe), recipe=_portable(recipe), attributes=attributes,
+        fingerprint=fingerprint, recipe_hash=made_by, recipe=_portable(recipe), attributes=attributes,
         arrays=arrays, units=units,
     )  # fmt: skip
 

@@ -1,49 +1,41 @@
-"""The plan of a checkpoint that has a parent: its planes are coded as differences to the parent's."""
+"""What the plan of a checkpoint with a parent has instead: differences in place of quantizer and levels."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from typing import Any
 
 from operators.delta import Delta
 from operators.errors import HilbertflowError
 from operators.frame_encode import FrameEncode
 from operators.operator import Operator
-from pipelines.plan import Plan
+from pipelines.recipe import Recipe
 from storage import archive
+from storage.fs import Location
 from storage.lineage import link
 from storage.model import ModelArchive
 from storage.planes import PlaneUnits
 from storage.spec import ArraySpec
 
+Parts = tuple[PlaneUnits, tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any]]
 
-def child_plan(plan: Plan) -> Plan:
-    """The plan of the same checkpoint without a parent, turned into a child's.
 
-    Quantizer and levels give way to the differences; the archive then has the lossy levels of its parent. Raises when
-    the parent is no finished model with an exact level.
+def child_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
+    """Source, stream, arrays and attributes of a child; its lossy levels are its parent's.
+
+    Raises when the parent is no finished model with an exact level.
     """
-    said = plan.recipe.parent
-    assert said is not None and isinstance(plan.source, PlaneUnits)
-    opened = archive.open(said.path)
+    assert recipe.parent is not None
+    opened = archive.open(recipe.parent.path)
     if not isinstance(opened, ModelArchive):
         raise HilbertflowError("is no model", where=opened.url, remedy="name the archive of a checkpoint as parent")
-    if opened.url == plan.spec.url:
+    if opened.url == Location(recipe.sink.path).join("models", recipe.archive_name).url:
         raise HilbertflowError("is its own parent", where=opened.url, remedy="set sink.name to another one")
-    parent, told = link(opened, said.max_chain)
-    layout = plan.source.layout
-    shape, shard = (layout.planes, layout.side, layout.side), layout.per_unit
+    parent, told = link(opened, recipe.parent.max_chain)
+    side, shard, planes = source.layout.side, source.layout.per_unit, source.layout.planes
     arrays = (
-        ArraySpec("exact", shape, f"uint{8 * layout.word}", (1, layout.side, layout.side), shard, "rans"),
-        ArraySpec("scales", (layout.planes, 2 * layout.side), "int16", (1, 2 * layout.side), shard, "rans"),
+        ArraySpec("exact", (planes, side, side), f"uint{8 * source.layout.word}", (1, side, side), shard, "rans"),
+        ArraySpec("scales", (planes, 2 * side), "int16", (1, 2 * side), shard, "rans"),
     )
-    attributes = {
-        **plan.spec.attributes, "ladder": parent.attributes["ladder"] | {"layout": "raster"}, "trials": {},
-        "parent": dataclasses.asdict(told),
-    }  # fmt: skip
-    # Another parent under the same path makes another archive: the two must never mix.
-    recipe_hash = hashlib.sha256(f"{plan.spec.recipe_hash}:{told.identity}".encode()).hexdigest()
-    spec = dataclasses.replace(plan.spec, arrays=arrays, attributes=attributes, recipe_hash=recipe_hash)
-    stream: tuple[Operator, ...] = (Delta(), FrameEncode(coder="rans"))
-    source = dataclasses.replace(plan.source, parent=parent)
-    return dataclasses.replace(plan, source=source, operators=stream, spec=spec)
+    attributes = {"ladder": parent.attributes["ladder"] | {"layout": "raster"}, "parent": dataclasses.asdict(told)}
+    return dataclasses.replace(source, parent=parent), (Delta(), FrameEncode(coder="rans")), arrays, attributes

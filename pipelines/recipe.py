@@ -168,11 +168,23 @@ ROW_FLOW = ("embed", "row_blocks", "row_code", "frame_encode")
 """Operators of a model and of a collection in the order of the flow; the first of each may be left out."""
 
 
+class Parent(Part):
+    """The archive of a checkpoint that this one comes from; only what differs from it is stored."""
+
+    path: Text = Field(description="archive of the parent, a directory or a URL")
+    max_chain: int = Field(10, ge=1, le=64, description="archives to read back to one that stands alone, at most")
+
+
+def _parent(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
 class Recipe(Part):
     """A whole pipeline."""
 
     name: Name
     source: Source
+    parent: Annotated[Parent | None, BeforeValidator(_parent, json_schema_input_type=Union[str, Parent, None])] = None  # noqa: UP007
     operators: tuple[AnyOperator, ...] = Field(min_length=1)
     sink: ArchiveSink
     index: Index | None = None
@@ -205,6 +217,8 @@ class Recipe(Part):
     def _index_needs_rows(self) -> Recipe:
         if self.index is not None and not self.collection:
             raise HilbertflowError("a checkpoint has no rows to index", where="index", remedy="remove index")
+        if self.parent is not None and self.collection:
+            raise HilbertflowError("a collection has no parent", where="parent", remedy="remove parent")
         return self
 
 

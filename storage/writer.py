@@ -205,7 +205,8 @@ def _quality(columns: dict[str, list[Any]], rows: float) -> dict[str, Any]:
     errors = {c: sum(v) for c, v in columns.items() if c.startswith("error")}
     ratios = {c: 10 * float(np.log10(energy / e)) if e > 0 and energy > 0 else None for c, e in errors.items()}
     cosines = {c: sum(v) / rows for c, v in columns.items() if c.startswith("cosine")}
-    return {f"sqnr_db_level{c[5:]}": None if r is None else round(r, 3) for c, r in ratios.items()} | {
+    names = {c: "parent" if c == "error_parent" else f"level{c[5:]}" for c in ratios}
+    return {f"sqnr_db_{names[c]}": None if r is None else round(r, 3) for c, r in ratios.items()} | {
         f"cosine_level{c[6:]}": round(mean, 5) for c, mean in cosines.items()
     }
 

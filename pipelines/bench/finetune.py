@@ -50,7 +50,9 @@ def _train(paths: list[Path], steps: int, seed: int) -> list[float]:
                                remedy="pip install 'hilbertflow[encoders,dev]'") from error  # fmt: skip
     rows = DocstringRows(PACKAGES, "", PAIRS)
     table = rows.read(0, rows.count).to_pydict()
-    pairs = [(name.rsplit(".", 1)[-1].replace("_", " "), text) for name, text in zip(table["id"], table["text"], strict=True)]
+    pairs = [
+        (name.rsplit(".", 1)[-1].replace("_", " "), text) for name, text in zip(table["id"], table["text"], strict=True)
+    ]
     torch.manual_seed(seed)
     model = package_path(MODEL)
     tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
@@ -69,7 +71,7 @@ def _train(paths: list[Path], steps: int, seed: int) -> list[float]:
             scores = embed([name for name, _ in chosen]) @ embed([text for _, text in chosen]).T / 0.05
             loss = torch.nn.functional.cross_entropy(scores, torch.arange(BATCH))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(float(loss.detach()))
         save_file({name: tensor.clone().contiguous() for name, tensor in network.state_dict().items()}, path)

@@ -55,7 +55,8 @@ def _archive(sources: list[Path], folder: Path) -> list[ModelArchive]:
 
 
 def _sizes(sources: list[Path], made: list[ModelArchive], dtype: str) -> Table:
-    rows, ratios, before = [], [], _words(sources[0])
+    rows: list[tuple[Any, ...]] = []
+    ratios, before = [], _words(sources[0])
     contenders: dict[str, Size] = {"XOR, bytes split, zstd-3": _bitx}
     contenders |= _zipnn(dtype)
     for number, (source, handle) in enumerate(zip(sources, made, strict=True)):
@@ -74,7 +75,7 @@ def _sizes(sources: list[Path], made: list[ModelArchive], dtype: str) -> Table:
         before = words
     means = np.mean(ratios, axis=0)
     notes = [
-        f"{'met' if mean <= TARGET else 'MISSED'}: {mean:.3f} of {name} (target {TARGET}), mean of {len(ratios)} children"
+        f"{'met' if mean <= TARGET else 'MISSED'}: {mean:.3f} of {name}, mean of {len(ratios)} children (target {TARGET})"
         for name, mean in zip(contenders, means, strict=True)
         if "alone" not in name
     ]
@@ -130,8 +131,8 @@ def _video(paths: list[Path]) -> Table:
             back = (video.decode_frames(data).astype(np.float64) - 512) / 96 * deviation
             told = np.diff(back, axis=0)
             rows.append(
-                (f"HEVC QP {quality:g}", how, f"{8 * len(data) / stack.size:.3f}", f"{_decibels(stack, back - stack):.1f}",
-                 f"{_decibels(steps, told - steps):.1f}")
+                (f"HEVC QP {quality:g}", how, f"{8 * len(data) / stack.size:.3f}",
+                 f"{_decibels(stack, back - stack):.1f}", f"{_decibels(steps, told - steps):.1f}")
             )  # fmt: skip
     return Table(
         f"Video over the chain: {len(paths)} checkpoints of {name}, {side}×{side}, 10 bits", ("coder", "frames",
@@ -191,4 +192,3 @@ def _cast(path: Path, folder: Path) -> Path:
             tensors[spec.name] = np.frombuffer(data, np.int64).reshape(spec.shape)
     save_file(tensors, out := folder / f"bf16-{path.name}")
     return out
-

@@ -141,6 +141,8 @@ def describe(handle: Any) -> dict[str, Any]:
             "tensors": table.num_rows, "parameters": sum(counts),
             "dtypes": ", ".join(sorted(set(table.column("dtype").to_pylist()))),
         }  # fmt: skip
+        if handle.link is not None:
+            told |= {"parent": handle.link.url, "chain": handle.link.depth}
     else:
         from cluster.index_store import current_builds, indexes_of
 

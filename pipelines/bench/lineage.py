@@ -75,7 +75,7 @@ def _sizes(sources: list[Path], made: list[ModelArchive], dtype: str) -> Table:
         before = words
     means = np.mean(ratios, axis=0)
     notes = [
-        f"{'met' if mean <= TARGET else 'MISSED'}: {mean:.3f} of {name}, mean of {len(ratios)} children (target {TARGET})"
+        f"{'met' if mean <= TARGET else 'MISSED'}: {mean:.3f} of {name} over {len(ratios)} children (target {TARGET})"
         for name, mean in zip(contenders, means, strict=True)
         if "alone" not in name
     ]

@@ -86,7 +86,7 @@ class SearchEngine:
     @property
     def tiers(self) -> tuple[str, ...]:
         """Tiers that can answer now."""
-        return available(self.builds)
+        return available(self.builds, self.collection)
 
     def search(
         self, queries: Any, k: int = 10, tier: str | None = None, filter: str | None = None, **overrides: int
@@ -94,18 +94,20 @@ class SearchEngine:
         """Find the k rows nearest to each query.
 
         queries: (q, dim) or (dim,) numbers. k: 1 to 10,000; more than there are rows gives all rows. tier: `exact`
-        compares every row, `ivfpq` and `hnsw` search an index; None or `auto` takes the best one built. filter: an
-        expression over the metadata, such as `package == "numpy" and lines > 20`; whenever k rows match, k rows come
-        back. overrides: `nprobe` and `refine` (ivfpq), `ef` (hnsw).
+        compares every row, `cold` reads lists of them where they lie, `ivfpq` and `hnsw` search an index; None or
+        `auto` takes the best one built, or what is quickest without any. filter: an expression over the metadata, such
+        as `package == "numpy" and lines > 20`; whenever k rows match, k rows come back. overrides: `nprobe` and
+        `refine` (ivfpq, cold), `level` (cold), `ef` (hnsw).
 
         Scores are similarities for `ip` and `cosine` (higher is better) and squared distances for `l2` (lower is
         better); equal scores are ordered by row number. Index tiers score by the vectors they keep (float16 or 8 bits a
-        value unless built otherwise). Raises `HilbertflowError` for whatever cannot be asked.
+        value unless built otherwise), `cold` by the finest level that it reads. Raises `HilbertflowError` for whatever
+        cannot be asked.
         """
         query = Query.of(k, tier, filter, overrides)
         held = self._set  # another one may take its place meanwhile
         vectors = checked_vectors(queries, held.collection.dim)
-        choice = choose(query, held.builds, held.collection.url)
+        choice = choose(query, held.builds, held.collection)
         answer = held.search(vectors, query)
         began = time.perf_counter()
         ids = held.ids(answer.rows)
@@ -113,6 +115,7 @@ class SearchEngine:
             "tier": choice.tier, "reason": choice.reason, "shards": len(held.load(choice.tier)) or 1,
             "version": answer.version, "log_rows": answer.log_rows,
             "lists_probed": answer.lists_probed, "rows_scanned": answer.rows_scanned, "bytes_read": answer.bytes_read,
+            "requests": answer.requests, "rounds": answer.rounds, "level": answer.level,
             "seconds": answer.seconds | {"ids": time.perf_counter() - began},
         }  # fmt: skip
         return Results(ids, answer.rows, answer.scores, False, explain)

@@ -25,20 +25,22 @@ MAX_OVERRIDE = 1_000_000
 class Overrides:
     """How hard one query looks; None leaves the kind's default.
 
-    nprobe: inverted lists read (`ivfpq`). ef: width of the graph search (`hnsw`). refine: candidates re-ranked by their
-    stored vectors, as a multiple of k.
+    nprobe: inverted lists read (`ivfpq`, `cold`). ef: width of the graph search (`hnsw`). refine: candidates re-ranked,
+    as a multiple of k (`ivfpq`, `cold`). level: the finest level read, that behind the last lossy one being exact
+    (`cold`).
     """
 
     nprobe: int | None = None
     ef: int | None = None
     refine: int | None = None
+    level: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_OVERRIDE:
-                raise HilbertflowError(
-                    f"{name} is {value!r}", where="search", remedy=f"give a whole number from 1 to {MAX_OVERRIDE}"
-                )
+            least = 0 if name == "level" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_OVERRIDE:
+                remedy = f"give a whole number from {least} to {MAX_OVERRIDE}"
+                raise HilbertflowError(f"{name} is {value!r}", where="search", remedy=remedy)
 
     def given(self) -> dict[str, int]:
         """The overrides that are set, by name."""

@@ -62,7 +62,7 @@ class LocalBackend:
 
 def warm(shards: ShardSet, tier: str | None) -> None:
     """Load what queries that name no tier will need, and search once, so that the first of them waits for nothing."""
-    tier = choose(Query(tier=tier), shards.builds, shards.collection.url).tier
+    tier = choose(Query(tier=tier), shards.builds, shards.collection).tier
     shards.load(tier)
     if tier != "exact":
         shards.search(np.zeros((1, shards.collection.dim), np.float32), Query(k=1, tier=tier))

@@ -10,8 +10,12 @@ from cluster.query import TIERS, Query
 from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 
-PREFERRED = ("hnsw", "ivfpq")  # in memory, most exact first; without them every row is compared
-COLD_TODAY = "the cold tier is not part of this version"
+PREFERRED = ("hnsw", "ivfpq")  # in memory, most exact first
+COLD = ("nprobe", "refine", "level")
+"""Overrides of the cold tier."""
+SCAN_BYTES = 32 << 20
+SCAN_REMOTE_BYTES = 4 << 20
+"""Vectors, as float32, that `auto` fetches and compares one by one where nothing is built: on disk, over a network."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +36,36 @@ def fresh(collection: CollectionArchive, builds: Mapping[str, Build]) -> dict[st
     }
 
 
-def available(builds: Mapping[str, Build]) -> tuple[str, ...]:
-    """Tiers that can answer, given fresh builds."""
-    return ("exact", *(tier for tier in TIERS if tier in builds))
+def available(builds: Mapping[str, Build], collection: CollectionArchive) -> tuple[str, ...]:
+    """Tiers that can answer, given fresh builds; `cold` where rows lie in lists."""
+    own = ("exact", "cold") if has_lists(collection) else ("exact",)
+    return (*own, *(tier for tier in TIERS if tier in builds))
 
 
-def choose(query: Query, builds: Mapping[str, Build], where: str) -> Choice:
-    """The tier for a query over fresh builds; raises when the tier asked for cannot answer."""
-    tiers = available(builds)
+def has_lists(collection: CollectionArchive) -> bool:
+    """Whether rows that are near each other lie together, so that a query can read some of them only."""
+    return int(collection.attributes.get("lists", 1)) > 1
+
+
+def choose(query: Query, builds: Mapping[str, Build], collection: CollectionArchive, where: str = "") -> Choice:
+    """The tier for a query over fresh builds; raises when the tier asked for cannot answer.
+
+    In memory first. Without an index, lists are read in place where comparing every row would take long, and every row
+    is compared where not.
+    """
+    tiers, where = available(builds, collection), where or collection.url
     if query.tier is not None:
-        if query.tier == "cold":
-            raise HilbertflowError(COLD_TODAY, where=where, remedy=f"there is {', '.join(tiers)}")
+        if query.tier == "cold" and query.tier not in tiers:
+            raise HilbertflowError(
+                "tier 'cold' needs rows that lie in lists", where=where,
+                remedy=f"there is {', '.join(tiers)}; an archive made with row_blocks.order=lists has lists",
+            )  # fmt: skip
         if query.tier not in tiers:
             raise HilbertflowError(
                 f"tier {query.tier!r} is not built, or not over the rows as they are now", where=where,
                 remedy=f"there is {', '.join(tiers)}; `hilbertflow run` with index.kind={query.tier} builds it",
             )  # fmt: skip
-        takes = builds[query.tier].kind.settings if query.tier != "exact" else ()
+        takes = builds[query.tier].kind.settings if query.tier in builds else COLD if query.tier == "cold" else ()
         for name in query.overrides.given():
             if name not in takes:
                 remedy = f"it has {', '.join(takes)}" if takes else "leave it out"
@@ -58,13 +75,17 @@ def choose(query: Query, builds: Mapping[str, Build], where: str) -> Choice:
     for tier in PREFERRED:
         if tier in builds and wanted <= set(builds[tier].kind.settings):
             return Choice(tier, _praise(builds[tier]))
+    size, remote = 4 * collection.count * collection.dim, collection.place.local_path is None
+    if "cold" in tiers and wanted <= set(COLD) and (wanted or size > (SCAN_REMOTE_BYTES if remote else SCAN_BYTES)):
+        far = " over the network" if remote else ""
+        return Choice("cold", f"no index is built, and comparing all {size / 1e6:,.0f} MB of rows{far} takes longer")
     if wanted:
         raise HilbertflowError(
             f"no tier that is built takes {' and '.join(sorted(wanted))}",
             where=where,
             remedy=f"there is {', '.join(tiers)}",
         )
-    return Choice("exact", "no index is built over the rows as they are now")
+    return Choice("exact", "no index is built over the rows as they are now, and there are few")
 
 
 def _praise(build: Build) -> str:

@@ -231,7 +231,7 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig) -> list[Any]:
     """Bound deployments of a collection's shard groups; none when it is searched in the ingress."""
     now = open_version(item.url)
     tier = None if item.tier == "auto" else item.tier
-    choose(Query(tier=tier), now.builds, item.url)  # a tier that is not built is refused before anything starts
+    choose(Query(tier=tier), now.builds, now.collection)  # a tier that is not built is refused before anything starts
     fits = item.replicas == 1 and item.max_replicas in (None, 1) and now.index_bytes <= config.ingress_bytes
     if item.placement == "ingress" or (item.placement == "auto" and item.groups is None and fits):
         return []

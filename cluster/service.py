@@ -107,7 +107,7 @@ class CollectionService:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
         if query.tier is None and self.tier is not None and not query.overrides.given():
             query = Query(query.k, self.tier, query.filter, query.overrides)
-        choice = choose(query, self.builds, f"collection {self.name!r}")
+        choice = choose(query, self.builds, self.collection, f"collection {self.name!r}")
         query = Query(query.k, choice.tier, query.filter, query.overrides)
         if query.filter is not None:
             parse_filter(query.filter, self._schema)
@@ -168,7 +168,8 @@ class CollectionService:
         view = self.view
         return {
             "name": self.name, "count": view.count, "dim": self.collection.dim,
-            "metric": self.collection.metric, "tiers": list(available(self.builds)), "tier": self.tier or "auto",
+            "metric": self.collection.metric, "tiers": list(available(self.builds, self.collection)),
+            "tier": self.tier or "auto",
             "groups": len(self._backends), "fingerprint": self.collection.fingerprint, "version": self.version,
             "rows_version": view.version, "indexes": indexes,
             "columns": {field.name: str(field.type) for field in self._schema},
@@ -212,7 +213,8 @@ class CollectionService:
             "groups": len(self._backends), "batched": len(vectors), "version": view.version,
             "log_rows": sum(a.log_rows for a in answers),
             "lists_probed": sum(a.lists_probed for a in answers), "rows_scanned": sum(a.rows_scanned for a in answers),
-            "bytes_read": sum(a.bytes_read for a in answers),
+            "bytes_read": sum(a.bytes_read for a in answers), "requests": sum(a.requests for a in answers),
+            "rounds": max(a.rounds for a in answers), "level": answers[0].level,
             "seconds": {name: max(a.seconds.get(name, 0.0) for a in answers) for name in answers[0].seconds},
         }  # fmt: skip
         return Merged(scores, rows, view, missing, explain)

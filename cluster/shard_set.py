@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import OrderedDict
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.cold import Cold, Effort
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.identity import Ids
 from cluster.index_store import Build
@@ -26,6 +28,7 @@ from storage.collection import CollectionArchive
 from storage.rowlog import RowLog, View
 
 KEPT_VIEWS = 8  # versions that a search can still ask for: groups of one collection must answer about the same
+Parts = list[tuple[F32, I64]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Answer:
     """What one set of shards found: scores and rows (q, w), best first, and what it took.
 
     fingerprint: of the archive whose row numbers these are; version: of the collection, as `storage.rowlog` counts.
+    bytes_read and requests: of the search itself, not of loading an index or opening the collection. rounds: of
+    requests that had to wait for one another, and level: the finest read, where rows were read in place.
     """
 
     scores: F32
@@ -44,6 +49,9 @@ class Answer:
     seconds: dict[str, float]
     version: int = 0
     log_rows: int = 0
+    requests: int = 0
+    rounds: int = 0
+    level: str = ""
 
 
 class ShardSet:
@@ -72,7 +80,7 @@ class ShardSet:
         self._view: View | None = None
         self._views: OrderedDict[int, View] = OrderedDict()
         self._shards: dict[str, list[Shard]] = {}
-        self._matching, self._ids = Matching(collection), Ids(collection)
+        self._matching, self._ids, self._cold = Matching(collection), Ids(collection), Cold(collection)
         self._lock = threading.RLock()
 
     @property
@@ -111,12 +119,14 @@ class ShardSet:
         return self.view.table(rows)
 
     def load(self, tier: str) -> list[Shard]:
-        """The shards of a tier, read and checked; none for `exact`."""
+        """The shards of a tier, read and checked; none for `exact`, and none for `cold`, which is opened."""
         with self._lock:
             if tier not in self._shards:
                 build = self.builds.get(tier)
                 numbers = range(self.group, len(build.shards), self.groups) if build else range(0)
                 self._shards[tier] = [Shard.load(self.collection, build, n) for n in numbers] if build else []
+                if tier == "cold":
+                    self._cold.open()
             return self._shards[tier]
 
     def search(self, queries: F32, query: Query, version: int | None = None) -> Answer:
@@ -128,45 +138,67 @@ class ShardSet:
             if version is not None and version > self.view.version:
                 self.refresh()
             view = self._views.get(self.view.version if version is None else version, self.view)
-            tier, before, clock = (
-                choose(query, self.builds, self.collection.url).tier,
-                self.collection.bytes_read,
-                _Clock(),
-            )
-            shards = self.load(tier)
+            tier = choose(query, self.builds, self.collection).tier
+            traffic, clock = self.collection.place.traffic, _Clock()
+            self.load(tier)
             clock.lap("load")
-            ranges = [(shard.start, shard.stop) for shard in shards] if tier != "exact" else [self._own_rows()]
-            matches = [self._matching.rows(query.filter, view, *span) for span in ranges]
+            requests, read = traffic.requests, traffic.bytes_read
             slots = self._matching.slots(query.filter, view) if self.group == 0 else view.live[:0]
-            clock.lap("filter")
             if self.threads is not None:
                 faiss.omp_set_num_threads(self.threads)
-            parts: list[tuple[F32, I64]] = [
-                (np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))
-            ]
-            probed = scanned = 0
-            if tier == "exact":
-                scan = self._scan(queries, query.k, matches[0])
-                _compare_log(scan, view, slots)
-                parts.append(scan.best())
-                scanned = scan.scanned * len(queries)
-            else:
-                ready = prepared(queries, self.collection.metric)
-                for shard, matching in zip(shards, matches, strict=True):
-                    scores, rows, effort = shard.search(ready, query.k, query.overrides, matching)
-                    parts.append((scores, rows))
-                    probed, scanned = probed + effort.lists_probed, scanned + effort.rows_scanned
-                if len(slots):
-                    scan = ExactScan(queries, query.k, self.collection.metric)
-                    _compare_log(scan, view, slots)
-                    parts.append(scan.best())
-                    scanned += scan.scanned * len(queries)
-            scores, rows = merge(parts, query.k, self.collection.metric) if len(parts) > 2 else parts[-1]
-            clock.lap("search")
-            read = self.collection.bytes_read - before
-            return Answer(
-                scores, rows, self.collection.fingerprint, probed, scanned, read, clock.laps, view.version, len(slots)
+            parts, effort = {"exact": self._every_row, "cold": self._in_place}.get(tier, self._indexed)(
+                queries, query, view, slots, clock, tier
             )
+            clock.lap("search")
+            scores, rows = merge(parts, query.k, self.collection.metric) if len(parts) > 1 else parts[0]
+            return Answer(
+                scores, rows, self.collection.fingerprint, effort.lists_probed, effort.rows_scanned,
+                traffic.bytes_read - read, clock.laps, view.version, len(slots), traffic.requests - requests,
+                effort.rounds, effort.level,
+            )  # fmt: skip
+
+    def _every_row(
+        self, queries: F32, query: Query, view: View, slots: I64, clock: _Clock, tier: str
+    ) -> tuple[Parts, Effort]:
+        matches = self._matching.rows(query.filter, view, *self._own_rows())
+        clock.lap("filter")
+        scan = self._scan(queries, query.k, matches)
+        _compare_log(scan, view, slots)
+        return [scan.best()], Effort(rows_scanned=scan.scanned * len(queries))
+
+    def _in_place(
+        self, queries: F32, query: Query, view: View, slots: I64, clock: _Clock, tier: str
+    ) -> tuple[Parts, Effort]:
+        matches = self._matching.rows(query.filter, view, 0, self.collection.count)
+        clock.lap("filter")
+        span = None if self.groups == 1 else self._own_rows()
+        ready = prepared(queries, self.collection.metric)
+        scores, rows, effort = self._cold.search(ready, query.k, query.overrides, matches, span)
+        late, compared = self._late(queries, query, view, slots)
+        return [(scores, rows), *late], dataclasses.replace(effort, rows_scanned=effort.rows_scanned + compared)
+
+    def _indexed(
+        self, queries: F32, query: Query, view: View, slots: I64, clock: _Clock, tier: str
+    ) -> tuple[Parts, Effort]:
+        shards = self.load(tier)
+        matches = [self._matching.rows(query.filter, view, shard.start, shard.stop) for shard in shards]
+        clock.lap("filter")
+        ready, probed, scanned = prepared(queries, self.collection.metric), 0, 0
+        parts = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
+        for shard, matching in zip(shards, matches, strict=True):
+            scores, rows, effort = shard.search(ready, query.k, query.overrides, matching)
+            parts.append((scores, rows))
+            probed, scanned = probed + effort.lists_probed, scanned + effort.rows_scanned
+        late, compared = self._late(queries, query, view, slots)
+        return parts + late, Effort(probed, scanned + compared)
+
+    def _late(self, queries: F32, query: Query, view: View, slots: I64) -> tuple[Parts, int]:
+        """Rows of later batches, compared one by one: their best, and how many comparisons that took."""
+        if not len(slots):
+            return [], 0
+        scan = ExactScan(queries, query.k, self.collection.metric)
+        _compare_log(scan, view, slots)
+        return [scan.best()], scan.scanned * len(queries)
 
     def _own_rows(self) -> tuple[int, int]:
         count = self.collection.count

@@ -40,17 +40,20 @@ class SearchOptions(BaseModel):
 
     k: Whole = Field(default=10, le=MAX_K, description="Rows wanted for each query; more than there are gives all.")
     tier: str | None = Field(
-        default=None, max_length=64, description="`exact`, `ivfpq` or `hnsw`; left out, the best one built.",
+        default=None, max_length=64, description="`exact`, `cold`, `ivfpq` or `hnsw`; left out, the best one built.",
         examples=["exact"],
     )  # fmt: skip
     filter: str | None = Field(
         default=None, max_length=4096, examples=['package == "numpy" and lines > 20'],
         description="Only rows whose metadata match: comparisons, and, or, not, in.",
     )  # fmt: skip
-    nprobe: Whole | None = Field(default=None, le=1_000_000, description="Inverted lists read (tier ivfpq).")
+    nprobe: Whole | None = Field(default=None, le=1_000_000, description="Inverted lists read (tiers ivfpq and cold).")
     ef: Whole | None = Field(default=None, le=1_000_000, description="Width of the graph search (tier hnsw).")
     refine: Whole | None = Field(
-        default=None, le=1_000_000, description="Candidates re-ranked, as a multiple of k (tier ivfpq)."
+        default=None, le=1_000_000, description="Candidates re-ranked, as a multiple of k (tiers ivfpq and cold)."
+    )
+    level: Annotated[int, Field(strict=True, ge=0)] | None = Field(
+        default=None, le=64, description="Finest level read; the one behind the last lossy one is exact (tier cold)."
     )
     version: int = Field(
         default=0, ge=0, le=1 << 62, strict=True,
@@ -61,7 +64,7 @@ class SearchOptions(BaseModel):
 
     def query(self) -> Query:
         """As the engine takes it; raises `HilbertflowError`."""
-        settings = {"nprobe": self.nprobe, "ef": self.ef, "refine": self.refine}
+        settings = {"nprobe": self.nprobe, "ef": self.ef, "refine": self.refine, "level": self.level}
         return Query.of(self.k, self.tier, self.filter, {name: v for name, v in settings.items() if v is not None})
 
 

@@ -154,3 +154,24 @@ def _follow(symbols, h0, h1, out):  # type: ignore[no-untyped-def]
             half = -(s & 1)
             out[row, j] = ((4 * k + 1) ^ half) - half
             s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
+
+
+def add(symbols: npt.NDArray[np.int16], states: int, steps: F32, columns: npt.NDArray[np.int64], total: F32) -> None:
+    """Add the coefficients that symbols (n, c) stand for to ``columns`` of ``total`` (n, r) float32, in its units.
+
+    steps: float32 (c,), of half the lattice spacing.
+    """
+    h0, h1 = trellis._check(states)
+    _accumulate(np.ascontiguousarray(symbols), h0, h1, steps, columns, total)
+
+
+@njit(cache=True, nogil=True)
+def _accumulate(symbols, h0, h1, steps, columns, total):  # type: ignore[no-untyped-def]
+    both = h0 ^ h1
+    for row in range(symbols.shape[0]):
+        s = 0
+        for j in range(symbols.shape[1]):
+            k = np.int32(symbols[row, j])
+            half = -(s & 1)
+            total[row, columns[j]] += np.float32(((4 * k + 1) ^ half) - half) * steps[j]
+            s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)

@@ -9,7 +9,7 @@ import typer
 
 from operators.errors import HilbertflowError
 from pipelines import console
-from pipelines.commands.options import Json, Tier, Url, later
+from pipelines.commands.options import Json, Tier, Url, later, level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,32 +38,41 @@ def search(
         str | None,
         typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy'."),
     ] = None,
+    nprobe: Annotated[int | None, typer.Option(min=1, help="Lists read; tiers cold, ivfpq.")] = None,
+    refine: Annotated[int | None, typer.Option(min=1, help="Candidates re-ranked, times k; tiers cold, ivfpq.")] = None,
+    ef: Annotated[int | None, typer.Option(min=1, help="Width of the graph search; tier hnsw.")] = None,
+    finest: Annotated[
+        str | None, typer.Option("--level", metavar="N|exact", help="Finest level read; tier cold.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="What the search read and took.")] = False,
     as_json: Json = False,
 ) -> None:
     """Find the rows nearest to a query."""
     if sum(given is not None for given in (text, image, vector, row_id)) != 1:
         raise typer.BadParameter("give one of --text, --image, --vector and --id")
-    if tier is Tier.cold:
-        raise later("search --tier cold", "searching the archive without an index")
     from cluster.engine import SearchEngine
     from storage import archive
 
     handle = archive.open(url)
     if handle.manifest.kind != "collection":
         raise HilbertflowError("is a model, not a collection", where=handle.url, remedy="search a collection")
+    settings = {"nprobe": nprobe, "refine": refine, "ef": ef, "level": _level(finest, handle)}
+    asked = {name: value for name, value in settings.items() if value is not None}
     if text is not None:
-        found = search_text(handle.url, text, k, tier.value, where)
+        found = search_text(handle.url, text, k, tier.value, where, **asked)
     elif image is not None:
-        found = search_image(handle.url, image, k, tier.value, where)
+        found = search_image(handle.url, image, k, tier.value, where, **asked)
     elif row_id is not None:
-        found = search_row(handle.url, row_id, k, tier.value, where)
+        found = search_row(handle.url, row_id, k, tier.value, where, **asked)
     else:
         queries = read_queries(str(vector), handle.dim)
-        found = SearchEngine.open(handle.url).search(queries, k, tier=tier.value, filter=where)
+        found = SearchEngine.open(handle.url).search(queries, k, tier=tier.value, filter=where, **asked)
     if as_json:
-        console.print_json({"results": answers(found)})
-    else:
-        print_results(handle, found)
+        console.print_json({"results": answers(found, explain)})
+        return
+    print_results(handle, found)
+    if explain:
+        print_explained(found.explain)
 
 
 def similar(
@@ -74,6 +83,14 @@ def similar(
 ) -> None:
     """Find the models most like one."""
     raise later("similar", "comparing models")
+
+
+def _level(text: str | None, handle: CollectionArchive) -> int | None:
+    """What the engine takes for a level: the exact one comes behind the last lossy one."""
+    if text is None:
+        return None
+    wanted = level(text)
+    return int(handle.attributes["depth"]) if wanted == "exact" else wanted
 
 
 def read_queries(path: str, dim: int) -> npt.NDArray[np.float32]:
@@ -101,21 +118,26 @@ def read_queries(path: str, dim: int) -> npt.NDArray[np.float32]:
     return queries
 
 
-def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
     """Rows of a collection nearest to a text, embedded by the model that embedded the rows."""
-    return _search_encoded(url, lambda encoder: encoder.encode([text]), k, tier, where)
+    return _search_encoded(url, lambda encoder: encoder.encode([text]), k, tier, where, asked)
 
 
-def search_image(url: str, path: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+def search_image(url: str, path: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
     """Rows of a collection nearest to the picture in a file, embedded by the CLIP model that embedded the rows."""
     from storage.fs import Location
 
     data = Location(path).read()
-    return _search_encoded(url, lambda encoder: encoder.encode_pictures([data], where=[path]), k, tier, where)
+    return _search_encoded(url, lambda encoder: encoder.encode_pictures([data], where=[path]), k, tier, where, asked)
 
 
 def _search_encoded(
-    url: str, encode: Callable[[TextEncoder], npt.NDArray[np.float32]], k: int, tier: str, where: str | None
+    url: str,
+    encode: Callable[[TextEncoder], npt.NDArray[np.float32]],
+    k: int,
+    tier: str,
+    where: str | None,
+    asked: dict[str, int],
 ) -> Results:
     from cluster.engine import SearchEngine
     from operators.encode import open_encoder
@@ -129,10 +151,10 @@ def _search_encoded(
     said = handle.manifest.recipe.get("operators", ())
     limit = next((operator["max_tokens"] for operator in said if operator.get("kind") == "embed"), 0)
     query = encode(open_encoder(local_url(handle.encoder), limit))
-    return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where)
+    return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where, **asked)
 
 
-def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | None = None) -> Results:
+def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
     """Rows nearest to the row with the id ``name``, which is not among them."""
     import dataclasses
 
@@ -144,20 +166,22 @@ def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | Non
     handle = archive.open(url)
     own = handle.row_of(name)
     query = handle.take(np.array([own], np.int64))
-    found = SearchEngine.open(handle.url).search(query, k + 1, tier=tier, filter=where)
+    found = SearchEngine.open(handle.url).search(query, k + 1, tier=tier, filter=where, **asked)
     keep = np.flatnonzero(found.rows[0] != own)[:k]
     return dataclasses.replace(
         found, ids=found.ids[:, keep], rows=found.rows[:, keep], scores=found.scores[:, keep]
     )  # fmt: skip
 
 
-def answers(found: Results) -> list[dict[str, Any]]:
-    """What ``--json`` prints: one entry a query, best row first."""
+def answers(found: Results, explain: bool = False) -> list[dict[str, Any]]:
+    """What ``--json`` prints: one entry a query, best row first; what the search of all of them took, if asked for."""
+    told = {"explain": found.explain} if explain else {}
     return [
         {
             "ids": [name for name, row in zip(ids, rows, strict=True) if row >= 0],
             "scores": [score for score, row in zip(scores, rows, strict=True) if row >= 0],
             "partial": bool(found.partial),
+            **told,
         }
         for ids, rows, scores in zip(found.ids.tolist(), found.rows.tolist(), found.scores.tolist(), strict=True)
     ]
@@ -185,6 +209,17 @@ def print_results(handle: CollectionArchive, found: Results) -> None:
         )  # fmt: skip
     if found.partial:
         console.note("partial: some shard did not answer")
+
+
+def print_explained(told: dict[str, Any]) -> None:
+    """What a search did, a line each: where it looked and why, what it read, seconds by step."""
+    steps = told.get("seconds", {})
+    lines = {name: value for name, value in told.items() if name != "seconds" and value not in ("", 0)}
+    rows = [
+        (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value) for name, value in lines.items()
+    ]
+    rows += [(f"{name}, ms", f"{1000 * value:.1f}") for name, value in steps.items()]
+    console.table(("explain", ""), rows, stretch="")
 
 
 def said(metadata: pa.Table) -> tuple[str, list[str]]:

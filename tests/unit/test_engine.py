@@ -103,7 +103,8 @@ def test_one_vector_is_one_query(engine: SearchEngine) -> None:
     [
         ({"k": 0}, "k is 0"), ({"k": 10_001}, "k is 10001"), ({"k": -3}, "k is -3"), ({"k": 2.5}, "k is 2.5"),
         ({"k": True}, "k is True"), ({"tier": "warp"}, "unknown tier 'warp'"), ({"tier": "hnws"}, "choose hnsw"),
-        ({"tier": "cold"}, "cold tier.*there is exact, ivfpq, hnsw"), ({"tier": "exact", "ef": 3}, "ef does not apply"),
+        ({"tier": "cold"}, "tier 'cold' needs.*there is exact, ivfpq, hnsw"),
+        ({"tier": "exact", "ef": 3}, "ef does not apply"),
         ({"tier": "hnsw", "nprobe": 3}, "nprobe does not apply.*it has ef"), ({"ef": 0}, "ef is 0"),
         ({"ef": 3, "nprobe": 3}, "no tier that is built takes ef and nprobe"), ({"probe": 3}, "there is nprobe"),
         ({"filter": "pakage == 3"}, "did you mean 'package'"), ({"filter": "open('x')"}, "is not a comparison"),

@@ -1,0 +1,294 @@
+"""Search a collection where it lies: nothing is built, and a query reads a few byte ranges of its archive.
+
+Opening reads the code of the rows, the centroids of the lists and the sizes of the chunks. A query then takes one round
+of requests a step, and each step reads more of fewer rows:
+
+1. the base level of the lists whose centroids are nearest;
+2. the next level of the chunks that hold the best rows by it;
+3. the finest lossy level of the best of those, or all the rest of their bytes where exact scores are wanted.
+
+Rows are scored in the transform's domain (:mod:`operators.rowscan`). That lists are pruned by the query, and what a
+list's second copy of its rows buys, is after SPANN (Chen et al., 2021) and SOAR (Sun et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from cluster import probing
+from cluster.exact import pair_scores
+from cluster.index_kind import Overrides
+from cluster.probing import Probe
+from cluster.results import NO_ROW, similarity
+from cluster.vectors import F32, I64, prepared
+from operators import rans_many
+from operators.coders import RansCoder
+from operators.errors import HilbertflowError
+from operators.rans_tables import Tables
+from operators.rowscan import RowScan, Turned
+from storage.collection import CollectionArchive
+
+GROUP = 16
+"""Queries that share what they fetch; more would hold more rows in memory than they save in requests."""
+STEPS = 3
+KEPT = 2  # candidates of the last step, as a multiple of k
+GAP = 4096
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a search read: lists and rows of all queries together; requests, rounds of them that had to wait for one
+    another, and bytes; rows by step."""
+
+    lists_probed: int = 0
+    rows_scanned: int = 0
+    rounds: int = 0
+    requests: int = 0
+    bytes_read: int = 0
+    level: str = ""
+    by_step: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Rows whose coefficients are known down to some level: whole chunks, ascending.
+
+    rows: (n,) numbers; chunk: (n,) theirs; total: (n, r) float32 coefficients; symbols: (n, width) by array.
+    """
+
+    rows: I64
+    chunk: I64
+    total: F32
+    symbols: dict[str, npt.NDArray[Any]]
+
+    def of(self, chunks: I64) -> _Held:
+        """Only these chunks, which must be among them."""
+        keep = np.isin(self.chunk, chunks, kind="table")
+        if keep.all():
+            return self
+        symbols = {name: array[keep] for name, array in self.symbols.items()}
+        return _Held(self.rows[keep], self.chunk[keep], self.total[keep], symbols)
+
+
+class Cold:
+    """One open collection. Not safe for two searches at once: the bytes of both would be counted together."""
+
+    def __init__(self, collection: CollectionArchive, tuned: Overrides | None = None, gap: int = GAP) -> None:
+        self.collection, self.tuned, self.gap = collection, tuned or Overrides(), gap
+
+    def open(self) -> None:
+        """Read what every search needs: done by the first one otherwise."""
+        _ = self._lists
+
+    @cached_property
+    def _scan(self) -> RowScan:
+        return RowScan(self.collection.code, self.collection.metric)
+
+    @cached_property
+    def _lists(self) -> tuple[F32, F32]:
+        """(K,) squared lengths of the centroids, and the spread of the lists."""
+        table = self.collection.chunks
+        held = np.bincount(table.list_of, table.residual.astype(np.float64), len(table.borders) - 1)
+        each = held / np.maximum(np.diff(table.borders), 1) / self.collection.dim
+        return self._scan.squares(self._scan.centroids), np.sqrt(each).astype(np.float32)
+
+    def settings(self, asked: Overrides, k: int) -> Overrides:
+        """What a search goes by: what was asked, over what was tuned, over what suits most collections."""
+        code = self.collection.code
+        usual = {"nprobe": usual_nprobe(len(self.collection.borders) - 1), "refine": 8, "level": code.depth - 1}
+        chosen = Overrides(**(usual | self.tuned.given() | asked.given()))
+        if chosen.level is not None and chosen.level > code.depth:
+            raise HilbertflowError(
+                f"there is no level {chosen.level}", where="search",
+                remedy=f"levels are 0 to {code.depth - 1}, and {code.depth} or exact for exact scores",
+            )  # fmt: skip
+        return chosen
+
+    def search(
+        self, queries: F32, k: int, asked: Overrides, matches: I64 | None = None, span: tuple[int, int] | None = None
+    ) -> tuple[F32, I64, Effort]:
+        """Best rows of prepared queries (q, d): scores and row numbers (q, w), w = min(k, rows that may be answered).
+
+        matches: numbers, ascending, of the rows that may be answered; None for all. span: the part of the rows that
+        this process answers for, by default all; lists are divided by their first row.
+        """
+        settings, table = self.settings(asked, k), self.collection.chunks
+        counts = probing.eligible(table.borders, matches)
+        if span is not None:
+            counts[(table.borders[:-1] < span[0]) | (table.borders[:-1] >= span[1])] = 0
+        width = min(k, int(counts.sum()))
+        scores, rows = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
+        efforts = []
+        for at in range(0, len(queries) if width else 0, GROUP):
+            part = slice(at, at + GROUP)
+            scores[part], rows[part], effort = self._group(queries[part], width, settings, counts, matches)
+            efforts.append(effort)
+        return scores, rows, _sum(efforts)
+
+    def _group(
+        self, queries: F32, k: int, settings: Overrides, counts: I64, matches: I64 | None
+    ) -> tuple[F32, I64, Effort]:
+        nprobe, refine, level = settings.nprobe or 1, settings.refine or 1, settings.level or 0
+        code, before, turned = self.collection.code, self._traffic(), self._scan.turn(queries)
+        squares, spread = self._lists
+        ranked = probing.rank(self._scan.products(self._scan.centroids, turned).T, squares, spread, self._scan.metric)
+        probe = Probe(nprobe, max(KEPT * k, nprobe * int(counts.sum()) // max(len(counts), 1)))
+        probed = [probe.lists(order, counts) for order in ranked]
+        mine = [self._chunks_of(lists, matches) for lists in probed]
+        steps = plan(level, code.depth)
+        held = self._begun(np.unique(np.concatenate(mine)))
+        by_step: list[int] = []
+        for number, names in enumerate(steps):
+            union = np.unique(np.concatenate(mine))
+            wanted = {name: union for name in names if code.width(name)}
+            held = self._deepened(held, union, self.collection.fetch(wanted, self.gap))
+            found = self._scores(held, queries, turned, number == len(steps) - 1)
+            by_step.append(len(held.rows))
+            if number == len(steps) - 1:
+                requests, read = np.subtract(self._traffic(), before).tolist()
+                rows = sum(int(counts[lists].sum()) for lists in probed)
+                effort = Effort(sum(map(len, probed)), rows, len(steps), requests, read,
+                                _level_name(level, code.depth), tuple(by_step))  # fmt: skip
+                return *self._best(held, found, mine, matches, k), effort
+            keep = max(refine if number == 0 else KEPT, 1) * k
+            mine = [self._narrowed(held, found[:, q], chunks, matches, keep) for q, chunks in enumerate(mine)]
+        raise AssertionError("a plan has a last step")
+
+    def _chunks_of(self, lists: I64, matches: I64 | None) -> I64:
+        """Chunks of lists that hold any row which may be answered."""
+        table = self.collection.chunks
+        chunks = spans(table.first_chunk[lists], table.first_chunk[lists + 1])
+        if matches is None:
+            return chunks
+        low, high = (np.searchsorted(matches, table.first_row[chunks + end]) for end in (0, 1))
+        return chunks[high > low]
+
+    def _begun(self, chunks: I64) -> _Held:
+        """The rows of these chunks, known as far as their lists' centroids."""
+        table = self.collection.chunks
+        starts, stops = table.first_row[chunks], table.first_row[chunks + 1]
+        owner = np.repeat(chunks, stops - starts)
+        return _Held(spans(starts, stops), owner, self._scan.centroids[table.list_of[owner]], {})
+
+    def _deepened(self, held: _Held, chunks: I64, fetched: Mapping[str, Sequence[bytes]]) -> _Held:
+        """These chunks with the fetched arrays added."""
+        held, table, code = held.of(chunks), self.collection.chunks, self.collection.code
+        heights = table.first_row[chunks + 1] - table.first_row[chunks]
+        for name, parts in fetched.items():
+            coder = self.collection.coder(name)
+            if name.startswith("level") and isinstance(coder, RansCoder):
+                shared = Tables.from_bytes(coder.tables) if coder.tables else None
+                symbols = rans_many.decode(parts, heights, table.block, code.width(name), shared)
+            else:
+                each = [self.collection.symbols(name, part, rows) for part, rows in zip(parts, heights, strict=True)]
+                symbols = np.concatenate(each)
+            held.symbols[name] = symbols
+            if name.startswith("level"):
+                self._scan.add(held.total, int(name[5:]), symbols)
+        return held
+
+    def _scores(self, held: _Held, queries: F32, turned: Turned, last: bool) -> F32:
+        """(n, q), more is nearer: exact where the rows are."""
+        if "exact" not in held.symbols:
+            return self._scan.scores(held.total, turned, precise=last and "level1" in held.symbols)
+        vectors = prepared(self._vectors(held), self.collection.metric)
+        which, row = np.divmod(np.arange(len(queries) * len(vectors)), len(vectors))
+        scores = pair_scores(queries[which], vectors[row], self.collection.metric)
+        return scores.reshape(len(queries), -1).T * (1 if similarity(self.collection.metric) else -1)
+
+    def _vectors(self, held: _Held) -> F32:
+        """Rows as they were archived, checked."""
+        collection, table = self.collection, self.collection.chunks
+        chunks, starts = np.unique(held.chunk, return_index=True)
+        levels = {
+            name: held.symbols.get(name, np.zeros((len(held.rows), 0), np.int16)) for name in collection.code.names
+        }
+        lists = table.list_of[held.chunk] if len(collection.code.centroids) else None
+        vectors = collection.code.decode(levels, lists, starts)
+        for chunk, part in zip(chunks, np.split(vectors, starts[1:]), strict=True):
+            if google_crc32c.value(part.tobytes()) != table.crc[chunk]:
+                raise HilbertflowError(
+                    f"rows {table.first_row[chunk]} and on do not decode to their source's bytes", where=collection.url,
+                    remedy="`hilbertflow verify` names damaged objects",
+                )  # fmt: skip
+        return vectors
+
+    def _narrowed(self, held: _Held, scores: F32, chunks: I64, matches: I64 | None, keep: int) -> I64:
+        """Chunks that hold the best `keep` rows."""
+        index = _members(held, chunks, matches)
+        if len(index) > keep:
+            near = scores[index]
+            index = index[np.argpartition(near, len(near) - keep)[len(near) - keep :]]
+        return np.unique(held.chunk[index])
+
+    def _best(self, held: _Held, found: F32, mine: Sequence[I64], matches: I64 | None, k: int) -> tuple[F32, I64]:
+        scores = np.zeros((len(mine), k), np.float32)
+        rows = np.full((len(mine), k), NO_ROW, np.int64)
+        sign = 1 if similarity(self.collection.metric) else -1
+        for q, chunks in enumerate(mine):
+            index = _members(held, chunks, matches)
+            near = found[index, q]
+            order = np.lexsort((held.rows[index], -near))[:k]
+            rows[q, : len(order)], scores[q, : len(order)] = held.rows[index[order]], sign * near[order]
+        return scores, rows
+
+    def _traffic(self) -> tuple[int, int]:
+        traffic = self.collection.place.traffic
+        return traffic.requests, traffic.bytes_read
+
+
+def plan(level: int, depth: int) -> tuple[tuple[str, ...], ...]:
+    """Arrays that each step reads to answer from `level` of an archive of `depth` lossy levels; at `depth` exactly.
+
+    Never more than three steps: the last one takes all that is left.
+    """
+    names = [f"level{k}" for k in range(min(level, depth - 1) + 1)]
+    steps = [(name,) for name in names[: STEPS - 1]] + ([tuple(names[STEPS - 1 :])] if len(names) >= STEPS else [])
+    if level < depth:
+        return tuple(steps)
+    exact = ("cells", "exact")
+    return (*steps, exact) if len(steps) < STEPS else (*steps[:-1], (*steps[-1], *exact))
+
+
+def usual_nprobe(lists: int) -> int:
+    """Lists to read of so many when nothing was tuned: what recall@10 of .95 took on sentence embeddings."""
+    return min(lists, max(8, round(2.1 * math.sqrt(lists))))
+
+
+def spans(starts: I64, stops: I64) -> I64:
+    """Whole numbers of ranges, one range after the other."""
+    sizes = stops - starts
+    shift: I64 = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return np.arange(int(sizes.sum()), dtype=np.int64) + shift
+
+
+def _members(held: _Held, chunks: I64, matches: I64 | None) -> I64:
+    """Places in `held` of the rows of these chunks that may be answered."""
+    inside = np.isin(held.chunk, chunks, kind="table")
+    if matches is not None:
+        at = np.minimum(np.searchsorted(matches, held.rows), max(len(matches) - 1, 0))
+        inside &= matches[at] == held.rows
+    return np.flatnonzero(inside)
+
+
+def _level_name(level: int, depth: int) -> str:
+    return "exact" if level >= depth else f"level{level}"
+
+
+def _sum(efforts: Sequence[Effort]) -> Effort:
+    if not efforts:
+        return Effort()
+    wide = max(len(effort.by_step) for effort in efforts)
+    return Effort(
+        sum(e.lists_probed for e in efforts), sum(e.rows_scanned for e in efforts),
+        max(e.rounds for e in efforts), sum(e.requests for e in efforts), sum(e.bytes_read for e in efforts),
+        efforts[0].level, tuple(sum(e.by_step[i] for e in efforts if i < len(e.by_step)) for i in range(wide)),
+    )  # fmt: skip

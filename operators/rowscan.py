@@ -1,0 +1,137 @@
+"""Scores of coded rows without decoding them: queries are turned into the transform's domain instead.
+
+A row is ``mean + coefficients · axes``, so its inner product with a query is ``query · mean + coefficients · (axes ·
+query)``: one small product a row, and no inverse transform. Coefficients are float32 here, which is plenty for ranking
+and reports; what must come out bit for bit alike is decoded by :class:`operators.rowcode.RowCode`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from operators import rowtrellis
+from operators.klt import AXIS
+from operators.rowcode import RowCode
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """Queries in the transform's domain.
+
+    turned: float32 (q, r); at_mean: float32 (q,), product with the mean; squares: float32 (q,), squared lengths.
+    """
+
+    turned: F32
+    at_mean: F32
+    squares: F32
+
+    def take(self, which: npt.NDArray[Any] | slice) -> Turned:
+        """Some of the queries."""
+        return Turned(self.turned[which], self.at_mean[which], self.squares[which])
+
+
+@dataclass(frozen=True, eq=False)
+class RowScan:
+    """Scores rows of one code.
+
+    metric: ``ip`` and ``cosine`` score by the inner product, of rows brought to unit length where the source's are;
+    ``l2`` by the squared distance, negated: more is nearer.
+    """
+
+    code: RowCode
+    metric: str
+
+    @cached_property
+    def _axes(self) -> npt.NDArray[np.float64]:
+        return np.asarray(np.ldexp(self.code.klt.basis, -AXIS))
+
+    @cached_property
+    def _mean(self) -> npt.NDArray[np.float64]:
+        return np.asarray(np.ldexp(self.code.klt.mean.astype(np.float64), -self.code.klt.shift))
+
+    @cached_property
+    def _lengths(self) -> tuple[F32, F32, float]:
+        """Squared length of each axis, its product with the mean, and the mean's squared length."""
+        return (np.einsum("ij,ij->i", self._axes, self._axes).astype(np.float32),
+                (self._axes @ self._mean).astype(np.float32), float(self._mean @ self._mean))  # fmt: skip
+
+    @cached_property
+    def centroids(self) -> F32:
+        """Coefficients (K, r) of the lists' centroids; (1, r) of zeros where there are no lists."""
+        stored = self.code.centroids if len(self.code.centroids) else np.zeros((1, self.code.klt.rank), np.int32)
+        return np.ldexp(stored.astype(np.float32), -self.code.klt.shift)
+
+    @cached_property
+    def _columns(self) -> tuple[tuple[I64, F32], ...]:
+        """Of each level: the coefficients that it codes, and what one step of a symbol's index is worth."""
+        found = []
+        for steps in self.code.steps:
+            coded = np.flatnonzero(steps > 0)
+            found.append((coded, np.ldexp(steps[coded].astype(np.float32), -self.code.klt.shift)))
+        return tuple(found)
+
+    def turn(self, queries: F32) -> Turned:
+        """Queries (q, d) float32 in the domain of the coefficients."""
+        wide = queries.astype(np.float64)
+        return Turned((wide @ self._axes.T).astype(np.float32), (wide @ self._mean).astype(np.float32),
+                      np.einsum("ij,ij->i", wide, wide).astype(np.float32))  # fmt: skip
+
+    def add(self, total: F32, level: int, symbols: npt.NDArray[np.int16]) -> None:
+        """Add a level's symbols (n, c) to coefficients (n, r), which begin as those of the rows' centroids."""
+        columns, worth = self._columns[level]
+        rowtrellis.add(symbols, self.code.states, worth, columns, total)
+
+    def scores(self, total: F32, queries: Turned, precise: bool = False) -> F32:
+        """(n, q) float32, more is nearer, of coefficients (n, r).
+
+        The stored axes are not quite at right angles. ``precise`` takes that into account in the lengths of the rows,
+        which costs as much as decoding them; it matters for fine levels only.
+        """
+        lengths, at_mean, mean = self._lengths
+        out = np.empty((len(total), len(queries.turned)), np.float32)
+        squares = np.empty(len(total), np.float32)
+        _products(total, queries.turned, lengths, 2 * at_mean, np.float32(mean), out, squares)
+        out += queries.at_mean
+        if precise:
+            rows = total @ self._axes.astype(np.float32) + self._mean.astype(np.float32)
+            squares = np.einsum("ij,ij->i", rows, rows)
+        if self.code.klt.unit:
+            out /= np.sqrt(np.maximum(squares, 1e-12))[:, None]
+            squares = np.ones_like(squares)
+        return 2 * out - squares[:, None] - queries.squares if self.metric == "l2" else out
+
+    def squares(self, total: F32) -> F32:
+        """Squared lengths (n,) of the rows with these coefficients."""
+        lengths, at_mean, mean = self._lengths
+        return np.asarray((total * (total * lengths + 2 * at_mean)).sum(axis=1) + mean, np.float32)
+
+    def products(self, total: F32, queries: Turned) -> F32:
+        """Inner products (n, q) of rows and queries, whatever the metric."""
+        (lengths, at_mean, mean), out = self._lengths, np.empty((len(total), len(queries.turned)), np.float32)
+        _products(total, queries.turned, lengths, at_mean, np.float32(mean), out, np.empty(len(total), np.float32))
+        return out + queries.at_mean
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _products(total, queries, lengths, linear, constant, out, squares):  # type: ignore[no-untyped-def]
+    """Inner products with the queries, and squared lengths of the rows."""
+    for i in range(total.shape[0]):
+        row = total[i]
+        length = np.float32(0)
+        for j in range(row.size):
+            length += row[j] * (row[j] * lengths[j] + linear[j])
+        squares[i] = length + constant
+        for q in range(queries.shape[0]):
+            query, product = queries[q], np.float32(0)
+            for j in range(row.size):
+                product += row[j] * query[j]
+            out[i, q] = product

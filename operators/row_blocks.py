@@ -36,7 +36,7 @@ class RowBlocks(Operator):
     """
 
     kind: Literal["row_blocks"] = "row_blocks"
-    rows: int = 32
+    rows: int = 16
     order: Literal["auto", "lists", "hilbert", "source"] = "auto"
     lists: int | Literal["auto"] = "auto"
     normalize: bool = False

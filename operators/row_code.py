@@ -15,7 +15,7 @@ from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Over
 from operators.row_blocks import vector_matrix
-from operators.rowcode import BITS, RowCode
+from operators.rowcode import RowCode
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class RowCoding(Operator):
     """
 
     kind: Literal["row_code"] = "row_code"
-    bits: tuple[float, ...] = BITS
+    bits: tuple[float, ...] = (0.5, 1.4, 3.2)
     states: Literal[4, 8, 16, 32, 64, 128, 256] = 8
     emphasis: float = 1.0
 

@@ -132,9 +132,10 @@ class Trained:
                 arrays = {name: file[name] for name in file.files}
             about = json.loads(arrays.pop("about").tobytes())
             code = RowCode.from_arrays(arrays, about["code"])
+            kinds = about["coders"]
             coders = {
-                name: coder_of(kind, arrays[f"tables {name}"].tobytes()) for name, kind in about["coders"].items()
-            }  # fmt: skip
+                name: coder_of(kinds[name], arrays[f"tables {name}"].tobytes()) for name in code.names if name in kinds
+            }
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise HilbertflowError("what was trained is damaged", remedy="remove the archive and run again") from error
         return cls(code, coders, Curve(arrays["cuts"], arrays["edges"]) if "cuts" in arrays else None)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.rowcode import RowCode
-from storage import code_arrays
+from storage import code_arrays, id_frames
 from storage.archive import Archive, Level
 from storage.chunks import ChunkTable, Lists, chunk_table
 from storage.codecs import coder_of
@@ -159,7 +159,7 @@ class CollectionArchive(Archive):
         return self.code.coefficients(self._levels(names, chunks, fetched), self._lists(chunks))
 
     def fetch(self, wanted: Mapping[str, I64], gap: int = GAP) -> dict[str, list[bytes]]:
-        """The coded chunks of arrays by name, checked, in one round of requests.
+        """The coded chunks of arrays by name (``ids``: frames of ids), checked, in one round of requests.
 
         Chunks that lie less than ``gap`` bytes apart are read by one request.
         """
@@ -167,7 +167,8 @@ class CollectionArchive(Archive):
         keys, starts, sizes = [], [], []
         for name, chunks in wanted.items():
             chunks = np.asarray(chunks, np.int64)
-            keys += [f"{name}/c/{unit}/0" for unit in table.unit_of(chunks)]
+            units = table.unit_of(chunks).tolist()
+            keys += [id_frames.key(unit) if name == id_frames.FOLDER else f"{name}/c/{unit}/0" for unit in units]
             starts.append(table.offsets[name][chunks])
             sizes.append(table.sizes[name][chunks])
         if not keys:
@@ -187,6 +188,10 @@ class CollectionArchive(Archive):
         """The integers (rows, width) of one coded chunk that holds ``rows`` rows."""
         shape = (self.chunks.block, self.code.width(name))
         return self.coder(name).decode(data, shape, _DTYPES.get(name, np.dtype(np.int16)))[:rows]
+
+    def chunk_ids(self, data: bytes, rows: int) -> list[str]:
+        """The ids of one fetched frame of a chunk that holds ``rows`` rows."""
+        return id_frames.unpack(data, rows)
 
     def ids(self, start: int, stop: int) -> pa.Array:
         """Ids of rows ``start … stop - 1``."""

@@ -57,6 +57,11 @@ def unpack(data: bytes, slots: int) -> list[bytes | None]:
     return chunks
 
 
+def sealed(chunks: Sequence[bytes]) -> bytes:
+    """Chunks one after another, each followed by its crc32c, without an index."""
+    return b"".join(part for chunk in chunks for part in (chunk, struct.pack("<I", google_crc32c.value(chunk))))
+
+
 def stored_size(chunk: bytes | None) -> int:
     """Bytes that a chunk takes in its shard, its crc32c included."""
     return 0 if chunk is None else len(chunk) + 4

@@ -16,10 +16,11 @@ import pyarrow as pa
 from operators.coders import CODERS
 from operators.errors import HilbertflowError
 from operators.scales import stored
+from storage import id_frames
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
-from storage.shard import pack, stored_size
+from storage.shard import pack, sealed, stored_size
 from storage.spec import ArchiveSpec, ArraySpec, open_for_writing
 
 SUMMED = ("energy", "error", "cosine")
@@ -86,6 +87,9 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
             payloads[array.key(unit)] = data
     if "attributes" in table.column_names:
         payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
+        frames = [id_frames.pack([row["id"] for row in rows]) for rows in table.column("attributes").to_pylist()]
+        sizes["bytes_ids"] = [stored_size(frame) for frame in frames]
+        payloads[id_frames.key(unit)] = sealed(frames)
     objects = []
     for key, data in payloads.items():
         place.write_atomic(key, data, durable=False)
@@ -190,7 +194,7 @@ def _rows(table: pa.Table) -> pa.Table:
 
 
 def _bytes_by_array(spec: ArchiveSpec, objects: list[Object]) -> dict[str, int]:
-    folders = ("code", "rows") if spec.kind == "collection" else ()
+    folders = ("code", "rows", "ids") if spec.kind == "collection" else ()
     sizes = {name: 0 for name in (*(array.name for array in spec.arrays), *folders, "tables")}
     for item in objects:
         top = item.key.split("/")[0]

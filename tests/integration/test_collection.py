@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pytest
 from operators.errors import HilbertflowError
 from pipelines.recipe import load
 from pipelines.restore import restore
-from pipelines.run import run
+from pipelines.run import run, run_here
 from storage import archive
 from tests.integration.test_run import CHECKOUT, digests
 
@@ -42,7 +45,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(source: Path, root: Path, *more: str) -> list[str]:
-    return [f"source.path={source}", f"sink.path={root}", "source.id_column=id", 
+    return [f"source.path={source}", f"sink.path={root}", "source.id_column=id",
             "compute.rows_per_unit=512", *more]  # fmt: skip
 
 
@@ -100,6 +103,93 @@ def test_a_second_run_does_nothing(vectors: Path, root: Path) -> None:
     report = run(load("vectors", settings(vectors / "v.parquet", root)))
     assert report.written == 0 and report.indexes == ()
     assert digests(root) == before
+
+
+@pytest.fixture(scope="module")
+def listed(vectors: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The same rows in lists, by an undisturbed run of many small units."""
+    root = tmp_path_factory.mktemp("listed")
+    report = run(load("vectors", in_lists(vectors, root)))
+    assert report.written == report.plan.spec.units > 5
+    return root
+
+
+def in_lists(vectors: Path, root: Path, *more: str) -> list[str]:
+    return settings(vectors / "v.parquet", root, "operators.0.order=lists", "index=null", *more)
+
+
+def test_rows_lie_list_by_list_and_restore_in_the_order_of_the_source(
+    vectors: Path, listed: Path, tmp_path: Path
+) -> None:
+    handle, values = archive.open(str(listed)), np.load(vectors / "v.npy")
+    source = handle.source_rows(0, COUNT)
+    assert handle.sorted and np.array_equal(np.sort(source), np.arange(COUNT))
+    np.testing.assert_array_equal(handle.read(0, COUNT), values[source])
+    assert handle.ids(0, COUNT).to_pylist() == [f"row-{row}" for row in source]
+    centroids, borders = handle.centroids, handle.borders
+    assert len(centroids) == len(borders) - 1 == handle.attributes["lists"] and borders[-1] == COUNT
+    mine = np.repeat(np.arange(len(centroids)), np.diff(borders))
+    far = np.square(values[source][:, None] - centroids[None]).sum(axis=2)
+    assert (far.argmin(axis=1) == mine).mean() > 0.999
+    for out in ("back.npy", "back.parquet"):
+        restore(str(listed), str(tmp_path / out))
+    np.testing.assert_array_equal(np.load(tmp_path / "back.npy"), values)
+    before, after = pq.read_table(vectors / "v.parquet"), pq.read_table(tmp_path / "back.parquet")
+    assert after.select(["id", "vector", "parity"]).to_pydict() == before.select(["id", "vector", "parity"]).to_pydict()
+
+
+def test_a_query_reads_few_ranges_and_no_index_of_a_shard(listed: Path) -> None:
+    handle = archive.open(str(listed))
+    handle.code, handle.manifest  # noqa: B018 - open
+    everything = handle.read(0, COUNT, 0)
+    traffic = handle.place.traffic
+    before, held = traffic.requests, traffic.bytes_read
+    start, stop = (int(border) for border in handle.borders[[10, 13]])
+    rows, values = handle.base_blocks([(start, stop), (start + 1, stop - 1), (5, 6)], 0)
+    assert traffic.requests - before <= 3
+    assert traffic.bytes_read - held < 0.2 * handle.manifest.levels["level0"]
+    assert np.isin(np.arange(start, stop), rows).all() and 5 in rows and len(rows) == len(set(rows))
+    np.testing.assert_array_equal(values, everything[rows])
+    chunks = handle.chunks.chunk_of(rows)
+    fetched = handle.fetch({"level0": np.unique(chunks), "ids": np.unique(chunks)})
+    coefficients = handle.coefficients(np.unique(chunks), 0, fetched)
+    np.testing.assert_array_equal(handle.code.klt.inverse(coefficients), values)
+    ids = [name for frame, chunk in zip(fetched["ids"], np.unique(chunks), strict=True)
+           for name in handle.chunk_ids(frame, int(np.diff(handle.chunks.first_row)[chunk]))]  # fmt: skip
+    assert ids == handle.metadata(rows).column("id").to_pylist()
+    assert handle.base_blocks([], 0)[1].shape == (0, DIM)
+
+
+def test_stock_zarr_reads_the_symbols(listed: Path) -> None:
+    import zarr
+
+    handle = archive.open(str(listed))
+    stored = zarr.open_array(handle.url, path="level1", mode="r")
+    assert stored.shape == (handle.chunks.chunks * 16, handle.code.width("level1"))
+    chunk = int(np.flatnonzero(np.diff(handle.chunks.first_row) < 16)[3])  # a short one
+    (data,) = handle.fetch({"level1": np.array([chunk])})["level1"]
+    rows = int(np.diff(handle.chunks.first_row)[chunk])
+    whole = stored[16 * chunk : 16 * (chunk + 1)]
+    np.testing.assert_array_equal(whole[:rows], handle.symbols("level1", data, rows))
+    assert not whole[rows:].any()
+
+
+@pytest.mark.parametrize("moment", ["scratch/sorted", "journal"])
+def test_killed_runs_resume_to_the_same_bytes(vectors: Path, listed: Path, tmp_path: Path, moment: str) -> None:
+    command = [sys.executable, "-m", "pipelines.cli", "run", "vectors", "--json"]
+    for setting in in_lists(vectors, tmp_path, "compute.actors=1"):
+        command += ["--set", setting]
+    process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    place = tmp_path / "collections" / "vectors"
+    while process.poll() is None and len(list((place / moment).glob("0*.json"))) < 2:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (place / "manifest.json").exists()
+    with pytest.raises(HilbertflowError, match="half-written"):
+        archive.open(str(place))
+    run_here(load("vectors", in_lists(vectors, tmp_path)))
+    assert digests(place) == digests(listed / "collections" / "vectors")
 
 
 def bad_vectors(path: Path, case: str) -> str:

@@ -16,8 +16,10 @@ from operators.errors import HilbertflowError
 from pipelines.plan import Pass, Plan, make_plan, prepare
 from pipelines.progress import Reporter, emit
 from pipelines.recipe import Recipe
+from pipelines.update import bring_up_to_date, changes_of, is_folder
 from storage import catalog
 from storage import manifest as manifests
+from storage.folder_changes import FolderChanges
 from storage.fs import Location
 from storage.manifest import Manifest
 from storage.spec import claim, open_for_writing
@@ -39,6 +41,7 @@ class Report:
     seconds: of streaming.
     indexes: kinds of the indexes that were built by this run.
     peak_memory: bytes of the largest worker of each stage, by its first operator.
+    changes: what a finished collection of a folder was brought up to date with; None where it was made by this run.
     """
 
     url: str
@@ -49,6 +52,7 @@ class Report:
     seconds: float = 0.0
     indexes: tuple[str, ...] = ()
     peak_memory: dict[str, int] = field(default_factory=dict)
+    changes: FolderChanges | None = None
 
 
 def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, dry_run: bool = False) -> Report:
@@ -64,8 +68,18 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         return Report(spec.url, None, plan)
     manifest = _finished(plan)
     if manifest is not None:
-        with nullcontext() if _indexed(plan) else local_ray(address):
-            return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=_index(plan, json_log))
+        changes = changes_of(plan)
+        with nullcontext() if _indexed(plan) and not changes else local_ray(address):
+            if changes:
+                with Reporter(spec.name, json_log) as reporter:
+
+                    def update(step: Pass) -> None:
+                        reporter.begin(step.name, step.source.units, 0)
+                        execute(step, recipe.compute, [range(step.source.units)], reporter.tally)
+
+                    bring_up_to_date(plan, changes, update)
+            indexes = _index(plan, json_log)
+            return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=indexes, changes=changes)
     claim(spec)
     with local_ray(address):
         with Reporter(spec.name, json_log) as reporter:
@@ -95,7 +109,9 @@ def run_here(recipe: Recipe) -> Report:
     plan = make_plan(recipe)
     manifest = _finished(plan)
     if manifest is not None:
-        return Report(plan.spec.url, manifest, plan, skipped=manifest.units)
+        if changes := changes_of(plan):
+            bring_up_to_date(plan, changes, _carry_out_here)
+        return Report(plan.spec.url, manifest, plan, skipped=manifest.units, changes=changes)
     claim(plan.spec)
     plan = prepare(plan, _carry_out_here)
     open_for_writing(plan.spec)
@@ -126,12 +142,13 @@ def missing(units: int, done: set[int]) -> list[range]:
 
 
 def _finished(plan: Plan) -> Manifest | None:
-    """The manifest when this recipe has archived this source already."""
+    """The manifest when this recipe has archived this source already, be it a folder that has changed since."""
     place = Location(plan.spec.url)
     if not place.exists(manifests.NAME):
         return None
     manifest = manifests.load(place)
-    if (manifest.fingerprint, manifest.recipe_hash) != (plan.spec.fingerprint, plan.spec.recipe_hash):
+    same_source = manifest.fingerprint == plan.spec.fingerprint or is_folder(plan)
+    if not same_source or manifest.recipe_hash != plan.spec.recipe_hash:
         raise HilbertflowError(
             "an archive of another source or recipe has this name", where=place.url,
             remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {place.url}`",

@@ -112,7 +112,11 @@ def schema() -> None:
 def _summary(report: Report) -> dict[str, Any]:
     manifest = report.manifest
     assert manifest is not None  # only a dry run has none
-    return {
+    changes = report.changes
+    update = {} if changes is None else {
+        "changes": {"put_in": changes.source.count, "deleted": len(changes.gone), "kept": changes.kept}
+    }  # fmt: skip
+    return update | {
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
         "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
@@ -121,6 +125,13 @@ def _summary(report: Report) -> dict[str, Any]:
 
 def _show(report: Report) -> None:
     done = _summary(report)
+    if report.changes:
+        files, rows = len(report.changes.source.files), report.changes.source.count
+        console.say(
+            f"{report.url}: {rows:,} rows of {files:,} new or changed files put in, {len(report.changes.gone):,} rows "
+            f"deleted, {report.changes.kept:,} as they were"
+        )
+        return
     if not report.written:
         built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
         console.say(f"{report.url} is finished ({done['units']} unit{'s' * (done['units'] != 1)}){built}")

@@ -19,7 +19,7 @@ MOST_LIKED = 1000
 
 @dataclass(frozen=True)
 class Recommendations:
-    """Rows, best first.
+    """Rows, the best of each liked one first, then the second of each, and so on.
 
     Parameters
     ----------
@@ -42,9 +42,10 @@ def recommend(
 ) -> Recommendations:  # fmt: skip
     """The ``k`` rows nearest to any of the liked ones, but for those that are nearer to a disliked one.
 
-    Each liked row is searched by itself, so that several tastes stay several: the mean of a poem and a train timetable
-    is like neither. Rows named on either side are left out. Looks as deep as it must for ``k`` rows, 10,000 rows of
-    each liked one at most.
+    Each liked row is searched by itself and has its turn, so that several tastes stay several: the mean of a poem and
+    a train timetable is like neither, and the rows near to one taste may all be nearer than those near to another.
+    Rows named on either side are left out. Looks as deep as it must for ``k`` rows, 10,000 rows of each liked one at
+    most.
 
     like, unlike: ids. tier, filter: as in a search.
     """
@@ -72,9 +73,11 @@ def recommend(
             good = _nearer(prepared(engine.take(rows), metric), prepared(queries, metric), against, metric)
             rows, scores, because = rows[good], scores[good], because[good]
         if len(rows) >= k or depth == MAX_K or found.rows.shape[1] < depth:
-            table, reasons = engine.metadata(rows[:k]), engine.metadata(because[:k])
+            turn = _in_turn(because)[:k]
+            rows, scores, because = rows[turn], scores[turn], because[turn]
+            table, reasons = engine.metadata(rows), engine.metadata(because)
             ids, reason_ids = (tuple(some.column("id").to_pylist()) for some in (table, reasons))
-            return Recommendations(ids, scores[:k], reason_ids, table, found.partial)
+            return Recommendations(ids, scores, reason_ids, table, found.partial)
         depth *= 4
 
 
@@ -95,6 +98,15 @@ def _nearest_liked(rows: I64, scores: F32, liked: I64, metric: str) -> tuple[I64
     _, first = np.unique(flat[order], return_index=True)
     best = order[np.sort(first)]
     return flat[best], scores.reshape(-1)[best], source[best]
+
+
+def _in_turn(because: I64) -> I64:
+    """Order (n,) in which the best row of each liked one comes first, then the second of each, given best first."""
+    order = np.argsort(because, kind="stable")
+    _, start, sizes = np.unique(because[order], return_index=True, return_counts=True)
+    place = np.empty(len(because), np.int64)
+    place[order] = np.arange(len(because)) - np.repeat(start, sizes)
+    return np.argsort(place, kind="stable")
 
 
 def _nearer(vectors: F32, liked: F32, disliked: F32, metric: str) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -161,7 +161,9 @@ def test_recommendations_of_two_tastes(tastes: str, tier: str | None) -> None:
     assert set(rows // 200) == {0, 2} and not {5, 405} & set(rows)
     assert (because // 200 == rows // 200).all() and set(because) == {5, 405}
     assert found.metadata.column("taste").to_pylist() == (rows // 200).tolist()
-    assert (np.diff(found.scores) <= 0).all()
+    assert np.bincount(rows // 200).tolist() == [150, 0, 150]
+    assert all((np.diff(found.scores[because == one]) <= 0).all() for one in (5, 405))
+    assert set(because[:2]) == {5, 405} and found.scores[0] >= found.scores[1]
 
 
 def test_recommendations_keep_away_from_what_is_disliked(tastes: str) -> None:

@@ -7,15 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cluster.build import open_collection
+from cluster.estimate import QUERIES, RecallEstimate, Recent, estimate_recall
+from cluster.explain import explained
 from cluster.index_store import Build, current_builds, indexes_of
 from cluster.planner import available, choose, fresh
 from cluster.query import Query, checked_vectors
 from cluster.results import Results
 from cluster.shard_set import ShardSet
 from cluster.vectors import F32, I64
+from operators.errors import HilbertflowError
 from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog
@@ -26,7 +30,7 @@ class SearchEngine:
 
     def __init__(self, collection: CollectionArchive, builds: dict[str, Build], threads: int | None = None) -> None:
         self._threads, self._log, self._lock = threads, RowLog(collection), threading.Lock()
-        self._set = self._over(collection, builds)
+        self._set, self._recent = self._over(collection, builds), Recent()
 
     @classmethod
     def open(cls, url: str, *, threads: int | None = None) -> SearchEngine:
@@ -89,7 +93,7 @@ class SearchEngine:
         return available(self.builds, self.collection)
 
     def search(
-        self, queries: Any, k: int = 10, tier: str | None = None, filter: str | None = None, **overrides: int
+        self, queries: Any, k: int = 10, tier: str | None = None, filter: str | None = None, **overrides: Any
     ) -> Results:
         """Find the k rows nearest to each query.
 
@@ -97,7 +101,9 @@ class SearchEngine:
         compares every row, `cold` reads lists of them where they lie, `ivfpq` and `hnsw` search an index; None or
         `auto` takes the best one built, or what is quickest without any. filter: an expression over the metadata, such
         as `package == "numpy" and lines > 20`; whenever k rows match, k rows come back. overrides: `nprobe` and
-        `refine` (ivfpq, cold), `level` (cold), `ef` (hnsw).
+        `refine` (ivfpq, cold), `ef` (hnsw), `level` (cold, exact: the finest level compared), and for every tier
+        `radius`: only rows within that squared distance, or of at least that similarity, at most k of them. `exact`
+        finds all within it, the other tiers those that they find at their recall as k grows.
 
         Scores are similarities for `ip` and `cosine` (higher is better) and squared distances for `l2` (lower is
         better); equal scores are ordered by row number. Index tiers score by the vectors they keep (float16 or 8 bits a
@@ -105,20 +111,40 @@ class SearchEngine:
         cannot be asked.
         """
         query = Query.of(k, tier, filter, overrides)
+        vectors = checked_vectors(queries, self.collection.dim)
+        found = self.answer(vectors, query)
+        self._recent.add(vectors)
+        return found
+
+    def answer(self, vectors: F32, query: Query) -> Results:
+        """The same for checked vectors and a query that is made."""
         held = self._set  # another one may take its place meanwhile
-        vectors = checked_vectors(queries, held.collection.dim)
         choice = choose(query, held.builds, held.collection)
         answer = held.search(vectors, query)
         began = time.perf_counter()
         ids = held.ids(answer.rows)
-        explain = {
-            "tier": choice.tier, "reason": choice.reason, "shards": len(held.load(choice.tier)) or 1,
-            "version": answer.version, "log_rows": answer.log_rows,
-            "lists_probed": answer.lists_probed, "rows_scanned": answer.rows_scanned, "bytes_read": answer.bytes_read,
-            "requests": answer.requests, "rounds": answer.rounds, "level": answer.level,
-            "seconds": answer.seconds | {"ids": time.perf_counter() - began},
-        }  # fmt: skip
+        explain = explained(query, choice, answer, held.builds.get(choice.tier), len(vectors))
+        explain["seconds"]["ids"] = time.perf_counter() - began
         return Results(ids, answer.rows, answer.scores, False, explain)
+
+    def estimate_recall(
+        self, tier: str | None = None, queries: Any = None, k: int = 10, count: int = QUERIES, seed: int = 0,
+        **overrides: Any,
+    ) -> RecallEstimate:  # fmt: skip
+        """Recall@k of a tier on the rows as they are now, by comparing every row for a sample of queries.
+
+        queries: (q, dim); None takes the last ``count`` that this engine was asked, and rows of the collection while it
+        was asked fewer. overrides: as of `search`. Costs one exact scan.
+        """
+        return estimate_recall(self, self._recent, Query.of(k, tier, None, overrides), queries, count, seed)
+
+    def sample(self, count: int, seed: int = 0) -> I64:
+        """Rows that stand, at most ``count`` of them, drawn by ``seed``; ascending."""
+        view = self._set.view
+        every = np.concatenate([np.setdiff1d(np.arange(view.base.count), view.gone), view.base.count + view.live])
+        if not len(every):
+            raise HilbertflowError("the collection is empty", where=self.collection.url, remedy="add rows first")
+        return np.sort(np.random.default_rng(seed).choice(every, min(count, len(every)), replace=False))
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
         return ShardSet(collection, fresh(collection, builds), threads=self._threads, log=self._log)

@@ -27,7 +27,7 @@ class Overrides:
 
     nprobe: inverted lists read (`ivfpq`, `cold`). ef: width of the graph search (`hnsw`). refine: candidates re-ranked,
     as a multiple of k (`ivfpq`, `cold`). level: the finest level read, that behind the last lossy one being exact
-    (`cold`).
+    (`cold`, `exact`).
     """
 
     nprobe: int | None = None

@@ -12,7 +12,8 @@ from storage.collection import CollectionArchive
 
 PREFERRED = ("hnsw", "ivfpq")  # in memory, most exact first
 COLD = ("nprobe", "refine", "level")
-"""Overrides of the cold tier."""
+IN_PLACE = {"cold": COLD, "exact": ("level",)}
+"""Overrides of the tiers that read the archive."""
 SCAN_BYTES = 32 << 20
 SCAN_REMOTE_BYTES = 4 << 20
 """Vectors, as float32, that `auto` fetches and compares one by one where nothing is built: on disk, over a network."""
@@ -65,7 +66,7 @@ def choose(query: Query, builds: Mapping[str, Build], collection: CollectionArch
                 f"tier {query.tier!r} is not built, or not over the rows as they are now", where=where,
                 remedy=f"there is {', '.join(tiers)}; `hilbertflow run` with index.kind={query.tier} builds it",
             )  # fmt: skip
-        takes = builds[query.tier].kind.settings if query.tier in builds else COLD if query.tier == "cold" else ()
+        takes = builds[query.tier].kind.settings if query.tier in builds else IN_PLACE[query.tier]
         for name in query.overrides.given():
             if name not in takes:
                 remedy = f"it has {', '.join(takes)}" if takes else "leave it out"
@@ -79,6 +80,8 @@ def choose(query: Query, builds: Mapping[str, Build], collection: CollectionArch
     if "cold" in tiers and wanted <= set(COLD) and (wanted or size > (SCAN_REMOTE_BYTES if remote else SCAN_BYTES)):
         far = " over the network" if remote else ""
         return Choice("cold", f"no index is built, and comparing all {size / 1e6:,.0f} MB of rows{far} takes longer")
+    if wanted == {"level"}:
+        return Choice("exact", "a level is asked for")
     if wanted:
         raise HilbertflowError(
             f"no tier that is built takes {' and '.join(sorted(wanted))}",

@@ -24,12 +24,15 @@ class Query:
     k: rows wanted, 1 to 10,000; more than there are gives all there are. tier: where to look, None leaves it to the
     planner.
     filter: metadata expression, see `cluster.filters`. overrides: how hard to look.
+    radius: only rows within this squared distance (`l2`) or of at least this similarity (`ip`, `cosine`); k is then the
+    most that are wanted.
     """
 
     k: int = 10
     tier: str | None = None
     filter: str | None = None
     overrides: Overrides = field(default_factory=Overrides)
+    radius: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int | np.integer) or not 1 <= self.k <= MAX_K:
@@ -37,18 +40,30 @@ class Query:
         if self.tier is not None and self.tier not in TIERS:
             near = difflib.get_close_matches(str(self.tier), TIERS, 1) or TIERS
             raise HilbertflowError(f"unknown tier {self.tier!r}", where="search", remedy=f"choose {' or '.join(near)}")
+        if self.filter is not None and not isinstance(self.filter, str):
+            raise HilbertflowError(f"the filter is {type(self.filter).__name__}, not text", where="search")
+        if self.radius is not None and not _is_number(self.radius):
+            raise HilbertflowError(f"radius is {self.radius!r}", where="search", remedy="give a finite number")
 
     @classmethod
     def of(cls, k: int, tier: str | None, filter: str | None, overrides: dict[str, Any]) -> Query:
-        """From loose arguments; `auto` is no tier, an empty filter is none, unknown overrides are refused."""
+        """From loose arguments, `radius` among the overrides; None is not given, `auto` is no tier, an empty filter is
+        none, unknown overrides are refused.
+        """
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        radius = overrides.pop("radius", None)
         known = [item.name for item in dataclasses.fields(Overrides)]
         for name in overrides:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1) or known
+                near = difflib.get_close_matches(name, known, 1) or [*known, "radius"]
                 raise HilbertflowError(
                     f"unknown setting {name!r}", where="search", remedy=f"there is {', '.join(near)}"
                 )
-        return cls(k, None if tier in (None, "auto") else tier, filter or None, Overrides(**overrides))
+        return cls(k, None if tier in (None, "auto") else tier, filter or None, Overrides(**overrides), radius)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def checked_vectors(vectors: Any, dim: int) -> F32:

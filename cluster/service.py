@@ -6,6 +6,7 @@ Nothing here knows Ray or HTTP: a backend is anything that answers for one shard
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from cluster.identity import Ids
 from cluster.index_store import Build
 from cluster.planner import Choice, available, choose
 from cluster.query import Query, checked_vectors
+from cluster.radius import within
 from cluster.results import NO_ROW, Results, merge
 from cluster.shard_set import Answer
 from cluster.vectors import F32, I64
@@ -106,9 +108,9 @@ class CollectionService:
     def checked(self, vectors: Any, query: Query) -> tuple[F32, Query, Choice]:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
         if query.tier is None and self.tier is not None and not query.overrides.given():
-            query = Query(query.k, self.tier, query.filter, query.overrides)
+            query = dataclasses.replace(query, tier=self.tier)
         choice = choose(query, self.builds, self.collection, f"collection {self.name!r}")
-        query = Query(query.k, choice.tier, query.filter, query.overrides)
+        query = dataclasses.replace(query, tier=choice.tier)
         if query.filter is not None:
             parse_filter(query.filter, self._schema)
         return checked_vectors(vectors, self.collection.dim), query, choice
@@ -209,6 +211,8 @@ class CollectionService:
         scores, rows = answers[0].scores, answers[0].rows
         if len(answers) > 1:
             scores, rows = merge([(a.scores, a.rows) for a in answers], query.k, self.collection.metric)
+        if query.radius is not None:
+            scores, rows = within(scores, rows, query.radius, self.collection.metric)
         explain = {
             "groups": len(self._backends), "batched": len(vectors), "version": view.version,
             "log_rows": sum(a.log_rows for a in answers),

@@ -21,9 +21,11 @@ from cluster.index_store import Build
 from cluster.matching import Matching
 from cluster.planner import choose
 from cluster.query import Query
+from cluster.radius import grown, within
 from cluster.results import merge
 from cluster.shard import Shard
 from cluster.vectors import F32, I64, prepared
+from storage.archive import Level
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog, View
 
@@ -146,11 +148,25 @@ class ShardSet:
             slots = self._matching.slots(query.filter, view) if self.group == 0 else view.live[:0]
             if self.threads is not None:
                 faiss.omp_set_num_threads(self.threads)
-            parts, effort = {"exact": self._every_row, "cold": self._in_place}.get(tier, self._indexed)(
-                queries, query, view, slots, clock, tier
-            )
-            clock.lap("search")
-            scores, rows = merge(parts, query.k, self.collection.metric) if len(parts) > 1 else parts[0]
+            answer = {"exact": self._every_row, "cold": self._in_place}.get(tier, self._indexed)
+            efforts: list[Effort] = []
+
+            def best(k: int) -> tuple[F32, I64]:
+                parts, effort = answer(queries, dataclasses.replace(query, k=k), view, slots, clock, tier)
+                efforts.append(effort)
+                clock.lap("search")
+                return merge(parts, k, self.collection.metric) if len(parts) > 1 else parts[0]
+
+            if query.radius is None:
+                scores, rows = best(query.k)
+            elif tier == "exact":  # one pass over the archive finds them all
+                scores, rows = within(*best(query.k), query.radius, self.collection.metric)
+            else:
+                scores, rows = grown(best, query.k, query.radius, self.collection.metric)
+            effort = dataclasses.replace(
+                efforts[-1], lists_probed=sum(e.lists_probed for e in efforts),
+                rows_scanned=sum(e.rows_scanned for e in efforts), rounds=sum(e.rounds for e in efforts),
+            )  # fmt: skip
             return Answer(
                 scores, rows, self.collection.fingerprint, effort.lists_probed, effort.rows_scanned,
                 traffic.bytes_read - read, clock.laps, view.version, len(slots), traffic.requests - requests,
@@ -162,9 +178,15 @@ class ShardSet:
     ) -> tuple[Parts, Effort]:
         matches = self._matching.rows(query.filter, view, *self._own_rows())
         clock.lap("filter")
-        scan = self._scan(queries, query.k, matches)
+        level = self._level(query.overrides.level)
+        scan, rounds = self._scan(queries, query.k, matches, level)
         _compare_log(scan, view, slots)
-        return [scan.best()], Effort(rows_scanned=scan.scanned * len(queries))
+        return [scan.best()], Effort(rows_scanned=scan.scanned * len(queries), rounds=rounds, level=str(level))
+
+    def _level(self, asked: int | None) -> Level:
+        """The level that an exact scan compares; the number behind the last lossy one is exact."""
+        levels = self.collection.levels
+        return "exact" if asked is None or asked == len(levels) - 1 else self.collection.check_level(asked)
 
     def _in_place(
         self, queries: F32, query: Query, view: View, slots: I64, clock: _Clock, tier: str
@@ -204,18 +226,20 @@ class ShardSet:
         count = self.collection.count
         return count * self.group // self.groups, count * (self.group + 1) // self.groups
 
-    def _scan(self, queries: F32, k: int, matches: I64 | None) -> ExactScan:
-        """Stream this set's rows, or only those of `matches`, from the exact level."""
-        scan, (start, stop) = ExactScan(queries, k, self.collection.metric), self._own_rows()
+    def _scan(self, queries: F32, k: int, matches: I64 | None, level: Level) -> tuple[ExactScan, int]:
+        """Stream this set's rows, or only those of `matches`, at a level; also counts the batches, which are rounds."""
+        scan, (start, stop), rounds = ExactScan(queries, k, self.collection.metric), self._own_rows(), 0
         for low in range(start, stop, BATCH_ROWS):
             high = min(stop, low + BATCH_ROWS)
             if matches is None:
-                scan.feed(self.collection.read(low, high), np.arange(low, high))
+                scan.feed(self.collection.read(low, high, level), np.arange(low, high))
+                rounds += 1
                 continue
             wanted = matches[np.searchsorted(matches, low) : np.searchsorted(matches, high)]
             if len(wanted):
-                scan.feed(self.collection.take(wanted), wanted)
-        return scan
+                scan.feed(self.collection.take(wanted, level), wanted)
+                rounds += 1
+        return scan, rounds
 
 
 def _compare_log(scan: ExactScan, view: View, slots: I64) -> None:
@@ -238,4 +262,4 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name], self._last = self.laps.get(name, 0.0) + now - self._last, now

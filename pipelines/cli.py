@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipelines import console
-from pipelines.commands import archives, flow, packing, searching, serving, upkeep, uses
+from pipelines.commands import archives, flow, packing, rows, searching, serving, upkeep, uses
 
 app = typer.Typer(
     name="hilbertflow",
@@ -36,6 +36,7 @@ COMMANDS = {
         archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
         upkeep.cp, upkeep.gc,
         searching.search, searching.similar,
+        rows.upsert, rows.delete,
         uses.duplicates, uses.clusters, uses.outliers, uses.recommend,
         archives.export,
         packing.compress, packing.decompress,

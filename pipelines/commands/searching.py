@@ -38,11 +38,14 @@ def search(
         str | None,
         typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy'."),
     ] = None,
+    radius: Annotated[
+        float | None, typer.Option(help="Only rows within this squared distance, or of at least this similarity.")
+    ] = None,
     nprobe: Annotated[int | None, typer.Option(min=1, help="Lists read; tiers cold, ivfpq.")] = None,
     refine: Annotated[int | None, typer.Option(min=1, help="Candidates re-ranked, times k; tiers cold, ivfpq.")] = None,
     ef: Annotated[int | None, typer.Option(min=1, help="Width of the graph search; tier hnsw.")] = None,
     finest: Annotated[
-        str | None, typer.Option("--level", metavar="N|exact", help="Finest level read; tier cold.")
+        str | None, typer.Option("--level", metavar="N|exact", help="Finest level read; tiers cold, exact.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="What the search read and took.")] = False,
     as_json: Json = False,
@@ -56,7 +59,13 @@ def search(
     handle = archive.open(url)
     if handle.manifest.kind != "collection":
         raise HilbertflowError("is a model, not a collection", where=handle.url, remedy="search a collection")
-    settings = {"nprobe": nprobe, "refine": refine, "ef": ef, "level": _level(finest, handle)}
+    settings: dict[str, float | None] = {
+        "radius": radius,
+        "nprobe": nprobe,
+        "refine": refine,
+        "ef": ef,
+        "level": _level(finest, handle),
+    }
     asked = {name: value for name, value in settings.items() if value is not None}
     if text is not None:
         found = search_text(handle.url, text, k, tier.value, where, **asked)
@@ -118,12 +127,12 @@ def read_queries(path: str, dim: int) -> npt.NDArray[np.float32]:
     return queries
 
 
-def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
+def search_text(url: str, text: str, k: int, tier: str = "auto", where: str | None = None, **asked: Any) -> Results:
     """Rows of a collection nearest to a text, embedded by the model that embedded the rows."""
     return _search_encoded(url, lambda encoder: encoder.encode([text]), k, tier, where, asked)
 
 
-def search_image(url: str, path: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
+def search_image(url: str, path: str, k: int, tier: str = "auto", where: str | None = None, **asked: Any) -> Results:
     """Rows of a collection nearest to the picture in a file, embedded by the CLIP model that embedded the rows."""
     from storage.fs import Location
 
@@ -137,7 +146,7 @@ def _search_encoded(
     k: int,
     tier: str,
     where: str | None,
-    asked: dict[str, int],
+    asked: dict[str, Any],
 ) -> Results:
     from cluster.engine import SearchEngine
     from operators.encode import open_encoder
@@ -154,20 +163,20 @@ def _search_encoded(
     return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where, **asked)
 
 
-def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | None = None, **asked: int) -> Results:
+def search_row(url: str, name: str, k: int, tier: str = "auto", where: str | None = None, **asked: Any) -> Results:
     """Rows nearest to the row with the id ``name``, which is not among them."""
     import dataclasses
 
     import numpy as np
 
     from cluster.engine import SearchEngine
-    from storage import archive
 
-    handle = archive.open(url)
-    own = handle.row_of(name)
-    query = handle.take(np.array([own], np.int64))
-    found = SearchEngine.open(handle.url).search(query, k + 1, tier=tier, filter=where, **asked)
-    keep = np.flatnonzero(found.rows[0] != own)[:k]
+    engine = SearchEngine.open(url)
+    own = engine.rows([name])
+    if own[0] < 0:
+        raise HilbertflowError(f"no row has the id {name[:80]!r}", where=engine.collection.url)
+    found = engine.search(engine.take(own), min(k + 1, 10_000), tier=tier, filter=where, **asked)
+    keep = np.flatnonzero(found.rows[0] != own[0])[:k]
     return dataclasses.replace(
         found, ids=found.ids[:, keep], rows=found.rows[:, keep], scores=found.scores[:, keep]
     )  # fmt: skip
@@ -214,7 +223,9 @@ def print_results(handle: CollectionArchive, found: Results) -> None:
 def print_explained(told: dict[str, Any]) -> None:
     """What a search did, a line each: where it looked and why, what it read, seconds by step."""
     steps = told.get("seconds", {})
-    lines = {name: value for name, value in told.items() if name != "seconds" and value not in ("", 0)}
+    lines = {name: value for name, value in told.items() if name != "seconds" and value not in ("", 0, None, {})}
+    if "settings" in lines:
+        lines["settings"] = ", ".join(f"{name} {value}" for name, value in lines["settings"].items())
     rows = [
         (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value) for name, value in lines.items()
     ]

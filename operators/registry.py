@@ -11,6 +11,7 @@ from operators.quantize import Quantize
 from operators.row_blocks import RowBlocks
 from operators.row_code import RowCoding
 from operators.sample import Sample
+from operators.vector_code import TreeLayers, VectorQuantize
 
 OPERATORS: dict[str, type[Operator]] = {
     "sample": Sample,
@@ -20,6 +21,8 @@ OPERATORS: dict[str, type[Operator]] = {
     "hilbert_map": HilbertMap,
     "quantize": Quantize,
     "layerize": Layerize,
+    "vq": VectorQuantize,
+    "tree": TreeLayers,
     "frame_encode": FrameEncode,
 }
 """Every operator a recipe can name. To add one: one file, one line here."""

@@ -16,6 +16,7 @@ from operators.layerize import Layerize
 from operators.operator import Operator
 from operators.quantize import Quantize
 from operators.sample import Sample, shares
+from operators.vector_code import VectorQuantize
 from pipelines.recipe import Recipe, recipe_hash
 from pipelines.tune import Trials, tune
 from storage.checkpoint import Checkpoint, open_checkpoint
@@ -118,34 +119,43 @@ def prepare(plan: Plan, carry_out: Callable[[Pass], None]) -> Plan:
 
 def _model_plan(recipe: Recipe) -> Plan:
     checkpoint = open_checkpoint(recipe.source.path)
-    mapper, layers = only(recipe, HilbertMap), only(recipe, Layerize)
-    quantizer = only(recipe, Quantize)
     table = _tensor_table(checkpoint)
     for operator in recipe.operators:
         if operator.over == "tensors":
             table = operator.apply(table)
     if "keep" not in table.column_names:
         table = Sample().apply(table)
-    sampled = shares(table)
-    layout = place(table, mapper.side, recipe.compute.planes_per_unit)
-    source = PlaneUnits(checkpoint, layout)
-    side, shard = mapper.side, layout.per_unit
+    layout = place(table, only(recipe, HilbertMap).side, recipe.compute.planes_per_unit)
+    source, trials = PlaneUnits(checkpoint, layout), Trials()
+    extra = {"tensors.parquet": parquet_bytes(layout.table())}
     if recipe.parent is not None:
         from pipelines.plan_child import child_parts
 
         source, stream, arrays, own = child_parts(recipe, source)
-        trials = Trials()
+    elif any(isinstance(operator, VectorQuantize) for operator in recipe.operators):
+        from pipelines.plan_vectors import vector_parts
+
+        stream, arrays, own, codebook = vector_parts(recipe, source)
+        extra |= codebook
     else:
-        stream, trials = tune(tuple(o for o in recipe.operators if o.over != "tensors"), source)
-        arrays = _arrays(stream, layers, (layout.planes, side, side), (1, side, side), shard, f"uint{8 * layout.word}")
-        own = {"ladder": _ladder(quantizer, layers, only_of(stream, HilbertMap).layout)}
+        stream, arrays, own, trials = _scalar_parts(recipe, source)
     attributes = own | {
-        "side": side, "per_unit": shard, "trials": trials.report, "config": dict(checkpoint.config),
+        "side": layout.side, "per_unit": layout.per_unit, "trials": trials.report, "config": dict(checkpoint.config),
         "metadata": _metadata(checkpoint),
     }  # fmt: skip
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
-    extra = {"tensors.parquet": parquet_bytes(layout.table())}
-    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, sampled)
+    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table))
+
+
+def _scalar_parts(
+    recipe: Recipe, source: PlaneUnits
+) -> tuple[tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any], Trials]:
+    stream, trials = tune(tuple(o for o in recipe.operators if o.over != "tensors"), source)
+    layers, side, shard = only(recipe, Layerize), source.layout.side, source.layout.per_unit
+    shape, word = (source.layout.planes, side, side), f"uint{8 * source.layout.word}"
+    arrays = _arrays(stream, layers, shape, (1, side, side), shard, word)
+    ladder = _ladder(only(recipe, Quantize), layers, only_of(stream, HilbertMap).layout)
+    return stream, arrays, {"ladder": ladder}, trials
 
 
 def archive_spec(

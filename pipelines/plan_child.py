@@ -37,5 +37,8 @@ def child_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
         ArraySpec("exact", (planes, side, side), f"uint{8 * source.layout.word}", (1, side, side), shard, "rans"),
         ArraySpec("scales", (planes, 2 * side), "int16", (1, 2 * side), shard, "rans"),
     )
-    attributes = {"ladder": parent.attributes["ladder"] | {"layout": "raster"}, "parent": dataclasses.asdict(told)}
+    # Its ladder says only how many levels there are: they are read from the parent.
+    ladder = {"method": "parent", "step": 0.0, "fine_bits": 0, "refinements": parent.ladder.refinements, "exact": True,
+              "layout": "raster"}  # fmt: skip
+    attributes = {"ladder": ladder, "parent": dataclasses.asdict(told)}
     return dataclasses.replace(source, parent=parent), (Delta(), FrameEncode(coder="rans")), arrays, attributes

@@ -164,6 +164,7 @@ class Compute(Part):
 
 
 PLANE_FLOW = ("sample", "hilbert_map", "quantize", "layerize", "frame_encode")
+VECTOR_FLOW = ("sample", "hilbert_map", "vq", "tree", "frame_encode")
 ROW_FLOW = ("embed", "row_blocks", "row_code", "frame_encode")
 """Operators of a model and of a collection in the order of the flow; the first of each may be left out."""
 
@@ -202,8 +203,9 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _operators_in_order(self) -> Recipe:
-        flow, needed = (ROW_FLOW, ROW_FLOW[1:]) if self.collection else (PLANE_FLOW, PLANE_FLOW[1:])
         kinds = [operator.kind for operator in self.operators]  # type: ignore[attr-defined]
+        flow = ROW_FLOW if self.collection else VECTOR_FLOW if {"vq", "tree"} & {*kinds} else PLANE_FLOW
+        needed = flow[1:]
         if kinds != [kind for kind in flow if kind in kinds]:
             raise HilbertflowError(
                 f"{', '.join(kinds)} is no order for a {'collection' if self.collection else 'model'}",

@@ -56,13 +56,13 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     kinds = CANDIDATES if encoder and encoder.coder == "auto" else ()
     if len(layouts) == 1 and not kinds:
         return stream, Trials()
-    sample = _sample(source)
+    planes = sample(source)
     measured: dict[str, int] = {}
     best: dict[str, dict[str, CoderKind]] = {}
-    levels = sample
+    levels = planes
     for layout in layouts:
         chain = tuple(dataclasses.replace(o, layout=layout) if isinstance(o, HilbertMap) else o for o in stream)
-        levels = sample
+        levels = planes
         for operator in chain:
             if not isinstance(operator, FrameEncode):
                 levels = operator.apply(levels)
@@ -87,7 +87,8 @@ def _named(mapper: HilbertMap | None) -> Layout:
     return "raster" if mapper is None or mapper.layout == "auto" else mapper.layout
 
 
-def _sample(source: Units) -> pa.Table:
+def sample(source: Units) -> pa.Table:
+    """A few planes, or rows, of units spread evenly over a source."""
     picked = sorted({source.units * (2 * i + 1) // (2 * SAMPLED_UNITS) for i in range(SAMPLED_UNITS)})
     tables = []
     for unit in picked:

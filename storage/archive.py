@@ -14,6 +14,7 @@ import zarr
 
 from operators.decode import Ladder
 from operators.errors import HilbertflowError
+from operators.vector_code import VectorLadder
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest
@@ -66,7 +67,7 @@ class Archive:
         return attributes
 
     @cached_property
-    def ladder(self) -> Ladder:
+    def ladder(self) -> Ladder | VectorLadder:
         """How its levels were made."""
         return Ladder(**self.attributes["ladder"])
 

@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from operators.codetree import CodeTree
+from operators.decode import Ladder
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
-from storage import lineage, plane_reader
+from operators.vector_code import VectorLadder
+from storage import code_arrays, lineage, plane_reader
 from storage.archive import Archive, Level
 from storage.layout import Layout, Placement, from_table
 from storage.lineage import Link
@@ -37,6 +40,15 @@ class ModelArchive(Archive):
         """Where the tensors lie."""
         table = pq.read_table(io.BytesIO(self.place.read("tensors.parquet")))
         return from_table(table, self.attributes["side"], self.attributes["per_unit"])
+
+    @cached_property
+    def ladder(self) -> Ladder | VectorLadder:
+        """How its levels were made."""
+        said = self.attributes.get("vector")
+        if said is None:
+            return Ladder(**self.attributes["ladder"])
+        held = {key: self.place.read(key) for key in said["objects"]}
+        return VectorLadder(CodeTree.from_arrays(code_arrays.load(held, self.url)), said["step"])
 
     @cached_property
     def link(self) -> Link | None:

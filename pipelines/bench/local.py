@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.plan import make_plan
-from pipelines.recipe import load
+from pipelines.recipe import Recipe, load
+from storage import archive
 from storage.model import ModelArchive
 from storage.spec import open_for_writing
 from storage.writer import finish, write_unit
@@ -13,7 +14,12 @@ from storage.writer import finish, write_unit
 
 def archive_model(source: str, folder: Path, *settings: str) -> ModelArchive:
     """Archive the checkpoint ``source`` under ``folder`` with the recipe of the quickstart, changed by ``settings``."""
-    plan = make_plan(load("quickstart-model", [f"source.path={source}", f"sink.path={folder}", *settings]))
+    return archive_with(load("quickstart-model", [f"source.path={source}", f"sink.path={folder}", *settings]))
+
+
+def archive_with(recipe: Recipe) -> ModelArchive:
+    """Run a model's recipe to its end; returns the archive."""
+    plan = make_plan(recipe)
     open_for_writing(plan.spec)
     for unit in range(plan.spec.units):
         table = plan.source.read(unit)
@@ -22,7 +28,5 @@ def archive_model(source: str, folder: Path, *settings: str) -> ModelArchive:
         if table.num_rows:
             write_unit(plan.spec, table)
     finish(plan.spec, plan.extra)
-    from storage import archive
-
     handle: ModelArchive = archive.open(plan.spec.url)
     return handle

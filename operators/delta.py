@@ -25,10 +25,12 @@ from operators.operator import Operator, Over
 from operators.planes import with_arrays, with_column
 
 Codes = npt.NDArray[np.uint16]
-_ZERO = 320
-"""The code of a spread of 1; codes are half octaves, 0 for rows that follow the forecast to the bit."""
-_FACTORS = 8
-"""Factors of the parent's step: 0, 1/4 … 7/4."""
+_OCTAVE, _ZERO = 8, 1280
+"""Codes of spreads an octave, and that of a spread of 1; 0 is for rows that follow the forecast to the bit."""
+_FACTORS = 32
+"""Factors of the parent's step: 0, 1/16 … 31/16."""
+_COARSE = 4
+"""Of so many codes one is used where values are short: their differences are worth few bits, a row's codes must be."""
 _SMALLEST = np.float32(2.0**-100)  # shorter forecasts are none, so that no subnormal enters the arithmetic
 
 
@@ -69,7 +71,7 @@ def _forecast(parent: Words, before: Words | None, factors: npt.NDArray[np.int64
         return parent
     with np.errstate(all="ignore"):
         value = to_float32(parent, dtype)
-        step = (value - to_float32(before, dtype)) * (factors[:, None].astype(np.float32) * np.float32(0.25))
+        step = (value - to_float32(before, dtype)) * (factors[:, None].astype(np.float32) * np.float32(2 / _FACTORS))
         moved = value + step
         sound = np.isfinite(moved) & (np.abs(step) >= _SMALLEST)
         return np.where(sound, round_to(np.where(sound, moved, np.float32(0)), dtype), parent)
@@ -80,13 +82,20 @@ def _factors(bits: Words, parent: Words, before: Words, dtype: str) -> npt.NDArr
     value = _finite(parent, dtype)
     last, own = value - _finite(before, dtype), _finite(bits, dtype) - value
     best = (last * own).sum(axis=1) / np.maximum((last * last).sum(axis=1), 1e-300)
-    return np.asarray(np.clip(np.rint(4 * best), 0, _FACTORS - 1), np.int64)
+    grain = _grain(dtype)
+    return np.asarray(np.clip(np.rint(best * _FACTORS / 2 / grain) * grain, 0, _FACTORS - grain), np.int64)
 
 
 def _spreads(bits: Words, guess: Words, dtype: str) -> npt.NDArray[np.int64]:
-    """Root mean square of what the forecast leaves, a row, in half octaves."""
+    """Root mean square of what the forecast leaves, a row, in eighths of an octave."""
     left = np.sqrt(np.square(_finite(bits, dtype) - _finite(guess, dtype)).mean(axis=1))
-    return np.where(left > 0, np.rint(2 * np.log2(np.maximum(left, 1e-300))) + _ZERO, 0).astype(np.int64)
+    grain = _grain(dtype)
+    codes = np.rint(np.log2(np.maximum(left, 1e-300)) * _OCTAVE / grain) * grain + _ZERO
+    return np.where(left > 0, codes, 0).astype(np.int64)
+
+
+def _grain(dtype: str) -> int:
+    return 1 if dtype_info(dtype).width == 4 else _COARSE
 
 
 def _finite(words: Words, dtype: str) -> npt.NDArray[np.float64]:
@@ -95,10 +104,11 @@ def _finite(words: Words, dtype: str) -> npt.NDArray[np.float64]:
 
 
 def _order(guess: Words, spreads: npt.NDArray[np.int64], dtype: str) -> npt.NDArray[np.int64]:
-    """Positions of a plane by spread over grid: half octaves of the spread less those of the forecast's exponent."""
+    """Positions of a plane by spread over grid: the spread less the forecast's exponent, in eighths of an octave."""
     form = dtype_info(dtype)
-    exponent = (guess.astype(np.int64) & (form.sign - 1)) >> form.mantissa
-    ratio = np.where(spreads[:, None] > 0, spreads[:, None] + 2 * (form.bias - np.maximum(exponent, 1)), -(1 << 15))
+    exponent = np.maximum((guess.astype(np.int64) & (form.sign - 1)) >> form.mantissa, 1)
+    spread = spreads[:, None]
+    ratio = np.where(spread > 0, spread + _OCTAVE * (form.bias - exponent), -(1 << 15))
     return np.argsort(ratio.reshape(-1).astype(np.int16), kind="stable")  # 16 bits are sorted by radix
 
 

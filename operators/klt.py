@@ -113,13 +113,17 @@ class Klt:
         ``scaled=False`` for what is no row but a mean of some: it is not brought to unit length.
         """
         clipped = np.clip(coefficients, -self.limit, self.limit).astype(np.float64)
-        sums = self._turned_back(clipped) + np.ldexp(self.mean.astype(np.float64), AXIS)
+        sums = self._turned_back(clipped)
+        sums += np.ldexp(self.mean.astype(np.float64), AXIS)
         if not (self.unit and scaled):
-            return np.asarray(np.clip(np.ldexp(sums, -AXIS - self.shift), -_LARGEST, _LARGEST), np.float32)
+            sums *= 2.0 ** (-AXIS - self.shift)  # exact, and faster than ldexp
+            return np.asarray(np.clip(sums, -_LARGEST, _LARGEST, out=sums), np.float32)
         # Lengths from integers as well: wrapping int64 sums are the same in any order.
-        whole = np.rint(np.ldexp(sums, 24 - AXIS - self.shift)).astype(np.int64)
-        length = np.sqrt(np.maximum((whole * whole).sum(axis=1), 1).astype(np.float64))
-        return np.asarray(np.ldexp(sums, 24 - AXIS - self.shift) / length[:, None], np.float32)
+        sums *= 2.0 ** (24 - AXIS - self.shift)
+        whole = np.rint(sums).astype(np.int64)
+        length = np.sqrt(np.maximum(np.einsum("ij,ij->i", whole, whole), 1).astype(np.float64))
+        sums /= length[:, None]
+        return np.asarray(sums, np.float32)
 
     def _turned_back(self, coefficients: F64) -> F64:
         count = coefficients.shape[1]

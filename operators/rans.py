@@ -32,7 +32,6 @@ from operators.rans_tables import Tables, fold, group, padded_tokens, read, spli
 
 CONSTANT, OWN, SHARED, TRIMMED = 0x11, 0x12, 0x13, 0x14
 BLOCK = 1024  # symbols that are looked at together when tables are chosen
-SHARED_BLOCK = 256
 MOST_TABLES = 16
 
 
@@ -118,7 +117,7 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
         tables, ends, ids = shared, np.empty(0, np.int32), shared.plan
     else:
         tables = shared
-        ends, ids = choose(values, max(SHARED_BLOCK, block // 4), tables)
+        ends, ids = choose(values, block // 16, tables)
     where = tables.shifts[ids]
     if ends.size:
         at = int(k.put_runs(head, at, ends, ids, (tables.count - 1).bit_length()))

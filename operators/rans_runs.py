@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
@@ -88,6 +89,26 @@ def join_runs(ends: I32, ids: U8) -> int:
         ends[left], ids[left] = ends[s], ids[s]
         left += 1
     return left
+
+
+@njit(cache=True, nogil=True)
+def cheapest_path(cost: npt.NDArray[np.float64], switch: float, ids: U8) -> None:
+    """The table of each block (G,) of least total ``cost`` (G, T), where every change of table costs ``switch``."""
+    groups, tables = cost.shape
+    came = np.empty((groups, tables), np.uint8)
+    total = cost[0].copy()
+    for g in range(1, groups):
+        best = total.argmin()
+        changed = total[best] + switch
+        for t in range(tables):
+            came[g, t] = t
+            if changed < total[t]:
+                came[g, t], total[t] = best, changed
+            total[t] += cost[g, t]
+    at = total.argmin()
+    for g in range(groups - 1, -1, -1):
+        ids[g] = at
+        at = came[g, at]
 
 
 @njit(cache=True, nogil=True)

@@ -7,7 +7,8 @@ import numpy as np
 from operators import rans_bits as k
 from operators import rans_lanes as lanes
 from operators import raw
-from operators.rans_cluster import block_counts
+from operators.rans_cluster import UNIT, block_counts
+from operators.rans_runs import cheapest_path
 from operators.rans_tables import TABLE_BYTES, Tables, join_runs, split
 
 MOST_EXCEPTIONS = 255  # of a chunk, and one value in 64
@@ -26,8 +27,11 @@ def take(source: k.U8, at: int, width: int) -> int:
     return value
 
 
+RUN = 12  # bits, about, that a run more takes in a chunk's header
+
+
 def choose(values: k.U32, block: int, tables: Tables) -> tuple[k.I32, k.U8]:
-    """Ends and tables of runs of blocks, each coded by the cheapest shared table."""
+    """Ends and tables of runs of blocks that code the chunk in the fewest bits, the runs' own included."""
     groups = -(-values.size // block)
     ends = np.minimum(np.arange(1, groups + 1) * block, values.size).astype(np.int32)
     cost = np.empty((groups, tables.count))
@@ -36,7 +40,8 @@ def choose(values: k.U32, block: int, tables: Tables) -> tuple[k.I32, k.U8]:
         block_counts(split(values, ends, np.full(groups, shift, np.int32)).tokens, block, counts)
         which = tables.shifts == shift
         cost[:, which] = counts.astype(np.float64) @ tables.costs()[which].T.astype(np.float64)  # whole numbers: exact
-    ids = cost.argmin(axis=1).astype(np.uint8)
+    ids = np.empty(groups, np.uint8)
+    cheapest_path(cost, float(RUN * UNIT), ids)
     return join_runs(ends, ids)
 
 

@@ -200,19 +200,22 @@ def _coders(code: RowCode, rows: F32, mine: I32 | None, kind_of: Callable[[str],
         order = np.argsort(mine, kind="stable")
         rows, mine = rows[order], mine[order]
     coders: dict[str, Coder] = {}
-    for name, values in code.encode(rows, mine).items():
+    in_blocks, in_one = code.encode(rows, mine), code.encode(rows, mine, np.zeros(1, np.int64))
+    for name, values in in_blocks.items():
         if not values.shape[1]:
             continue
         kind = kind_of(name)
-        coders[name] = CODERS[kind] if kind != "rans" else _rans(values, code.block)
+        coders[name] = CODERS[kind] if kind != "rans" else _rans(values, in_one[name], code.block)
     return coders
 
 
-def _rans(values: npt.NDArray[Any], block: int) -> Coder:
+def _rans(values: npt.NDArray[Any], in_one: npt.NDArray[Any], block: int) -> Coder:
+    """With tables for each column, or for runs: these from rows coded as one block, where like values lie together."""
     if not values.any():
         return RansCoder()
     starts = range(0, len(values), block)
     tried = [values[at : at + block] for at in starts[:: max(1, len(starts) // _TRIED_BLOCKS)]]
-    shared = [Tables.train([values], columns=columns).to_bytes() for columns in (values.shape[1], 0)]
+    kinds = ((values, values.shape[1]), (in_one, 0))
+    shared = [Tables.train([rows], columns=columns).to_bytes() for rows, columns in kinds]
     candidates = [RansCoder(tables=tables) for tables in (*shared, b"")]
     return min(candidates, key=lambda coder: sum(len(coder.encode(rows)) for rows in tried))

@@ -182,7 +182,7 @@ class RowCode:
 
     def _predicted(self, decoded: F32) -> tuple[I32, I32]:
         """The expected cells, and what the cells of a grid are stored in the order of."""
-        near = np.clip(np.rint(np.ldexp(decoded.astype(np.float64), self.cell)), -_FAR, _FAR).astype(np.int32)
+        near = np.clip(np.rint(decoded.astype(np.float64) * 2.0**self.cell), -_FAR, _FAR).astype(np.int32)
         return (near if self.low is None else np.clip(near, self.low, self.high)), near
 
     def _exact(self, rows: F32, decoded: F32, starts: Starts | None) -> tuple[I32, U32]:
@@ -290,7 +290,8 @@ def fit(
     spread = klt.spread.astype(np.float64) * unit
     steps, spacings, weights, deviations = [], [], [], []
     if centroids is not None and lists is not None:
-        grain = max(1.0, float(np.sqrt(np.mean(left.var(axis=0)))) / 16)
+        # a power of two, so that an archive can leave the zeros behind out
+        grain = 2.0 ** max(0, round(np.log2(max(1.0, float(np.sqrt(np.mean(left.var(axis=0)))) / 16))))
         stored = (np.rint(klt.forward(np.ascontiguousarray(centroids, np.float32)) / grain) * grain).astype(np.int32)
         left -= stored[lists]
     spent = 0.0

@@ -28,7 +28,7 @@ I64 = npt.NDArray[np.int64]
 
 GAP = 8192
 """Bytes between two chunks that are read over rather than asked for apart."""
-_DECODED = 8192  # rows that are decoded at a time
+_DECODED = 2048  # rows that are decoded at a time
 _DTYPES = {"cells": np.dtype(np.int32), "exact": np.dtype(np.uint32)}
 
 

@@ -68,8 +68,8 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
                 levels = operator.apply(levels)
         best[layout] = {}
         for column in level_columns(levels.column_names):
-            planes = [plane for plane in level_planes(levels, column) if plane is not None]
-            sizes = coded_sizes(planes, kinds or ((encoder.coder_of(column) if encoder else "rans"),))
+            arrays = [plane for plane in level_planes(levels, column) if plane is not None]
+            sizes = coded_sizes(arrays, kinds or ((encoder.coder_of(column) if encoder else "rans"),))
             measured |= {f"{layout}/{column}/{kind}": size for kind, size in sizes.items()}
             best[layout][column] = min(sizes, key=lambda kind: sizes[kind])
     chosen = min(layouts, key=lambda name: sum(measured[f"{name}/{c}/{k}"] for c, k in best[name].items()))

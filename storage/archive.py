@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 
 from operators.decode import Ladder
@@ -63,7 +66,10 @@ class Archive:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """The group's own attributes."""
-        attributes: dict[str, Any] = json.loads(self.place.read("zarr.json"))["attributes"]["hilbertflow"]
+        try:
+            attributes: dict[str, Any] = json.loads(self.place.read("zarr.json"))["attributes"]["hilbertflow"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(self.place, "zarr.json") from error
         return attributes
 
     @cached_property
@@ -110,6 +116,19 @@ class Archive:
             return level
         known = ", ".join(str(item) for item in self.levels)
         raise HilbertflowError(f"no level {level!r}", where=self.url, remedy=f"levels are {known}")
+
+
+def damaged(place: Location, key: str) -> HilbertflowError:
+    """The error for an object that cannot be read as what it is."""
+    return HilbertflowError("damaged", where=f"{place.url}/{key}", remedy="`hilbertflow verify` compares checksums")
+
+
+def read_table(place: Location, key: str, data: bytes | None = None) -> pa.Table:
+    """A Parquet object of an archive, fetched already or not."""
+    try:
+        return pq.read_table(io.BytesIO(place.read(key) if data is None else data))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(place, key) from error
 
 
 def open(url: str) -> Any:

@@ -76,6 +76,12 @@ class ChunkTable(Lists):
         """(C,) by array: where each chunk begins in its unit's object."""
         return {name: self._offsets(sizes) for name, sizes in self.sizes.items()}
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is a row of the table for every chunk, and every list has its rows."""
+        counts = {len(self.crc), len(self.residual), *map(len, self.sizes.values())}
+        return counts == {self.chunks} and bool((np.diff(self.borders) >= 0).all()) and self.per_unit > 0
+
     def unit_of(self, chunks: npt.NDArray[np.integer[Any]]) -> I64:
         """The unit of each chunk."""
         return np.asarray(chunks, np.int64) // self.per_unit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, Literal
@@ -11,13 +10,12 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.rowcode import RowCode
 from storage import code_arrays, id_frames
-from storage.archive import Archive, Level
+from storage.archive import Archive, Level, damaged, read_table
 from storage.chunks import ChunkTable, Lists, chunk_table
 from storage.codecs import coder_of
 from storage.ranges import coalesced
@@ -38,7 +36,7 @@ class CollectionArchive(Archive):
     @property
     def count(self) -> int:
         """Number of rows."""
-        return int(self.attributes["rows"])
+        return int(self._told("rows"))
 
     def __len__(self) -> int:
         return self.count
@@ -46,12 +44,12 @@ class CollectionArchive(Archive):
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return int(self.attributes["dim"])
+        return int(self._told("dim"))
 
     @property
     def metric(self) -> Literal["ip", "l2", "cosine"]:
         """How rows are compared."""
-        metric: Literal["ip", "l2", "cosine"] = self.attributes["metric"]
+        metric: Literal["ip", "l2", "cosine"] = self._told("metric")
         return metric
 
     @property
@@ -62,7 +60,7 @@ class CollectionArchive(Archive):
     @property
     def levels(self) -> tuple[Level, ...]:
         """Levels that can be asked for, coarse to fine."""
-        return (*range(self.attributes["depth"]), "exact")
+        return (*range(self._told("depth")), "exact")
 
     @property
     def code(self) -> RowCode:
@@ -234,20 +232,35 @@ class CollectionArchive(Archive):
     @cached_property
     def _opened(self) -> tuple[RowCode, ChunkTable, dict[str, Coder]]:
         """Everything that a read goes by, in one round of requests."""
+        try:
+            code, table, coders = self._open()
+        except HilbertflowError:
+            raise
+        except (KeyError, ValueError, TypeError) as error:
+            raise damaged(self.place, "zarr.json") from error
+        if (
+            table.borders[-1] != self.count
+            or not table.whole
+            or set(coders) != {n for n in code.names if code.width(n)}
+        ):
+            raise damaged(self.place, "planes.parquet")
+        return code, table, coders
+
+    def _open(self) -> tuple[RowCode, ChunkTable, dict[str, Coder]]:
         about = self.attributes
         documents = {name: f"{name}/zarr.json" for name in about["arrays"]}
         held = self.place.read_many([*about["code_objects"], "planes.parquet", *documents.values()])
         arrays = code_arrays.load(held, self.url)
         sizes = arrays.pop("sizes")
         lists = Lists(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]), about["block"])
-        planes = pq.read_table(io.BytesIO(held["planes.parquet"]))
+        planes = read_table(self.place, "planes.parquet", held["planes.parquet"])
         coders = {name: coder_of(held[key], f"{self.url}/{key}") for name, key in documents.items()}
         return RowCode.from_arrays(arrays, about["code"]), chunk_table(lists, about["per_unit"], planes), coders
 
     @cached_property
     def _rows(self) -> Any:
         def load(unit: int) -> pa.Table:
-            return pq.read_table(io.BytesIO(self.place.read(f"rows/{unit:08d}.parquet")))
+            return read_table(self.place, f"rows/{unit:08d}.parquet")
 
         return lru_cache(maxsize=64)(load)
 
@@ -259,6 +272,11 @@ class CollectionArchive(Archive):
             base, end = self.chunks.unit_rows(unit)
             low = max(start, base)
             yield self._rows(unit).slice(low - base, min(stop, end) - low)
+
+    def _told(self, name: str) -> Any:
+        if name not in self.attributes:
+            raise damaged(self.place, "zarr.json")
+        return self.attributes[name]
 
     def _check_rows(self, rows: I64) -> None:
         if len(rows) and (rows.min() < 0 or rows.max() >= self.count):

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import exact, refine
+from operators import exact, plane_index, refine
 from operators.errors import HilbertflowError
 from operators.floats import to_float32
 from operators.hilbert_map import from_layout
@@ -54,7 +54,7 @@ class Layerize(Operator):
         return sum(name in ("fine", "finer") for name in self.levels)
 
     def apply(self, batch: pa.Table) -> pa.Table:
-        """Add ``level1`` …, ``exact``, ``crc``, ``energy``, ``error0`` …; drop ``bits`` and ``index``."""
+        """Add ``level1`` …, ``exact``, ``crc``, ``energy``, ``error0`` …, ``means``; drop ``bits`` and ``index``."""
         split = [self._plane(row) for row in batch.to_pylist()]
         batch = batch.drop_columns(["bits", "index"])
         for level in range(1, self.refinements + 1):
@@ -62,6 +62,7 @@ class Layerize(Operator):
         batch = with_arrays(batch, "exact", [plane.exact for plane in split])
         batch = with_column(batch, "crc", pa.array([plane.crc for plane in split], pa.uint32()))
         batch = with_column(batch, "energy", pa.array([plane.energy for plane in split], pa.float64()))
+        batch = with_arrays(batch, "means", [plane.means for plane in split])
         for level in range(self.refinements + 1):
             errors = [plane.errors[level] for plane in split]
             batch = with_column(batch, f"error{level}", pa.array(errors, pa.float64()))
@@ -74,7 +75,7 @@ class Layerize(Operator):
         crc = google_crc32c.value(bits.tobytes())
         if row["opaque"]:
             nothing = [b""] * self.refinements
-            return _Split(nothing, plane.tobytes(), crc, 0.0, [0.0] * (self.refinements + 1))
+            return _Split(nothing, plane.tobytes(), crc, 0.0, [0.0] * (self.refinements + 1), b"")
         shape = row["height"], row["width"]
         values = to_float32(bits, dtype).reshape(shape)
         codes = np.frombuffer(row["scales"], np.uint16)
@@ -89,7 +90,7 @@ class Layerize(Operator):
         if self.levels[-1] == "exact":
             residual = exact.encode(bits.reshape(shape), dtype, index, codes, lattice, self.refinements).tobytes()
         finite = values[np.isfinite(values)].astype(np.float64)
-        return _Split(refinements, residual, crc, float(finite @ finite), errors)
+        return _Split(refinements, residual, crc, float(finite @ finite), errors, plane_index.means(values).tobytes())
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class _Split:
     crc: int
     energy: float
     errors: list[float]
+    means: bytes
 
 
 def _squared_error(values: npt.NDArray[np.float32], approximate: npt.NDArray[np.float32]) -> float:

@@ -14,6 +14,7 @@ from operators.frame_encode import LEVEL_DTYPES, FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.operator import Operator
+from operators.plane_index import ENTRIES
 from operators.quantize import Quantize
 from operators.sample import Sample, shares
 from operators.vector_code import VectorQuantize
@@ -187,7 +188,8 @@ def _arrays(
     arrays = [ArraySpec(n, shape, t, chunk, shard, encoder.coder_of(n)) for n, t in dtypes.items()]
     planes = -(-shape[0] // chunk[0])
     height = chunk[-2]
-    return (*arrays, ArraySpec("scales", (planes, height), "int16", (1, height), shard, "rans"))
+    scales = ArraySpec("scales", (planes, height), "int16", (1, height), shard, "rans")
+    return (*arrays, scales, ArraySpec("means", (planes, ENTRIES), "int16", (1, ENTRIES), shard, "rans"))
 
 
 def _ladder(quantizer: Quantize, layers: Layerize, layout: str) -> dict[str, Any]:

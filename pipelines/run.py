@@ -26,6 +26,8 @@ from storage.spec import claim, open_for_writing
 from storage.writer import clear, finish
 
 LOCAL_OBJECT_STORE = 512 * 1024 * 1024
+LEAST_OBJECT_STORE = 128 * 1024 * 1024
+UNITS_UNDER_WAY = 24
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
             indexes = _index(plan, json_log)
             return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=indexes, changes=changes)
     claim(spec)
-    with local_ray(address):
+    with local_ray(address, _object_store(plan)):
         with Reporter(spec.name, json_log) as reporter:
 
             def carry_out(step: Pass) -> None:
@@ -180,9 +182,21 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
     return tuple(built)
 
 
+def _object_store(plan: Plan) -> int:
+    """Bytes of shared memory for the units under way.
+
+    A worker maps what it touches of it, and touches all of it in time: with more than is needed, resident memory would
+    grow with the length of the run.
+    """
+    return min(LOCAL_OBJECT_STORE, max(LEAST_OBJECT_STORE, UNITS_UNDER_WAY * plan.source.unit_bytes))
+
+
 @contextmanager
-def local_ray(address: str | None) -> Iterator[None]:
-    """A Ray to run on: the one at ``address``, the one this process has, or a local one that ends with the run."""
+def local_ray(address: str | None, object_store: int = LOCAL_OBJECT_STORE) -> Iterator[None]:
+    """A Ray to run on: the one at ``address``, the one this process has, or a local one that ends with the run.
+
+    ``object_store`` is the shared memory, in bytes, of one that is started here.
+    """
     if ray.is_initialized():
         yield
         return
@@ -194,7 +208,7 @@ def local_ray(address: str | None) -> Iterator[None]:
                 ray.init(address=address, logging_level=logging.ERROR)
             else:
                 ray.init(
-                    address="local", include_dashboard=False, object_store_memory=LOCAL_OBJECT_STORE,
+                    address="local", include_dashboard=False, object_store_memory=object_store,
                     logging_level=logging.ERROR, log_to_driver=False,
                 )  # fmt: skip
     except (ConnectionError, RuntimeError) as error:

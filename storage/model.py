@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from operators import plane_index
 from operators.codetree import CodeTree
 from operators.decode import Ladder
 from operators.errors import HilbertflowError
@@ -97,6 +98,13 @@ class ModelArchive(Archive):
     def counts(self) -> dict[int, int]:
         """By plane, how many of its values are not padding."""
         return {plane: count for plane, (_, count) in self.checksums.items()}
+
+    def means(self, first: int, stop: int) -> tuple[npt.NDArray[np.float32], ...]:
+        """The multi-level index of planes ``first … stop - 1``: (planes, 1), (planes, 4), (planes, 16), (planes, 64).
+
+        Means of their runs in units of the plane's deviation (:mod:`operators.plane_index`); zeros of opaque planes.
+        """
+        return plane_index.levels(self.part("means", slice(first, stop)))
 
     def words(self, first: int, stop: int, level: Level) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Planes ``first … stop - 1`` in source order: their number and (side²,) words or float32 values.

@@ -18,6 +18,9 @@ from operators.errors import HilbertflowError
 from storage.codecs import CODECS, RansCodec
 from storage.fs import Location
 
+TOGETHER = ("scales", "means")
+"""Arrays that are so small that a unit is one chunk of them."""
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -89,7 +92,7 @@ class ArchiveSpec:
         for array in self.arrays:
             codec: ArrayBytesCodec = RansCodec(array.tables) if array.tables else CODECS[array.coder]()
             outer = (array.chunk[0] * array.shard, *array.chunk[1:])
-            sharded = array.name != "scales"
+            sharded = array.name not in TOGETHER
             group.create_array(
                 array.name, shape=array.shape, dtype=array.dtype, fill_value=0,
                 chunks=array.chunk if sharded else outer, shards=outer if sharded else None,

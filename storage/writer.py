@@ -21,7 +21,7 @@ from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
 from storage.shard import pack, sealed, stored_size
-from storage.spec import ArchiveSpec, ArraySpec, open_for_writing
+from storage.spec import TOGETHER, ArchiveSpec, ArraySpec, open_for_writing
 
 SUMMED = ("energy", "error", "cosine")
 """Beginnings of the columns of planes that are summed over the archive."""
@@ -75,8 +75,8 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
     for array in spec.arrays:
         first = unit * array.shard
         chunks: list[bytes | None] = [None] * array.shard
-        if array.name == "scales":
-            data = _scales(array, table, [p - first for p in planes])
+        if array.name in TOGETHER:
+            data = _together(array, table, [p - first for p in planes])
         else:
             for at, chunk in zip(planes, table.column(array.name).to_pylist(), strict=True):
                 chunks[at - first] = chunk
@@ -176,14 +176,14 @@ def _journal(spec: ArchiveSpec) -> Iterator[Receipt]:
         yield Receipt(body["unit"], [Object(**o) for o in body["objects"]], body["planes"], body["source_bytes"])
 
 
-def _scales(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None:
-    codes = np.zeros((array.shard, array.chunk[1]), np.uint16)
-    for slot, row in zip(slots, table.column("scales").to_pylist(), strict=True):
+def _together(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None:
+    rows = np.zeros((array.shard, array.chunk[1]), np.uint16)
+    for slot, row in zip(slots, table.column(array.name).to_pylist(), strict=True):
         if row:
-            codes[slot] = np.frombuffer(row, np.uint16)
-    if not codes.any():
+            rows[slot] = np.frombuffer(row, np.uint16)
+    if not rows.any():
         return None
-    data: bytes = CODERS[array.coder].encode(stored(codes))
+    data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(np.int16))
     return data + struct.pack("<I", google_crc32c.value(data))
 
 

@@ -2,6 +2,7 @@
 
 MODULES = {
     "weights": "pipelines.bench.weights",
+    "memory": "pipelines.bench.memory",
     "lineage": "pipelines.bench.lineage",
     "search": "pipelines.bench.search",
 }

@@ -1,15 +1,13 @@
-"""Run a recipe in this process, without Ray: what a benchmark times or looks at is then the operators alone."""
+"""Archive a checkpoint in this process, without Ray: what a benchmark times or looks at is then the operators alone."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.plan import make_plan
 from pipelines.recipe import Recipe, load
+from pipelines.run import run_here
 from storage import archive
 from storage.model import ModelArchive
-from storage.spec import open_for_writing
-from storage.writer import finish, write_unit
 
 
 def archive_model(source: str, folder: Path, *settings: str) -> ModelArchive:
@@ -19,14 +17,5 @@ def archive_model(source: str, folder: Path, *settings: str) -> ModelArchive:
 
 def archive_with(recipe: Recipe) -> ModelArchive:
     """Run a model's recipe to its end; returns the archive."""
-    plan = make_plan(recipe)
-    open_for_writing(plan.spec)
-    for unit in range(plan.spec.units):
-        table = plan.source.read(unit)
-        for operator in plan.operators:
-            table = operator.apply(table)
-        if table.num_rows:
-            write_unit(plan.spec, table)
-    finish(plan.spec, plan.extra)
-    handle: ModelArchive = archive.open(plan.spec.url)
+    handle: ModelArchive = archive.open(run_here(recipe).url)
     return handle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ class Material:
     def count(self) -> int:
         """Number of values."""
         return int(self.words.size)
+
+    def cut(self, side: int) -> Material:
+        """The same words on planes of another side."""
+        whole = self.words.reshape(-1)[: self.count // (side * side) * side * side]
+        return replace(self, words=whole.reshape(-1, side, side))
 
     @property
     def values(self) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from pipelines import console
+from pipelines.bench.chart import Chart
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,14 @@ class Table:
     columns: names with units.
     rows: one a contender; None where a figure does not apply.
     notes: how to read it; what missed its target.
+    chart: how ``--plots`` draws it; None for tables without a curve.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     notes: tuple[str, ...] = ()
+    chart: Chart | None = None
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -38,7 +41,7 @@ def show(tables: Sequence[Table]) -> None:
 
 def as_json(tables: Sequence[Table]) -> list[dict[str, Any]]:
     """The tables for other programs."""
-    return [asdict(table) for table in tables]
+    return [{k: v for k, v in asdict(table).items() if k != "chart"} for table in tables]
 
 
 def median_seconds(work: Callable[[], Any], repeats: int = 5) -> float:

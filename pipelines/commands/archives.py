@@ -160,7 +160,7 @@ def describe(handle: Any) -> dict[str, Any]:
 
 def in_order(levels: dict[str, int]) -> dict[str, int]:
     """Bytes by array, coarse to fine: ``level0`` …, ``exact``, then what belongs to all of them."""
-    place = {"cells": 1, "exact": 2, "scales": 3, "code": 4, "tables": 5, "rows": 6, "ids": 7}
+    place = {"cells": 1, "exact": 2, "scales": 3, "means": 4, "code": 4, "tables": 5, "rows": 6, "ids": 7}
     return dict(sorted(levels.items(), key=lambda item: (place.get(item[0], 0), item[0])))
 
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from pipelines import console
 from pipelines.commands.options import later
 
-BENCHES = "weights, lineage, embeddings, search, cold, serve, pipeline, models, or all"
+BENCHES = "weights, lineage, embeddings, search, cold, serve, pipeline, memory, models, or all"
 
 
 def serve(
@@ -42,6 +43,7 @@ def bench(
     chosen = list(MODULES) if name == "all" else [name]
     if name != "all" and name not in MODULES:
         raise later(f"bench {name}", "this benchmark")
+    from pipelines.bench.chart import draw
     from pipelines.bench.report import as_json, show
 
     said = {}
@@ -50,5 +52,8 @@ def bench(
         tables = run(quick, plots=Path(plots)) if plots and "plots" in signature(run).parameters else run(quick)
         show(tables)
         said[bench] = as_json(tables)
+        if plots is not None:
+            for path in draw(tables, Path(plots)):
+                console.say(str(path))
     if json_file is not None:
         Path(json_file).write_text(json.dumps(said, indent=1) + "\n")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from operators.layerize import Layerize
 from operators.quantize import Quantize
-from pipelines.bench import block_formats, weights
+from pipelines.bench import block_formats, chart, rate, weights
 from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
 @pytest.mark.parametrize(("states", "most"), [(8, 0.09), (256, 0.05)])
 def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: float) -> None:
     material = gaussian("F32", 4)
-    coded = weights.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]
+    coded = rate.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]
     bits = 8 * coded.bytes / material.count
     assert 0 < bits - coded.sqnr_db / 6.0206 < most
 
@@ -23,7 +25,7 @@ def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: fl
 def test_all_levels_cost_little_more_than_one_lossless_copy(dtype: str) -> None:
     material = model_planes(dtype, 4)
     layers = Layerize(levels=("base", "fine", "exact"))
-    coded = weights.encode(material, Quantize(sqnr_db=20.2), layers)
+    coded = rate.encode(material, Quantize(sqnr_db=20.2), layers)
     alone = weights.single_bytes(material)
     assert coded.bytes <= 1.02 * alone
     base = 8 * (coded.levels["level0"] + coded.levels["scales"]) / material.count
@@ -32,7 +34,7 @@ def test_all_levels_cost_little_more_than_one_lossless_copy(dtype: str) -> None:
 
 def test_block_formats_reach_what_is_published_of_them() -> None:
     values = gaussian("F32", 2).values
-    reached = {name: weights.row_sqnr(values, coder(values).values) for name, coder in block_formats.FORMATS.items()}
+    reached = {name: rate.row_sqnr(values, coder(values).values) for name, coder in block_formats.FORMATS.items()}
     assert 20 < reached["NF4, blocks of 64"] < 21.5
     assert 19.5 < reached["Q4_0"] < 22 and 44 < reached["Q8_0"] < 46.5
 
@@ -40,3 +42,11 @@ def test_block_formats_reach_what_is_published_of_them() -> None:
 def test_shuffling_keeps_the_values() -> None:
     material = model_planes("BF16", 1)
     np.testing.assert_array_equal(np.sort(shuffled(material).words, None), np.sort(material.words, None))
+
+
+def test_curves_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="draws")
+    table = rate.rate_distortion(gaussian("F32", 4), (10.0,), quick=True)
+    assert any("NF4" in note and "beaten" in note and "NOT" not in note for note in table.notes)
+    (path,) = chart.draw([table, rate.order(model_planes("F32", 1), Quantize())], tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")

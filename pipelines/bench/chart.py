@@ -1,0 +1,69 @@
+"""Draw the tables that have curves: one PNG a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.bench.report import Table
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How a table is drawn.
+
+    Parameters
+    ----------
+    x, y: columns of numbers.
+    series: column whose equal values are joined by a line.
+    log_y: a logarithmic axis.
+    complement: draw one minus ``y``, for shares near one.
+    """
+
+    x: str
+    y: str
+    series: str
+    log_y: bool = False
+    complement: bool = False
+
+
+def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write a PNG for each table that has a chart; needs matplotlib (extra ``bench``)."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no state
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for table in tables:
+        if table.chart is None:
+            continue
+        figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+        axes = figure.subplots()
+        for name, points in _points(table, table.chart).items():
+            xs, ys = zip(*points, strict=True)
+            axes.plot(xs, ys, "o-" if len(points) > 1 else "s", label=name, markersize=5)
+        axes.set(xlabel=table.chart.x, ylabel=("1 − " if table.chart.complement else "") + table.chart.y)
+        if table.chart.log_y:
+            axes.set_yscale("log")
+        axes.set_title(table.title, fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', table.title.split(',')[0].lower()).strip('-')}.png"
+        figure.savefig(path)
+        written.append(path)
+    return written
+
+
+def _points(table: Table, chart: Chart) -> dict[str, list[tuple[float, float]]]:
+    x, y, series = (table.columns.index(name) for name in (chart.x, chart.y, chart.series))
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in table.rows:
+        if row[x] in (None, "") or row[y] in (None, ""):
+            continue
+        value = 1 - float(row[y]) if chart.complement else float(row[y])
+        if value > 0 or not chart.log_y:
+            found.setdefault(str(row[series]), []).append((float(row[x]), value))
+    return found

@@ -1,0 +1,119 @@
+"""Speed of the coders on one core, of a restore on the cores there are, and of the peers in the same run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numcodecs import Zstd
+
+from operators import rans, scales, trellis, uniform, video
+from operators.capacity import entropy
+from pipelines.bench.local import archive_model
+from pipelines.bench.material import SIDE, Material, model_planes
+from pipelines.bench.rate import pixels
+from pipelines.bench.report import Table, median_seconds
+from pipelines.restore import restore
+
+DECIBELS = 20.2
+REPEATS = 3
+
+
+def speed(control: Material, planes: int, quick: bool) -> Table:
+    """MB of source a second, symbols a second, and ratios to zstd-3."""
+    words = model_planes("BF16", max(planes, 16))
+    rows = [*_coders(control), *_lossless(words, quick), *_video(words.values[:2]), *_restored(words)]
+    return Table(
+        "speed, one core but for the last line", ("what", "encode", "decode", "unit"), tuple(rows),
+        ("rANS and trellis on Gaussian symbols at 20.2 dB; the others in MB/s of MiniLM as bfloat16, in this run",),
+    )  # fmt: skip
+
+
+def _coders(control: Material) -> Iterator[tuple[Any, ...]]:
+    codes = [scales.encode(plane, control.dtype) for plane in control.words]
+    step, count = uniform.step_for(DECIBELS), control.count / 1e6
+    symbols = [uniform.quantize(v, c, step) for v, c in zip(control.values, codes, strict=True)]
+    chunks = [rans.encode(s) for s in symbols]
+    coding = median_seconds(lambda: [rans.encode(s) for s in symbols])
+    decoding = median_seconds(lambda: [rans.decode(c, (SIDE, SIDE), np.int16) for c in chunks])
+    yield "rANS", f"{count / coding:.0f}", f"{count / decoding:.0f}", "M symbols/s"
+    above = 8 * sum(map(len, chunks)) / control.count - float(np.mean([entropy(s) for s in symbols]))
+    yield "rANS above the entropy, tables counted", f"{above:.4f}", "", "bits/symbol"
+    for states in (8, 32):
+        at = trellis.step_for(DECIBELS, states)
+        paths = [trellis.quantize(v, c, at, states) for v, c in zip(control.values, codes, strict=True)]
+        coding = median_seconds(
+            lambda s=states, a=at: [trellis.quantize(v, c, a, s) for v, c in zip(control.values, codes, strict=True)],  # type: ignore[misc]
+            REPEATS,
+        )
+        decoding = median_seconds(lambda p=paths, s=states: [trellis.index(x, s) for x in p], REPEATS)  # type: ignore[misc]
+        yield f"trellis, {states} states", f"{count / coding:.1f}", f"{count / decoding:.0f}", "M values/s"
+
+
+def _lossless(words: Material, quick: bool) -> Iterator[tuple[Any, ...]]:
+    """Peers that keep every bit: fed the same bytes from memory, lmzip through files."""
+    data, size = words.words.tobytes(), words.words.nbytes / 1e6
+    for level in (1, 3):
+        coder = Zstd(level=level)
+        coded = coder.encode(data)
+        yield _line(f"zstd-{level}", size, lambda c=coder: c.encode(data), lambda c=coder, d=coded: c.decode(d), coded)  # type: ignore[misc]
+    try:
+        from zipnn import ZipNN
+
+        nn = ZipNN(bytearray_dtype="bfloat16", threads=1)
+        packed = nn.compress(bytearray(data))
+        yield _line("ZipNN", size, lambda: nn.compress(bytearray(data)), lambda: nn.decompress(packed), packed)
+    except ImportError:
+        yield "ZipNN: not installed", "", "", ""
+    try:
+        import lmz.api as lmz
+    except ImportError:
+        yield "lmzip: not installed", "", "", ""
+        return
+    from pipelines.bench.weights import write_safetensors
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, packed_file, back = (f"{folder}/{name}" for name in ("m.safetensors", "m.lmz", "b.safetensors"))
+        write_safetensors(Path(plain), words)
+        lmz.compress(plain, packed_file)
+        coded = Path(packed_file).read_bytes()
+        yield _line("lmzip", size, lambda: lmz.compress(plain, packed_file),
+                    lambda: lmz.decompress(packed_file, back, overwrite=True), coded)  # fmt: skip
+
+
+def _line(
+    name: str, size: float, coder: Callable[[], Any], decoder: Callable[[], Any], coded: bytes
+) -> tuple[Any, ...]:
+    ratio = len(coded) / 1e6 / size
+    taken = median_seconds(coder, REPEATS), median_seconds(decoder, REPEATS)
+    return f"{name}, to {100 * ratio:.1f} %", f"{size / taken[0]:.0f}", f"{size / taken[1]:.0f}", "MB/s"
+
+
+def _video(values: Any) -> Iterator[tuple[Any, ...]]:
+    frames, _ = pixels(values)
+    size = frames.size * 2 / 1e6
+    coded = video.encode_frames(frames, "hevc", 28.0, intra=True)
+    coding = median_seconds(lambda: video.encode_frames(frames, "hevc", 28.0, intra=True), 1)
+    decoding = median_seconds(lambda: video.decode_frames(coded), 1)
+    yield "x265 medium, lossy at 17 dB", f"{size / coding:.1f}", f"{size / decoding:.0f}", "MB/s"
+
+
+def _restored(words: Material) -> Iterator[tuple[Any, ...]]:
+    """A real archive through the operators, and back from its objects to a safetensors file, on all cores."""
+    from pipelines.bench.weights import write_safetensors
+
+    size = words.words.nbytes / 1e6
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "m.safetensors")
+        write_safetensors(source, words)
+        handle = archive_model(str(source), Path(folder), "operators.4.coder=rans", "operators.1.layout=raster",
+                               f"operators.2.sqnr_db={DECIBELS}")  # fmt: skip
+        back = Path(folder, "back.safetensors")
+        taken = median_seconds(lambda: restore(handle.url, str(back)), REPEATS)
+        if not back.read_bytes().endswith(words.words.tobytes()):
+            raise AssertionError("the restored bytes differ")
+        total = 100 * sum(handle.manifest.levels.values()) / 1e6 / size
+        yield f"archive to safetensors, bit-exact, to {total:.1f} %", "", f"{size / taken:.0f}", "MB/s"

@@ -56,13 +56,13 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     kinds = CANDIDATES if encoder and encoder.coder == "auto" else ()
     if len(layouts) == 1 and not kinds:
         return stream, Trials()
-    planes = sample(source)
+    sampled = sample(source)
     measured: dict[str, int] = {}
     best: dict[str, dict[str, CoderKind]] = {}
-    levels = planes
+    levels = sampled
     for layout in layouts:
         chain = tuple(dataclasses.replace(o, layout=layout) if isinstance(o, HilbertMap) else o for o in stream)
-        levels = planes
+        levels = sampled
         for operator in chain:
             if not isinstance(operator, FrameEncode):
                 levels = operator.apply(levels)

@@ -36,6 +36,38 @@ def mp4(tensor: Tensor, level: Level, fps: float = 8.0) -> tuple[bytes, int]:
     return write_mp4(np.stack(frames), fps), len(frames)
 
 
+def chain_mp4(tensor: Tensor, fps: float = 2.0) -> tuple[bytes, int]:
+    """The tensor's first plane through the chain of its archive, one checkpoint a frame, and how many there are.
+
+    Left the values, right how far they have gone from the chain's first, in deviations of the last one's way.
+    """
+    steps, handle = [tensor], tensor.archive
+    while handle.parent is not None:
+        handle = handle.parent
+        if tensor.place.name not in handle.layout.by_name:
+            break
+        steps.insert(0, handle[tensor.place.name])
+    if len(steps) < 2:
+        raise HilbertflowError("has no parent, so there is no chain to show", where=tensor.archive.url,
+                               remedy="leave --chain out")  # fmt: skip
+    side = tensor.archive.layout.side
+    planes = [_first_plane(step, side) for step in steps]
+    ways = [plane - planes[0] for plane in planes]
+    scales = [float(np.sqrt(np.mean(np.square(part, dtype=np.float64)))) or 1.0 for part in (planes[-1], ways[-1])]
+    gap = np.full((side, GAP), 255, np.uint8)
+    frames = [
+        np.hstack([_grey(plane, scales[0], side), gap, _grey(way, scales[1], side)])
+        for plane, way in zip(planes, ways, strict=True)
+    ]
+    return write_mp4(np.stack(frames), fps), len(frames)
+
+
+def _first_plane(tensor: Tensor, side: int) -> npt.NDArray[np.float32]:
+    values = np.concatenate([*_values(tensor, "exact", side * side), np.empty(0, np.float32)])[: side * side]
+    padded = np.pad(values, (0, side * side - len(values)))
+    return np.asarray(np.nan_to_num(padded, posinf=0.0, neginf=0.0), np.float32)
+
+
 def _some(tensor: Tensor, level: Level, most: int) -> list[Picture]:
     side = tensor.archive.layout.side
     frames = list(islice(_frames(tensor, level, side, most), most))

@@ -256,15 +256,21 @@ def rm(
 
 def export(
     url: Url,
-    tensor: Annotated[str, typer.Argument(help="Name of the tensor.")],
-    out: Annotated[str, typer.Argument(help="OUT.png for planes side by side, OUT.mp4 for one plane a frame.")],
+    tensor: Annotated[str, typer.Argument(help="Name of the tensor, or codebook for the tree of a vq archive.")],
+    out: Annotated[
+        str, typer.Argument(help="OUT.png: planes side by side; OUT.mp4: one plane a frame; OUT.svg: the codebook.")
+    ],
     at: Annotated[str, typer.Option("--level", help="A level's number, or exact.")] = "exact",
+    chain: Annotated[bool, typer.Option("--chain", help="A frame for each checkpoint of the archive's chain.")] = False,
 ) -> None:
-    """Look at a tensor's planes: its values along the Hilbert curve, grey is zero."""
+    """Look at a tensor's planes: its values along the Hilbert curve, grey is zero.
+
+    With --chain, its first plane in every checkpoint from the first parent on: values left, what changed right.
+    """
     from pipelines.export import export as write
 
-    planes = write(url, tensor, out, level(at))
-    console.say(f"{out}: {planes} plane{'s' if planes != 1 else ''}")
+    pictures = write(url, tensor, out, level(at), chain=chain)
+    console.say(f"{out}: {pictures} picture{'s' if pictures != 1 else ''}")
 
 
 def _figure(value: float | None, places: int) -> str:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 from operators.errors import HilbertflowError
 from pipelines.bench.local import archive_model
 from pipelines.cli import call
+from pipelines.export import export
 from pipelines.plan import make_plan
 from pipelines.recipe import load
 from pipelines.restore import restore
@@ -155,3 +157,16 @@ def test_what_cannot_be_a_parent(chain: Any, tmp_path: Path) -> None:
         make_plan(load("quickstart-model", [*SETS, source, f"sink.path={tmp_path}", f"parent={lossy.url}"]))
     with pytest.raises(HilbertflowError, match="a collection has no parent"):
         load("vectors", [f"source.path={__file__}", f"parent={made[0].url}"], inputs=False)
+
+
+def test_a_chain_as_a_video(chain: Any, tmp_path: Path) -> None:
+    _, _, made = chain
+    out = str(tmp_path / "chain.mp4")
+    assert export(made[2].url, "layer.0.attention.weight", out, chain=True) == 3
+    with av.open(out) as file:
+        frames = [frame.to_ndarray(format="gray").astype(int) for frame in file.decode(video=0)]
+    right = [frame[:, 72:] - 128 for frame in frames]  # how far from the first: nothing, something, more
+    spread = [float(np.abs(part).mean()) for part in right]
+    assert spread[0] < 2 < spread[1] < spread[2]
+    with pytest.raises(HilbertflowError, match="no chain"):
+        export(made[0].url, "layer.0.attention.weight", out, chain=True)

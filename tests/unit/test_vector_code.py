@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from operators.errors import HilbertflowError
 from operators.vector_code import in_place, sorted_layers
 from pipelines.bench.local import archive_with
+from pipelines.export import export
 from pipelines.plan import make_plan
 from pipelines.recipe import parse
 from storage import archive
@@ -104,3 +106,12 @@ def test_what_cannot_be_asked(model: ModelArchive, tmp_path: Path, tensors: Any,
     save_file(tensors, tmp_path / "m.safetensors")
     with pytest.raises(HilbertflowError, match=what):
         make_plan(recipe(str(tmp_path / "m.safetensors"), str(tmp_path), **change))
+
+
+def test_the_tree_as_a_picture(model: ModelArchive, tmp_path: Path) -> None:
+    assert export(model.url, "codebook", str(tmp_path / "tree.svg")) == 1
+    drawn = ElementTree.parse(tmp_path / "tree.svg").getroot()
+    boxes = [item for item in drawn if item.tag.endswith("rect")]
+    assert len(boxes) == 1 + 16 + 64 + 256
+    with pytest.raises(HilbertflowError, match="only the codebook"):
+        export(model.url, "a.weight", str(tmp_path / "tree.svg"))

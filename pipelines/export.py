@@ -17,7 +17,8 @@ def export(url: str, name: str, out: str, level: Level = "exact", fps: float = 8
 
     ``.png`` tiles the first 64 planes, ``.mp4`` (H.264, played by browsers) shows one plane a frame, at most 2,048;
     with ``chain`` its first plane in every checkpoint of the archive's chain. Each plane holds side² consecutive values
-    along the Hilbert curve, so that what is near in the tensor is near in the picture; grey is zero. ``.svg`` with the name ``codebook`` draws the tree of an archive that a vector codebook made.
+    along the Hilbert curve, so that what is near in the tensor is near in the picture; grey is zero. ``.svg`` with the
+    name ``codebook`` draws the tree of an archive that a vector codebook made.
     """
     handle = archive.open(url)
     if not isinstance(handle, ModelArchive):

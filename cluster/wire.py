@@ -47,6 +47,10 @@ class SearchOptions(BaseModel):
         default=None, max_length=4096, examples=['package == "numpy" and lines > 20'],
         description="Only rows whose metadata match: comparisons, and, or, not, in.",
     )  # fmt: skip
+    radius: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, examples=[0.8],
+        description="Only rows of at least this similarity (ip, cosine), or within this squared distance (l2).",
+    )  # fmt: skip
     nprobe: Whole | None = Field(default=None, le=1_000_000, description="Inverted lists read (tiers ivfpq and cold).")
     ef: Whole | None = Field(default=None, le=1_000_000, description="Width of the graph search (tier hnsw).")
     refine: Whole | None = Field(
@@ -64,7 +68,7 @@ class SearchOptions(BaseModel):
 
     def query(self) -> Query:
         """As the engine takes it; raises `HilbertflowError`."""
-        settings = {"nprobe": self.nprobe, "ef": self.ef, "refine": self.refine, "level": self.level}
+        settings = {name: getattr(self, name) for name in ("radius", "nprobe", "ef", "refine", "level")}
         return Query.of(self.k, self.tier, self.filter, {name: v for name, v in settings.items() if v is not None})
 
 
@@ -162,7 +166,7 @@ def json_model(kind: type[M], body: bytes) -> M:
 
 def _options(given: Mapping[str, str]) -> SearchOptions:
     body: dict[str, Any] = dict(given)
-    for name in ("k", "nprobe", "ef", "refine", "version"):
+    for name in ("k", "nprobe", "ef", "refine", "level", "version"):
         if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
             body[name] = int(body[name][:20])
     try:

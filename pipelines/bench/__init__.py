@@ -1,9 +1,11 @@
 """Figures: every number the project claims comes out of ``hilbertflow bench NAME``, beside peers and controls."""
 
 MODULES = {
-    "weights": "pipelines.bench.weights",
-    "memory": "pipelines.bench.memory",
     "lineage": "pipelines.bench.lineage",
+    "memory": "pipelines.bench.memory",
     "search": "pipelines.bench.search",
+    "serve": "pipelines.bench.serve",
+    "soak": "pipelines.bench.soak",
+    "weights": "pipelines.bench.weights",
 }
 """The module of each benchmark; its ``run(quick)`` gives the tables, ``run(quick, plots)`` draws into a folder too."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from fastapi.testclient import TestClient
-from safetensors.numpy import load, save_file
+from safetensors.numpy import load
 
 from cluster.api import build_api
 from cluster.auth import Keys, new_key
@@ -20,51 +18,17 @@ from cluster.models import ModelService
 from cluster.problems import Refused
 from cluster.services import Services
 from operators.errors import HilbertflowError
-from pipelines.plan import make_plan
-from pipelines.recipe import Recipe
-from storage.spec import open_for_writing
-from storage.writer import finish, write_unit
-
-Arrays = dict[str, npt.NDArray[np.generic]]
+from tests.archived_model import Arrays, archived_model, small_tensors
 
 
 @pytest.fixture(scope="module")
 def source() -> Arrays:
-    """A large tensor, a half-precision one, a small one, integers, a scalar, a name with a slash."""
-    random = np.random.default_rng(5)
-    return {
-        "layer.0.weight": random.standard_normal((300, 128)).astype(np.float32),
-        "layer.1.weight": (random.standard_normal((200, 64)) / 7).astype(np.float16),
-        "blocks/0/bias": random.standard_normal(64).astype(np.float32),
-        "positions": np.arange(12, dtype=np.int64).reshape(4, 3),
-        "scale": np.array(0.5, np.float32),
-    }
+    return small_tensors()
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, source: Arrays) -> ModelService:
-    """The tensors, archived."""
-    root = tmp_path_factory.mktemp("models")
-    save_file(source, root / "m.safetensors")
-    body = {
-        "name": "small",
-        "source": {"kind": "checkpoint", "path": str(root / "m.safetensors")},
-        "operators": [
-            {"kind": "hilbert_map", "side": 64}, {"kind": "quantize", "method": "uniform", "sqnr_db": 20},
-            {"kind": "layerize"}, {"kind": "frame_encode", "coder": "rans"},
-        ],
-        "sink": {"path": str(root / "archives"), "name": "small"},
-    }  # fmt: skip
-    recipe = Recipe.model_validate_json(json.dumps(body))
-    plan = make_plan(recipe)
-    open_for_writing(plan.spec)
-    for unit in range(plan.source.units):
-        batch = plan.source.read(unit)
-        for operator in plan.operators:
-            batch = operator.apply(batch)
-        write_unit(plan.spec, batch)
-    finish(plan.spec, plan.extra)
-    return ModelService.open("small", plan.spec.url)
+def service(tmp_path_factory: pytest.TempPathFactory) -> ModelService:
+    return ModelService.open("small", archived_model(tmp_path_factory.mktemp("models")))
 
 
 @pytest.fixture

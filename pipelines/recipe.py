@@ -72,12 +72,12 @@ class CheckpointSource(Part):
 
 
 class VectorsSource(Part):
-    """Rows of vectors: one .npy or Parquet file, or a directory of either."""
+    """Rows of vectors: one file of npy, npz, Parquet, Arrow, HDF5, Zarr, JSONL, fvecs, safetensors, or a folder."""
 
     kind: Literal["vectors"] = "vectors"
     path: Text = Field(description="file or directory, local or a URL")
-    column: Text = Field("vector", description="Parquet: the column that holds the vectors")
-    id_column: Text | None = Field(None, description="Parquet: the column of row ids; left out, rows are numbered")
+    column: Text = Field("vector", description="column, array, dataset or tensor of the vectors")
+    id_column: Text | None = Field(None, description="column or dataset of ids; left out, 'id' if there is one")
     metric: Literal["ip", "l2", "cosine"] = Field("ip", description="how rows are compared when searched")
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from operators.encode import TextEncoder
     from storage.collection import CollectionArchive
 
-LINE_COLUMNS = ("first_line", "text", "title", "name", "path")
+LINE_COLUMNS = ("first_line", "text", "text_", "title", "name", "path")
 """Metadata columns that say in words what a row is, best first."""
 
 
@@ -236,4 +236,4 @@ def print_explained(told: dict[str, Any]) -> None:
 def said(metadata: pa.Table) -> tuple[str, list[str]]:
     """The heading of the column that says in words what rows are, and those words; empty where there is none."""
     line = next((name for name in LINE_COLUMNS if name in metadata.column_names), "")
-    return line.replace("_", " "), metadata.column(line).to_pylist() if line else [""] * metadata.num_rows
+    return line.replace("_", " ").strip(), metadata.column(line).to_pylist() if line else [""] * metadata.num_rows

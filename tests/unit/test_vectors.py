@@ -150,6 +150,27 @@ def test_narrow_types_are_exact(tmp_path: Path, dtype: Any, suffix: str) -> None
     np.testing.assert_array_equal(rows, values.astype(np.float32).reshape(-1))
 
 
+@pytest.mark.parametrize(("suffix", "dtype"), [("bvecs", np.uint8), ("ivecs", np.int32), ("fvecs", np.float32)])
+def test_texmex_files_of_every_type(tmp_path: Path, suffix: str, dtype: Any) -> None:
+    values = np.random.default_rng(1).integers(0, 256, (300, D)).astype(dtype)
+    (tmp_path / f"x.{suffix}").write_bytes(vecs(values))
+    rows = open_vectors(str(tmp_path / f"x.{suffix}"))
+    assert (rows.count, rows.dim) == (300, D)
+    got = rows.read(7, 290)["vector"].combine_chunks().flatten().to_numpy().reshape(-1, D)
+    np.testing.assert_array_equal(got, values[7:290].astype(np.float32))
+
+
+def test_an_ann_benchmarks_file(tmp_path: Path) -> None:
+    """Its rows are ``train``; the queries are asked for by name, and the neighbours are not mistaken for vectors."""
+    path, queries = tmp_path / "set.hdf5", VALUES[:9] + 1
+    near = np.zeros((9, 100), np.int32)
+    hdf5(path, train=VALUES, test=queries, neighbors=near, distances=near.astype(np.float32))
+    assert open_vectors(str(path)).count == N
+    rows = open_vectors(str(path), column="test").read(0, 9)
+    np.testing.assert_array_equal(rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, D), queries)
+    assert rows["id"].to_pylist() == [str(i) for i in range(9)]
+
+
 def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
     for part in range(3):
         np.save(tmp_path / f"part-{part}.npy", VALUES[part * 300 : part * 300 + 300])

@@ -220,7 +220,7 @@ def _settled(
     lengths = np.einsum("ij,ij->i", sample, sample, dtype=np.float64)
     found = Klt(
         mean=np.zeros(sample.shape[1], np.int32), axes=axes, bits=bits.astype(np.uint8),
-        deviation=deviation.astype(np.float32), spread=spread.astype(np.float32),
+        deviation=np.minimum(deviation, _LARGEST).astype(np.float32), spread=spread.astype(np.float32),
         shift=0, unit=bool(np.abs(lengths - 1).max() < 1e-4),
     )  # fmt: skip
     shift = found.limit.bit_length() - 1 - 2 - int(np.ceil(np.log2(largest)))
@@ -247,11 +247,11 @@ def _spread(centred: F64, axes: F64, deviation: F64, seed: int) -> F32:
     turned = (pool / scale @ axes.T).astype(np.float32)
     near = min(_NEAR, len(pool) - 1)
     if near < 1:
-        return np.asarray(deviation, np.float32)
+        return np.asarray(np.minimum(deviation, _LARGEST), np.float32)
     anchors = turned[: min(_ANCHORS, len(turned))]
     score = anchors @ turned.T - 0.5 * np.einsum("ij,ij->i", turned, turned)
     np.fill_diagonal(score, -np.inf)
     nearest = np.argpartition(score, score.shape[1] - near, axis=1)[:, -near:]
     difference = turned[nearest] - anchors[:, None]
     spread = scale * np.sqrt(np.mean(np.square(difference, dtype=np.float64), axis=(0, 1)))
-    return np.asarray(np.clip(spread, 1e-3 * deviation, 2 * deviation), np.float32)
+    return np.asarray(np.clip(spread, 1e-3 * deviation, np.minimum(2 * deviation, _LARGEST)), np.float32)

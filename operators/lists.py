@@ -55,7 +55,8 @@ def nearest(rows: F32, centroids: F32, count: int = 1) -> I32:
     half = 0.5 * np.einsum("ij,ij->i", centroids, centroids)
     out = np.empty((len(rows), count), np.int32)
     for start in range(0, len(rows), _BLOCK):
-        score = rows[start : start + _BLOCK] @ centroids.T - half
+        with np.errstate(over="ignore", invalid="ignore"):  # rows near the end of float32 may lie in any list
+            score = rows[start : start + _BLOCK] @ centroids.T - half
         if count == 1:
             out[start : start + _BLOCK, 0] = score.argmax(axis=1)
             continue

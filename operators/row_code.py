@@ -118,14 +118,14 @@ class TrainedRowCoding(RowCoding):
             ]  # fmt: skip
         out["crc"] = [google_crc32c.value(rows[a:b].tobytes()) for a, b in zip(begin, ends, strict=True)]
         centres = code.centres[mine if mine is not None else np.zeros(len(rows), np.int32)]
-        out["residual"] = _sums(np.square(rows - centres, dtype=np.float64).sum(axis=1), begin)
+        out["residual"] = _sums(np.square(rows.astype(np.float64) - centres).sum(axis=1), begin)
         energy = np.square(rows, dtype=np.float64).sum(axis=1)
         out["energy"] = _sums(energy, begin)
         for level in range(code.depth):
             decoded = code.decode({f"level{k}": levels[f"level{k}"] for k in range(level + 1)}, mine)
             length = np.sqrt(energy * np.square(decoded, dtype=np.float64).sum(axis=1))
             product = np.einsum("ij,ij->i", rows, decoded, dtype=np.float64)
-            out[f"error{level}"] = _sums(np.square(decoded - rows, dtype=np.float64).sum(axis=1), begin)
+            out[f"error{level}"] = _sums(np.square(decoded.astype(np.float64) - rows).sum(axis=1), begin)
             out[f"cosine{level}"] = _sums(np.where(length > 0, product / np.maximum(length, 1e-300), 1.0), begin)
         return out
 

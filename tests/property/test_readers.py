@@ -26,11 +26,11 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from operators import pictures
 from operators.errors import HilbertflowError
 from storage import python_scan
 from storage.checkpoint import open_checkpoint
 from storage.document_text import Unreadable, chunks, document_text
-from storage.documents import _check_image
 from storage.vectors import open_vectors
 from tests.fixtures import block_tensors, gguf_text, odd_tensors, write_gguf, write_safetensors
 
@@ -197,10 +197,7 @@ def consume_document(path: Path) -> None:
 
 
 def consume_image(path: Path) -> None:
-    try:
-        _check_image(path.read_bytes())
-    except Unreadable as error:
-        raise HilbertflowError(str(error), where=str(path)) from error
+    pictures.check(path.read_bytes(), str(path))
 
 
 # name -> suffix, maker of a valid file, what reads it

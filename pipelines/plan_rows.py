@@ -29,7 +29,7 @@ from storage.documents import FolderRows
 from storage.fs import Location
 from storage.references import local_url
 from storage.row_units import RowUnits
-from storage.rows import RowSource
+from storage.rows import RowSource, content_digest
 from storage.scratch import EmbeddedRows, EmbeddedWriter, SortedWriter, gather, segment_edges
 from storage.spec import ArchiveSpec, ArraySpec
 
@@ -62,6 +62,7 @@ def collection_plan(recipe: Recipe) -> Plan:
         "rows": source.count, "dim": dim, "block": blocks.rows, "per_unit": per_unit, "metric": recipe.source.metric,
         "order": blocks.order, "lists": blocks.lists, "depth": len(only(recipe, RowCoding).bits),
         "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
+        "encoder_digest": _encoder_digest(operators),
     }  # fmt: skip
     units = RowUnits(source, per_unit * blocks.rows)
     spec = archive_spec(recipe, source.fingerprint, attributes, (), units.units)
@@ -161,6 +162,12 @@ def _embedding_dim(recipe: Recipe) -> int:
     if isinstance(recipe.source, ImagesSource) and not encoder.takes_pictures:
         raise HilbertflowError("this model takes no pictures", where=embed.model, remedy="name a CLIP model directory")
     return encoder.dim
+
+
+def _encoder_digest(operators: tuple[Operator, ...]) -> str:
+    """SHA-256 of the model's files: rows that two models embedded are not to be compared. Empty without a model."""
+    embed = next((o for o in operators if isinstance(o, Embed)), None)
+    return content_digest("encoder", [Location(embed.model)]) if embed is not None else ""
 
 
 def _located(embed: Embed) -> Embed:

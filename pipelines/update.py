@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from operators.embed import Embed
+from operators.errors import HilbertflowError
 from pipelines.plan import Pass, Plan, only_of
 from pipelines.plan_rows import EMBEDDED_TOGETHER
 from storage import archive
@@ -26,11 +27,21 @@ def is_folder(plan: Plan) -> bool:
 
 
 def changes_of(plan: Plan) -> FolderChanges | None:
-    """What the folder has that its finished collection has not; None where the source is no folder."""
+    """What the folder has that its finished collection has not; None where the source is no folder.
+
+    Raises when the model's files are not those that embedded the collection.
+    """
     folder = _folder(plan)
     if folder is None:
         return None
-    return folder_changes(folder, RowLog(archive.open_exactly(plan.spec.url)).view)
+    collection = archive.open_exactly(plan.spec.url)
+    told = collection.attributes.get("encoder_digest")
+    if told and told != plan.spec.attributes["encoder_digest"]:
+        raise HilbertflowError(
+            "was embedded by another model than lies there now", where=collection.url,
+            remedy="set sink.name to another one: vectors of two models do not mix",
+        )  # fmt: skip
+    return folder_changes(folder, RowLog(collection).view)
 
 
 def bring_up_to_date(plan: Plan, changes: FolderChanges, carry_out: Callable[[Pass], None]) -> None:

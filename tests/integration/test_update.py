@@ -107,6 +107,16 @@ def test_another_recipe_is_still_refused(folder: Path, tmp_path: Path) -> None:
         run_here(recipe(folder, tmp_path, "source.words=30"))
 
 
+def test_a_model_that_has_changed_is_refused(folder: Path, tmp_path: Path) -> None:
+    run_here(recipe(folder, tmp_path))
+    weights = tmp_path / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(HilbertflowError, match="embedded by another model"):
+        run_here(recipe(folder, tmp_path))
+
+
 def test_through_ray_and_the_command_line(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,7 +149,7 @@ class Cold:
         for number, names in enumerate(steps):
             union = np.unique(np.concatenate(mine))
             wanted = {name: union for name in names if code.width(name)}
-            held = self._deepened(held, union, self.collection.fetch(wanted, self.gap))
+            held = self._deepened(held, union, self._fetch(wanted))
             found = self._scores(held, queries, turned, number == len(steps) - 1)
             by_step.append(len(held.rows))
             if number == len(steps) - 1:
@@ -161,6 +161,10 @@ class Cold:
             keep = max(refine if number == 0 else KEPT, 1) * k
             mine = [self._narrowed(held, found[:, q], chunks, matches, keep) for q, chunks in enumerate(mine)]
         raise AssertionError("a plan has a last step")
+
+    def _fetch(self, wanted: Mapping[str, I64]) -> dict[str, list[bytes]]:
+        """Chunks of arrays by name, in one round of requests."""
+        return self.collection.fetch(wanted, self.gap)
 
     def _chunks_of(self, lists: I64, matches: I64 | None) -> I64:
         """Chunks of lists that hold any row which may be answered."""

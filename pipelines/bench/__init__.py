@@ -1,6 +1,7 @@
 """Figures: every number the project claims comes out of ``hilbertflow bench NAME``, beside peers and controls."""
 
 MODULES = {
+    "cold": "pipelines.bench.cold",
     "lineage": "pipelines.bench.lineage",
     "memory": "pipelines.bench.memory",
     "search": "pipelines.bench.search",

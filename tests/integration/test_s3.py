@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from operators.errors import HilbertflowError
+from pipelines.bench.s3_server import WEED, server
 from storage import range_reads
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
 from tests.integration.test_collection import cli, truth
-from tests.s3 import WEED, server
 
 ROOT = "s3://archives/root"
 

@@ -41,6 +41,7 @@ GROUP = 16
 STEPS = 3
 KEPT = 2  # candidates of the last step, as a multiple of k
 GAP = 4096
+HELD_IDS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,33 @@ class Cold:
 
     def __init__(self, collection: CollectionArchive, tuned: Overrides | None = None, gap: int = GAP) -> None:
         self.collection, self.tuned, self.gap = collection, tuned or Overrides(), gap
+        self._frames: dict[int, bytes] = {}
 
     def open(self) -> None:
         """Read what every search needs: done by the first one otherwise."""
-        _ = self._lists
+        _ = self._lists, self._all_ids
+
+    def ids(self, rows: I64) -> list[str] | None:
+        """Ids of rows that the last search found; None where an archive has none by chunk, or of other rows."""
+        chunks = self.collection.chunks.chunk_of(rows)
+        if any(chunk not in self._frames for chunk in chunks.tolist()):
+            return None
+        first = self.collection.chunks.first_row
+        frames = {
+            chunk: self.collection.chunk_ids(self._frames[chunk], int(first[chunk + 1] - first[chunk]))
+            for chunk in set(chunks.tolist())
+        }
+        return [frames[chunk][row - first[chunk]] for chunk, row in zip(chunks.tolist(), rows.tolist(), strict=True)]
+
+    @cached_property
+    def _all_ids(self) -> bool:
+        """Whether the ids of all rows are held: a few megabytes are read when opening, more come with each answer."""
+        table = self.collection.chunks
+        small = "ids" in table.sizes and int(table.sizes["ids"].sum(dtype=np.int64)) <= HELD_IDS
+        if small:
+            every = np.arange(table.chunks)
+            self._frames = dict(zip(every.tolist(), self._fetch({"ids": every})["ids"], strict=True))
+        return small
 
     @cached_property
     def _scan(self) -> RowScan:
@@ -121,6 +145,7 @@ class Cold:
         this process answers for, by default all; lists are divided by their first row.
         """
         settings, table = self.settings(asked, k), self.collection.chunks
+        frames: dict[int, bytes] = {}
         counts = probing.eligible(table.borders, matches)
         if span is not None:
             counts[(table.borders[:-1] < span[0]) | (table.borders[:-1] >= span[1])] = 0
@@ -129,12 +154,14 @@ class Cold:
         efforts = []
         for at in range(0, len(queries) if width else 0, GROUP):
             part = slice(at, at + GROUP)
-            scores[part], rows[part], effort = self._group(queries[part], width, settings, counts, matches)
+            scores[part], rows[part], effort = self._group(queries[part], width, settings, counts, matches, frames)
             efforts.append(effort)
+        if not self._all_ids:
+            self._frames = frames
         return scores, rows, _sum(efforts)
 
     def _group(
-        self, queries: F32, k: int, settings: Overrides, counts: I64, matches: I64 | None
+        self, queries: F32, k: int, settings: Overrides, counts: I64, matches: I64 | None, frames: dict[int, bytes]
     ) -> tuple[F32, I64, Effort]:
         nprobe, refine, level = settings.nprobe or 1, settings.refine or 1, settings.level or 0
         code, before, turned = self.collection.code, self._traffic(), self._scan.turn(queries)
@@ -149,15 +176,21 @@ class Cold:
         for number, names in enumerate(steps):
             union = np.unique(np.concatenate(mine))
             wanted = {name: union for name in names if code.width(name)}
-            held = self._deepened(held, union, self._fetch(wanted))
-            found = self._scores(held, queries, turned, number == len(steps) - 1)
+            last = number == len(steps) - 1
+            if last and not self._all_ids and "ids" in self.collection.chunks.sizes:
+                wanted["ids"] = union
+            fetched = self._fetch(wanted)
+            if "ids" in fetched:
+                frames.update(zip(union.tolist(), fetched.pop("ids"), strict=True))
+            held = self._deepened(held, union, fetched)
+            found = self._scores(held, queries, turned)
             by_step.append(len(held.rows))
-            if number == len(steps) - 1:
+            if last:
                 requests, read = np.subtract(self._traffic(), before).tolist()
                 rows = sum(int(counts[lists].sum()) for lists in probed)
                 effort = Effort(sum(map(len, probed)), rows, len(steps), requests, read,
                                 _level_name(level, code.depth), tuple(by_step))  # fmt: skip
-                return *self._best(held, found, mine, matches, k), effort
+                return *self._best(held, found, turned, mine, matches, k), effort
             keep = max(refine if number == 0 else KEPT, 1) * k
             mine = [self._narrowed(held, found[:, q], chunks, matches, keep) for q, chunks in enumerate(mine)]
         raise AssertionError("a plan has a last step")
@@ -199,10 +232,10 @@ class Cold:
                 self._scan.add(held.total, int(name[5:]), symbols)
         return held
 
-    def _scores(self, held: _Held, queries: F32, turned: Turned, last: bool) -> F32:
+    def _scores(self, held: _Held, queries: F32, turned: Turned) -> F32:
         """(n, q), more is nearer: exact where the rows are."""
         if "exact" not in held.symbols:
-            return self._scan.scores(held.total, turned, precise=last and "level1" in held.symbols)
+            return self._scan.scores(held.total, turned)
         vectors = prepared(self._vectors(held), self.collection.metric)
         which, row = np.divmod(np.arange(len(queries) * len(vectors)), len(vectors))
         scores = pair_scores(queries[which], vectors[row], self.collection.metric)
@@ -233,13 +266,18 @@ class Cold:
             index = index[np.argpartition(near, len(near) - keep)[len(near) - keep :]]
         return np.unique(held.chunk[index])
 
-    def _best(self, held: _Held, found: F32, mine: Sequence[I64], matches: I64 | None, k: int) -> tuple[F32, I64]:
+    def _best(
+        self, held: _Held, found: F32, turned: Turned, mine: Sequence[I64], matches: I64 | None, k: int
+    ) -> tuple[F32, I64]:
         scores = np.zeros((len(mine), k), np.float32)
         rows = np.full((len(mine), k), NO_ROW, np.int64)
         sign = 1 if similarity(self.collection.metric) else -1
         for q, chunks in enumerate(mine):
             index = _members(held, chunks, matches)
             near = found[index, q]
+            if "exact" not in held.symbols:  # the best few once more, by their precise lengths
+                index = index[np.argsort(-near, kind="stable")[: KEPT * k]]
+                near = self._scan.scores(held.total[index], turned.take(slice(q, q + 1)), precise=True)[:, 0]
             order = np.lexsort((held.rows[index], -near))[:k]
             rows[q, : len(order)], scores[q, : len(order)] = held.rows[index[order]], sign * near[order]
         return scores, rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from cluster.results import NO_ROW
 from cluster.vectors import I64
 from storage.collection import CollectionArchive
 from storage.rowlog import View
+
+Known = Callable[[I64], list[str] | None]
 
 KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
 
@@ -23,17 +26,32 @@ class Ids:
         self._collection, self._lock = collection, threading.Lock()
         self._column: pa.Array | None = None
 
-    def of(self, rows: I64, view: View | None = None) -> npt.NDArray[np.object_]:
-        """Ids in the shape of `rows`, which `view` may continue beyond the archive; None where there is no row."""
+    def of(self, rows: I64, view: View | None = None, known: Known | None = None) -> npt.NDArray[np.object_]:
+        """Ids in the shape of `rows`, which `view` may continue beyond the archive; None where there is no row.
+
+        known: tells the ids of rows where they have been read already, and else None.
+        """
         late = rows >= self._collection.count
+        if self._column is None and known is not None:
+            own = (rows != NO_ROW) & ~late
+            names = known(rows[own])
+            if names is not None:
+                ids: npt.NDArray[np.object_] = np.full(rows.shape, None, object)
+                ids[own] = names
+                return self._with_late(ids, rows, late, view)
         flat = np.where((rows == NO_ROW) | late, 0, rows).reshape(-1)
         if self._collection.count <= KEPT_ROWS:
             found = self._kept().take(pa.array(flat))
         else:
             distinct, back = np.unique(flat, return_inverse=True)
             found = self._collection.metadata(distinct).column("id").take(pa.array(back)).combine_chunks()
-        ids: npt.NDArray[np.object_] = found.to_numpy(zero_copy_only=False).astype(object).reshape(rows.shape)
+        ids = found.to_numpy(zero_copy_only=False).astype(object).reshape(rows.shape)
         ids[rows == NO_ROW] = None
+        return self._with_late(ids, rows, late, view)
+
+    def _with_late(
+        self, ids: npt.NDArray[np.object_], rows: I64, late: npt.NDArray[np.bool_], view: View | None
+    ) -> npt.NDArray[np.object_]:
         if view is not None and late.any():
             ids[late] = view.ids.take(pa.array(rows[late] - self._collection.count)).to_pylist()
         return ids

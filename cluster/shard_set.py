@@ -114,7 +114,7 @@ class ShardSet:
 
     def ids(self, rows: I64) -> npt.NDArray[np.object_]:
         """Ids in the shape of `rows`, of the archive and of the log; None where there is no row."""
-        return self._ids.of(rows, self.view)
+        return self._ids.of(rows, self.view, self._cold.ids if "cold" in self._shards else None)
 
     def metadata(self, rows: I64) -> pa.Table:
         """Ids and metadata of rows of either kind, in this order."""

@@ -55,6 +55,11 @@ class RowScan:
         return np.asarray(np.ldexp(self.code.klt.basis, -AXIS))
 
     @cached_property
+    def _parts(self) -> tuple[F32, F32]:
+        """Axes (r, d) and mean (d,) in single precision."""
+        return np.ascontiguousarray(self._axes, np.float32), self._mean.astype(np.float32)
+
+    @cached_property
     def _mean(self) -> npt.NDArray[np.float64]:
         return np.asarray(np.ldexp(self.code.klt.mean.astype(np.float64), -self.code.klt.shift))
 
@@ -81,9 +86,10 @@ class RowScan:
 
     def turn(self, queries: F32) -> Turned:
         """Queries (q, d) float32 in the domain of the coefficients."""
-        wide = queries.astype(np.float64)
-        return Turned((wide @ self._axes.T).astype(np.float32), (wide @ self._mean).astype(np.float32),
-                      np.einsum("ij,ij->i", wide, wide).astype(np.float32))  # fmt: skip
+        axes, mean = self._parts
+        turned = np.empty((len(axes), len(queries)), np.float32)
+        _products(axes, queries, np.zeros_like(mean), mean, np.float32(0), turned, np.empty(len(axes), np.float32))
+        return Turned(np.ascontiguousarray(turned.T), queries @ mean, np.einsum("ij,ij->i", queries, queries))
 
     def add(self, total: F32, level: int, symbols: npt.NDArray[np.int16]) -> None:
         """Add a level's symbols (n, c) to coefficients (n, r), which begin as those of the rows' centroids."""
@@ -94,7 +100,7 @@ class RowScan:
         """(n, q) float32, more is nearer, of coefficients (n, r).
 
         The stored axes are not quite at right angles. ``precise`` takes that into account in the lengths of the rows,
-        which costs as much as decoding them; it matters for fine levels only.
+        which costs as much as decoding them; it matters for fine levels and the best few rows only.
         """
         lengths, at_mean, mean = self._lengths
         out = np.empty((len(total), len(queries.turned)), np.float32)
@@ -102,8 +108,7 @@ class RowScan:
         _products(total, queries.turned, lengths, 2 * at_mean, np.float32(mean), out, squares)
         out += queries.at_mean
         if precise:
-            rows = total @ self._axes.astype(np.float32) + self._mean.astype(np.float32)
-            squares = np.einsum("ij,ij->i", rows, rows)
+            _squares(total, *self._parts, squares)
         if self.code.klt.unit:
             out /= np.sqrt(np.maximum(squares, 1e-12))[:, None]
             squares = np.ones_like(squares)
@@ -135,3 +140,17 @@ def _products(total, queries, lengths, linear, constant, out, squares):  # type:
             for j in range(row.size):
                 product += row[j] * query[j]
             out[i, q] = product
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _squares(total, axes, mean, out):  # type: ignore[no-untyped-def]
+    """Squared lengths of the rows with these coefficients. A BLAS would start threads for it, and wait for them."""
+    for i in range(total.shape[0]):
+        row = mean.copy()
+        for j in range(axes.shape[0]):
+            for d in range(row.size):
+                row[d] += total[i, j] * axes[j, d]
+        length = np.float32(0)
+        for d in range(row.size):
+            length += row[d] * row[d]
+        out[i] = length

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.cold import Cold
+from cluster.cold import Cold, usual_nprobe
 from cluster.engine import SearchEngine
 from cluster.index_kind import Overrides
 from operators import lists
@@ -78,9 +78,9 @@ def _data(quick: bool) -> Dataset:
 
 def _ladder(collection: CollectionArchive, quick: bool) -> list[Setting]:
     """Every level at one number of lists, then from cheap to thorough."""
-    many, depth = len(collection.borders) - 1, collection.code.depth
-    shares = (0.02, 0.045, 0.09) if quick else (0.01, 0.02, 0.03, 0.04, 0.045, 0.05, 0.06, 0.09)
-    probes = sorted({max(1, round(many * share)) for share in shares})
+    usual, depth = usual_nprobe(len(collection.borders) - 1), collection.code.depth
+    shares = (0.5, 1.0, 2.0) if quick else (0.2, 0.4, 0.7, 0.85, 1.0, 1.2, 2.0)
+    probes = sorted({max(1, round(usual * share)) for share in shares})
     refines = (8,) if quick else (5, 8, 12)
     others = [level for level in range(depth + 1) if level != depth - 1]
     coarse = [{"nprobe": probes[len(probes) // 2], "refine": 8, "level": level} for level in others]

@@ -28,15 +28,16 @@ def available() -> bool:
 def built(folder: Path, vectors: F32, metric: str, quick: bool = False) -> dict[str, str]:
     """Tables by name, and what index each has; made when they are not there yet.
 
-    As many partitions as the square root of the rows, which is what LanceDB advises, and three times that, which reads
-    fewer bytes; a product quantizer of a byte for four dimensions, since its default of one for sixteen needs so many
-    candidates for the recall asked for that it reads more.
+    As many partitions as the square root of the rows, and one for 256 rows, more than which LanceDB does not make. A
+    product quantizer of a byte for four dimensions: its default of one for sixteen needs so many candidates for the
+    recall asked for that it reads more.
     """
     from lancedb.index import IvfPq, IvfRq
 
-    few = max(16, round(len(vectors) ** 0.5))
+    most = max(1, len(vectors) // 256)
+    few = min(most, round(len(vectors) ** 0.5))
     kinds: dict[str, tuple[str, Any]] = {}
-    for parts in (few,) if quick else (few, 3 * few):
+    for parts in dict.fromkeys((few,) if quick else (few, most)):
         options: dict[str, Any] = {"distance_type": DISTANCE[metric], "num_partitions": parts}
         kinds[f"pq{parts}"] = f"IVF_PQ, {parts} partitions", IvfPq(num_sub_vectors=vectors.shape[1] // 4, **options)
         kinds[f"rq{parts}"] = f"IVF_RQ, {parts} partitions", IvfRq(**options)

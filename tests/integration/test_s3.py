@@ -14,6 +14,8 @@ from pipelines.bench.s3_server import WEED, server
 from storage import range_reads
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
+from storage.upkeep import copy
+from tests.collection_fixtures import archive_vectors, clustered
 from tests.integration.test_collection import cli, truth
 
 ROOT = "s3://archives/root"
@@ -67,6 +69,23 @@ def test_many_ranges_at_once(s3: dict[str, str]) -> None:
         place.read_ranges([("none", 0, 4)])
     with pytest.raises(HilbertflowError, match=r"archives/ranges/a.*truncated"):
         place.read_ranges([("a", 0, 4), ("a", 199_999, 200_001)])
+
+
+def test_a_collection_is_searched_where_it_lies(s3: dict[str, str], tmp_path: Path) -> None:
+    fading = np.float32(0.8) ** np.arange(24, dtype=np.float32)
+    values, queries = clustered(5000, 24, centres=200) * fading, clustered(20, 24, seed=5, centres=200) * fading
+    far = copy(Location(archive_vectors(tmp_path, values, "l2")), Location("s3://archives/cold"))
+    engine = SearchEngine.open(far.url)
+    oracle = engine.search(queries, 10, "exact")
+    opened = SearchEngine.open(far.url)
+    found = opened.search(queries, 10, "cold", nprobe=60)
+    told = found.explain
+    assert recall(found, oracle) >= 0.95 and told["rounds"] == 3
+    assert 0 < told["bytes_read"] < oracle.explain["bytes_read"] / 4
+    assert opened.search(queries[:1], 10).explain["tier"] == "exact"  # so few rows are quickly compared
+    far.delete("level1", recursive=True)
+    with pytest.raises(MissingFileError, match="level1"):
+        opened.search(queries[::-1], 10, "cold")
 
 
 def test_wrong_keys_are_one_clear_line(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

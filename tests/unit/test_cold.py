@@ -64,6 +64,16 @@ def test_filters_find_k_rows_whenever_k_match(engine: SearchEngine, share: float
     assert not engine.search(QUERIES, 10, "cold", "size < 0").rows.size
 
 
+def test_ids_of_large_collections_come_with_the_answer(engine: SearchEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = engine.search(QUERIES, 10, "cold")
+    monkeypatch.setattr("cluster.cold.HELD_IDS", 0)
+    other = SearchEngine.open(engine.collection.url)
+    found = other.search(QUERIES, 10, "cold")
+    assert found.ids.tolist() == known.ids.tolist() and found.explain["rounds"] == 3
+    rows = engine.collection.metadata(found.rows.reshape(-1)).column("id").to_pylist()
+    assert found.ids.reshape(-1).tolist() == rows
+
+
 def test_more_rows_than_lists_hold(engine: SearchEngine) -> None:
     found = engine.search(QUERIES[:2], ROWS + 5, "cold", nprobe=1)
     assert found.rows.shape == (2, ROWS) and np.array_equal(np.sort(found.rows[0]), np.arange(ROWS))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cluster.engine import SearchEngine
+from cluster.results import recall
 from operators.errors import HilbertflowError
 from pipelines.bench.s3_server import WEED, server
 from storage import range_reads

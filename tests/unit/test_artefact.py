@@ -130,7 +130,8 @@ def test_row_numbers_and_edges_outside_are_refused(collection: CollectionArchive
     """Numbers that a search would follow out of memory."""
     graph = train(collection, Hnsw())
     index = filled(graph, collection)
-    edges = faiss.rev_swig_ptr(index.hnsw.neighbors.data(), index.hnsw.neighbors.size())
+    walked = faiss.downcast_index(faiss.downcast_index(index.base_index).index)
+    edges = faiss.rev_swig_ptr(walked.hnsw.neighbors.data(), walked.hnsw.neighbors.size())
     edges[5] = ROWS + 7
     with pytest.raises(HilbertflowError, match="outside its rows"):
         check_shard(index, graph.hash, ROWS, DIM, "l2", "x")
@@ -176,12 +177,16 @@ def test_damaged_files_never_kill_the_process(collection: CollectionArchive, kin
 
 
 def test_a_lying_size_does_not_allocate(collection: CollectionArchive) -> None:
-    """A header that claims 2**60 values is refused before memory is asked for."""
-    data = bytearray(bytes(faiss.serialize_index(filled(train(collection, Hnsw()), collection))))
-    at = data.index((ROWS).to_bytes(8, "little"), 40)
-    data[at : at + 8] = (1 << 60).to_bytes(8, "little")
-    with pytest.raises(HilbertflowError):
-        read_index(io.BytesIO(bytes(data)), len(data), "x")
+    """A count of 2**60 in the place of any count of rows is refused before memory is asked for."""
+    graph = train(collection, Hnsw())
+    data, places = bytes(faiss.serialize_index(filled(graph, collection))), 0
+    at = data.find(told := ROWS.to_bytes(8, "little"))
+    while at >= 0:
+        lying = data[:at] + (1 << 60).to_bytes(8, "little") + data[at + 8 :]
+        with pytest.raises(HilbertflowError):
+            check_shard(read_index(io.BytesIO(lying), len(lying), "x"), graph.hash, ROWS, DIM, "l2", "x")
+        at, places = data.find(told, at + 1), places + 1
+    assert places >= 4
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_restore_exact_is_the_source_and_level_0_is_near(
 def test_export_writes_a_picture(capsys: pytest.CaptureFixture[str], model: str, tmp_path: Path) -> None:
     for name, magic in (("a.png", b"\x89PNG"), ("a.mp4", b"ftyp")):
         code, out, _ = call(capsys, "export", model, "layer.0.weight", str(tmp_path / name), "--level", "0")
-        assert code == 0 and "planes" in out
+        assert code == 0 and "picture" in out
         assert magic in (tmp_path / name).read_bytes()[:16]
     code, _, err = call(capsys, "export", model, "layer.0.weigth", str(tmp_path / "b.png"))
     assert code == 1 and "did you mean 'layer.0.weight'" in err

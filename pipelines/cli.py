@@ -36,7 +36,7 @@ COMMANDS = {
         archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
         upkeep.cp, upkeep.gc,
         searching.search, searching.similar,
-        rows.upsert, rows.delete,
+        rows.upsert, rows.delete, rows.compact,
         uses.duplicates, uses.clusters, uses.outliers, uses.recommend,
         archives.export,
         packing.compress, packing.decompress,

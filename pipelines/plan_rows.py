@@ -25,8 +25,10 @@ from pipelines.plan import Pass, Plan, Units, archive_spec, only, only_of
 from pipelines.recipe import CheckpointSource, ImagesSource, Recipe
 from storage import code_arrays
 from storage.chunks import Lists
+from storage.collection_rows import CollectionRows
 from storage.documents import FolderRows
 from storage.fs import Location
+from storage.generations import generation
 from storage.references import local_url
 from storage.row_units import RowUnits
 from storage.rows import RowSource, content_digest
@@ -51,21 +53,27 @@ def collection_plan(recipe: Recipe) -> Plan:
         raise HilbertflowError("the source has no rows", where=recipe.source.path)
     dim = source.dim or _embedding_dim(recipe)
     blocks = only(recipe, RowBlocks).resolved(source.count)
-    if recipe.source.metric == "cosine":
+    metric = recipe.source.metric or getattr(source, "metric", "ip")
+    if metric == "cosine" and getattr(source, "metric", "") != "cosine":  # rows of such a collection have unit length
         blocks = dataclasses.replace(blocks, normalize=True)
     operators = tuple(
-        blocks if isinstance(o, RowBlocks) else _located(o) if isinstance(o, Embed) else o for o in recipe.operators
+        blocks if isinstance(o, RowBlocks) else _located(o) if isinstance(o, Embed) and not source.dim else o
+        for o in recipe.operators
     )
     rows = recipe.compute.rows_per_unit or min(_UNIT_ROWS, _UNIT_BYTES // (4 * dim))
     per_unit = max(1, rows // blocks.rows)
     attributes = {
-        "rows": source.count, "dim": dim, "block": blocks.rows, "per_unit": per_unit, "metric": recipe.source.metric,
+        "rows": source.count, "dim": dim, "block": blocks.rows, "per_unit": per_unit, "metric": metric,
         "order": blocks.order, "lists": blocks.lists, "depth": len(only(recipe, RowCoding).bits),
         "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
         "encoder_digest": _encoder_digest(operators),
     }  # fmt: skip
     units = RowUnits(source, per_unit * blocks.rows)
     spec = archive_spec(recipe, source.fingerprint, attributes, (), units.units)
+    if isinstance(source, CollectionRows):
+        operators = tuple(o for o in operators if not isinstance(o, Embed))  # says how texts were embedded
+        if source.home.url == spec.url:
+            spec = dataclasses.replace(spec, url=generation(source.home, source.version, spec.identity).url)
     return Plan(recipe, units, operators, spec, source_bytes=source.count * dim * 4)
 
 

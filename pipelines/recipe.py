@@ -115,15 +115,30 @@ class ImagesSource(Part):
     metric: Literal["ip", "l2", "cosine"] = "ip"
 
 
+class CollectionSource(Part):
+    """Rows of a collection as they stand: its archive, and what was put in and deleted since.
+
+    With the sink at the same collection it is a compaction: the new archive takes the old one's place when it and its
+    indexes are whole.
+    """
+
+    kind: Literal["collection"] = "collection"
+    path: Text = Field(description="of the collection, a directory or a URL")
+    version: int | None = Field(None, ge=0, description="of its rows; left out, the newest")
+    metric: Literal["ip", "l2", "cosine"] | None = Field(None, description="left out, the collection's own")
+
+
 SOURCES: dict[str, type[Part]] = {
     "checkpoint": CheckpointSource,
     "vectors": VectorsSource,
     "docstrings": DocstringsSource,
     "documents": DocumentsSource,
     "images": ImagesSource,
+    "collection": CollectionSource,
 }
 Source = Annotated[
-    CheckpointSource | VectorsSource | DocstringsSource | DocumentsSource | ImagesSource, Field(discriminator="kind")
+    CheckpointSource | VectorsSource | DocstringsSource | DocumentsSource | ImagesSource | CollectionSource,
+    Field(discriminator="kind"),
 ]
 
 
@@ -284,7 +299,7 @@ def recipe_hash(recipe: Recipe) -> str:
     That is the operators, how the source is read (not where it lies), and the size of a unit; names, the sink, the
     index and the rest of ``compute`` are not in it. The source's content has a fingerprint of its own.
     """
-    source = recipe.source.model_dump(mode="json", exclude={"path"})
+    source = recipe.source.model_dump(mode="json", exclude={"path", "version"})
     sizes = recipe.compute.rows_per_unit if recipe.collection else recipe.compute.planes_per_unit
     said = {
         "schema": SCHEMA_VERSION,

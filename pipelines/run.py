@@ -15,13 +15,15 @@ import ray
 from operators.errors import HilbertflowError
 from pipelines.plan import Pass, Plan, make_plan, prepare
 from pipelines.progress import Reporter, emit
-from pipelines.recipe import Recipe
+from pipelines.recipe import CollectionSource, Recipe
 from pipelines.update import bring_up_to_date, changes_of, is_folder
-from storage import catalog
+from storage import archive, catalog
 from storage import manifest as manifests
 from storage.folder_changes import FolderChanges
 from storage.fs import Location
+from storage.generations import publish, unfinished
 from storage.manifest import Manifest
+from storage.rowlog import GENERATIONS, home_of
 from storage.spec import claim, open_for_writing
 from storage.writer import clear, finish
 
@@ -64,7 +66,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
     """
     from pipelines.graph import execute
 
-    plan = make_plan(recipe)
+    plan = make_plan(resumed(recipe))
     spec, place = plan.spec, Location(plan.spec.url)
     if dry_run:
         return Report(spec.url, None, plan)
@@ -81,6 +83,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
 
                     bring_up_to_date(plan, changes, update)
             indexes = _index(plan, json_log)
+            _publish(plan)
             return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=indexes, changes=changes)
     claim(spec)
     with local_ray(address, _object_store(plan)):
@@ -100,20 +103,25 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         if json_log:
             emit("archived", url=place.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
         indexes = _index(plan, json_log)
+    _publish(plan)
     skipped = reporter.found
     return Report(
         spec.url, manifest, plan, manifest.units - skipped, skipped, reporter.seconds, indexes, reporter.peak_memory
     )
 
 
-def run_here(recipe: Recipe) -> Report:
-    """The same in this process, without Ray, progress or indexes: for small things."""
-    plan = make_plan(recipe)
+def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
+    """The same in this process, without Ray or progress, and without the recipe's indexes unless asked for: for small
+    things.
+    """
+    plan = make_plan(resumed(recipe))
     manifest = _finished(plan)
     if manifest is not None:
+        built = _index(plan, False) if indexes else ()
+        _publish(plan)
         if changes := changes_of(plan):
             bring_up_to_date(plan, changes, _carry_out_here)
-        return Report(plan.spec.url, manifest, plan, skipped=manifest.units, changes=changes)
+        return Report(plan.spec.url, manifest, plan, skipped=manifest.units, indexes=built, changes=changes)
     claim(plan.spec)
     plan = prepare(plan, _carry_out_here)
     open_for_writing(plan.spec)
@@ -121,7 +129,30 @@ def run_here(recipe: Recipe) -> Report:
     _carry_out_here(plan.last)
     manifest = finish(plan.spec, plan.extra)
     catalog.add(Location(recipe.sink.path), manifest)
-    return Report(plan.spec.url, manifest, plan, manifest.units - found, found)
+    built = _index(plan, False) if indexes else ()
+    _publish(plan)
+    return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built)
+
+
+def resumed(recipe: Recipe) -> Recipe:
+    """The recipe; a compaction that an earlier run began goes on at the version where that one was."""
+    source = recipe.source
+    if not isinstance(source, CollectionSource) or source.version is not None:
+        return recipe
+    home = home_of(archive.open(source.path))
+    if home.url != Location(recipe.sink.path).join("collections", recipe.archive_name).url:
+        return recipe
+    for version, identity in unfinished(home):
+        pinned = recipe.model_copy(update={"source": source.model_copy(update={"version": version})})
+        if make_plan(pinned).spec.identity.startswith(identity):
+            return pinned
+    return recipe
+
+
+def _publish(plan: Plan) -> None:
+    """Let a compaction's archive take the place of the one it was made of, now that it is whole."""
+    if f"/{GENERATIONS}/" in plan.spec.url and not publish(Location(plan.spec.url)):
+        raise HilbertflowError("another compaction was faster", where=plan.spec.url, remedy="nothing is left to do")
 
 
 def _carry_out_here(step: Pass) -> None:

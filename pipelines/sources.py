@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from operators.errors import HilbertflowError
 from pipelines import console
-from pipelines.recipe import DocstringsSource, DocumentsSource, ImagesSource, Recipe, VectorsSource
+from pipelines.recipe import CollectionSource, DocstringsSource, DocumentsSource, ImagesSource, Recipe, VectorsSource
+from storage import archive
+from storage.collection_rows import CollectionRows
 from storage.docstrings import DocstringRows
 from storage.documents import open_folder
 from storage.references import local_url
@@ -31,6 +33,8 @@ def row_source(recipe: Recipe) -> RowSource:
         for path, reason in folder.skipped:
             console.note(f"{path} is left out: {reason}")
         rows = folder
+    elif isinstance(source, CollectionSource):
+        rows = CollectionRows.of(archive.open(source.path), source.version)
     else:
         raise HilbertflowError(f"a {source.kind} has no rows", where="source")
     rows.check()

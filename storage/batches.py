@@ -194,6 +194,18 @@ def checked_ids(ids: Any, where: str = "rows") -> pa.Array:
     return found
 
 
+def unit_length(batch: Batch) -> npt.NDArray[np.float32]:
+    """The vectors at length 1, as the rows of a collection searched by cosine are kept; a zero vector is refused."""
+    norms = np.sqrt(np.einsum("ij,ij->i", batch.vectors, batch.vectors, dtype=np.float64))
+    if not norms.all():
+        name = batch.ids[int(np.argmin(norms != 0))].as_py()
+        raise HilbertflowError(
+            f"the vector of id {name[:80]!r} is zero and has no direction", where="rows", remedy="leave it out"
+        )
+    unit: npt.NDArray[np.float32] = (batch.vectors / norms[:, None]).astype(np.float32)
+    return unit
+
+
 def checked_key(key: str | None) -> str:
     """An idempotency key, or the empty text for none."""
     if key is None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from operators.errors import HilbertflowError
 from storage.batch_log import Base, BatchLog, Receipt
-from storage.batches import Batch, checked, checked_key
+from storage.batches import Batch, checked, checked_key, unit_length
 from storage.collection import CollectionArchive
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
@@ -188,7 +188,8 @@ class RowLog:
 
     def _checked(self, op: Any, ids: Any, vectors: Any, metadata: Any) -> Batch:
         base = self._view.base
-        return checked(op, ids, vectors, metadata, base.dim, base.table(0, 0).schema, "rows")
+        batch = checked(op, ids, vectors, metadata, base.dim, base.table(0, 0).schema, "rows")
+        return batch if base.metric != "cosine" else dataclasses.replace(batch, vectors=unit_length(batch))
 
     def _write(self, batch: Batch, key: str | None) -> Receipt:
         receipt = self._log.write(batch, checked_key(key), lambda last: self._allow(batch, last))
@@ -277,10 +278,15 @@ def home_of(collection: CollectionArchive) -> Location:
 
 
 def current(collection: CollectionArchive) -> CollectionArchive:
-    """The archive of the newest generation of a collection: itself where no compaction took place."""
+    """The archive of the newest generation of a collection: itself where no compaction took place.
+
+    A generation that is named itself is what was asked for.
+    """
     home = home_of(collection)
+    if home.url != collection.url:
+        return collection
     base, _ = BatchLog(home).look()
-    return base_archive(home, base) if base.place or home.url != collection.url else collection
+    return base_archive(home, base) if base.place else collection
 
 
 def base_archive(home: Location, base: Base) -> CollectionArchive:

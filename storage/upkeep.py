@@ -15,7 +15,7 @@ from storage.fs_write import TEMPORARY
 from storage.manifest import Object
 
 Tick = Callable[[int, int], None]
-BESIDE = ("indexes/", "log/")
+BESIDE = ("indexes/", "log/", "generations/")
 """What lies beside an archive's own objects: each names its files in a document of its own."""
 _PIECE = 8 << 20
 

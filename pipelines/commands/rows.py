@@ -14,6 +14,9 @@ Key = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Idempotency key: sent again with the same rows it changes nothing.")
 ]
 
+SMALL = 256 << 20
+"""Vectors, in bytes, that are compacted in this process: a Ray takes longer to start."""
+
 
 def upsert(
     url: Url,
@@ -98,3 +101,47 @@ def delete(
     else:
         console.say(f"{told['deleted']:,} of {receipt.rows:,} ids deleted; version {receipt.version}, "
                     f"{log.view.count:,} rows")  # fmt: skip
+
+
+def compact(
+    url: Url,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster; left out, Ray starts on this machine.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the archive anew though no row changed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take the changes of a collection into a new archive with new indexes, which takes the old one's place.
+
+    Searches go on meanwhile, and see one version or the other. A compaction that was stopped goes on where it stopped.
+    The old archive's bytes stay until `gc`. The long form is a recipe with source.kind: collection.
+    """
+    from cluster.build import open_collection
+    from pipelines.compact import compact_recipe
+    from pipelines.run import run, run_here
+    from storage.generations import unfinished
+    from storage.rowlog import RowLog
+
+    handle = open_collection(url)
+    log = RowLog(handle)
+    before, home = log.view, log.home
+    if not before.changed and not unfinished(home) and not force:
+        if as_json:
+            console.print_json({"url": home.url, "version": before.version, "count": before.count, "compacted": False})
+        else:
+            console.say(f"{home.url}: no row changed since it was archived; nothing to do")
+        return
+    recipe = compact_recipe(handle, home)
+    small = address is None and 4 * before.count * handle.dim <= SMALL
+    report = run_here(recipe, indexes=True) if small else run(recipe, address=address)
+    log.refresh()
+    told = {
+        "url": home.url, "version": log.version, "count": log.view.count, "compacted": True, "archive": report.url,
+        "gone": len(before.gone), "put_in": len(before.live), "indexes": list(report.indexes),
+        "seconds": round(report.seconds, 3),
+    }  # fmt: skip
+    if as_json:
+        console.print_json(told)
+        return
+    console.say(f"{home.url}: {len(before.gone):,} rows out, {len(before.live):,} in; {log.view.count:,} rows")
+    console.say(f"indexes: {', '.join(report.indexes) or 'none'}; `hilbertflow gc {home.url}` removes the old archive")

@@ -47,13 +47,18 @@ def gc(
 ) -> None:
     """Remove what no archive owns: leftovers of killed runs, old indexes, old versions."""
     from cluster.index_store import files_in_use
+    from storage.generations import in_use
     from storage.upkeep import orphans
 
     removed: list[dict[str, str | int]] = []
     total = 0
     for place in _archives(url, finished=False):
         used = {f"indexes/{path}" for path in files_in_use(place.join("indexes"))}
-        used |= set(place.sizes("log"))
+        if place.exists("log"):
+            logged = in_use(place, grace * 3600)
+            if logged is None:  # compacted a moment ago: the version before may still be read
+                continue
+            used |= logged
         for orphan in orphans(place, used, grace * 3600):
             if not dry_run:
                 place.delete(orphan.key)

@@ -31,6 +31,7 @@ from operators.operator import Operator
 from operators.registry import OPERATORS
 from pipelines import yaml_lines
 from pipelines.recipe_errors import Settings, first_error, is_text_error, part
+from storage.manifest import FORMAT
 from storage.references import package_path
 
 SCHEMA_VERSION = 1
@@ -296,13 +297,15 @@ def find(path: str) -> Path:
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256, as hex, of what in a recipe determines the archive's bytes.
 
-    That is the operators, how the source is read (not where it lies), and the size of a unit; names, the sink, the
+    That is the operators, how the source is read (not where it lies), the size of a unit, and the archive's format, so
+    that no run goes on with what an older version wrote; names, the sink, the
     index and the rest of ``compute`` are not in it. The source's content has a fingerprint of its own.
     """
     source = recipe.source.model_dump(mode="json", exclude={"path", "version"})
     sizes = recipe.compute.rows_per_unit if recipe.collection else recipe.compute.planes_per_unit
     said = {
         "schema": SCHEMA_VERSION,
+        "format": FORMAT,
         "source": source,
         "operators": [dataclasses.asdict(operator) for operator in recipe.operators],  # type: ignore[call-overload]
         "unit": sizes,

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from storage.fs import Location
 
-FORMAT = 1
+FORMAT = 2
+"""Archives of format 1 kept the scales of rows in another form, and collections without a transform."""
 NAME = "manifest.json"
 OBJECTS = "objects.parquet"
 
@@ -104,6 +105,11 @@ def load(place: Location) -> Manifest:
         version = body.get("format")
     except (ValueError, AttributeError) as error:
         raise HilbertflowError("damaged manifest", where=where.url, remedy="restore it from a copy") from error
+    if isinstance(version, int) and version < FORMAT:
+        raise HilbertflowError(
+            f"archive format {version} is older than this version reads ({FORMAT})",
+            where=where.url, remedy="archive its source again, or restore it with the version that made it",
+        )  # fmt: skip
     if not isinstance(version, int) or version > FORMAT:
         raise HilbertflowError(
             f"archive format {version} is newer than this version reads ({FORMAT})",

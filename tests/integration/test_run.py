@@ -154,10 +154,11 @@ def test_a_flipped_bit_is_found_named_and_never_returned(checkpoint: Path, tmp_p
             handle[name].read("exact")
 
 
-def test_an_archive_of_a_newer_format_is_refused(checkpoint: Path, tmp_path: Path, ray_session: None) -> None:
+def test_an_archive_of_another_format_is_refused(checkpoint: Path, tmp_path: Path, ray_session: None) -> None:
     run(load("quickstart-model", settings(checkpoint, tmp_path)))
     path = tmp_path / "models" / "minilm" / "manifest.json"
     body = json.loads(path.read_text())
-    path.write_text(json.dumps(body | {"format": 99}))
-    with pytest.raises(HilbertflowError, match="newer"):
-        archive.open(str(tmp_path))
+    for number, what in ((99, "newer"), (1, "older")):
+        path.write_text(json.dumps(body | {"format": number}))
+        with pytest.raises(HilbertflowError, match=what):
+            archive.open(str(tmp_path))

@@ -9,7 +9,7 @@ from typing import Any
 
 from operators.errors import HilbertflowError
 from storage import archive, picture
-from storage.archive import Level
+from storage.handle import Level
 from storage.model import ModelArchive, Tensor
 from storage.tensor_file import Format, TensorFile
 

@@ -25,8 +25,8 @@ from cluster.radius import grown, within
 from cluster.results import merge
 from cluster.shard import Shard
 from cluster.vectors import F32, I64, prepared
-from storage.archive import Level
 from storage.collection import CollectionArchive
+from storage.handle import Level
 from storage.rowlog import RowLog, View
 
 KEPT_VIEWS = 8  # versions that a search can still ask for: groups of one collection must answer about the same

@@ -7,8 +7,8 @@ from pathlib import Path
 from operators.errors import HilbertflowError
 from operators.vector_code import VectorLadder
 from storage import archive, picture, tree_picture
-from storage.archive import Level
 from storage.fs import Location
+from storage.handle import Level
 from storage.model import ModelArchive
 
 

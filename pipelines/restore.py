@@ -14,9 +14,9 @@ from operators.floats import round_to
 from operators.row_blocks import vector_matrix
 from pipelines import source_order
 from storage import archive
-from storage.archive import Level
 from storage.collection import CollectionArchive
 from storage.fs import Location
+from storage.handle import Level
 from storage.model import ModelArchive
 from storage.tensor_file import TensorFile, safetensors_header
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.row_blocks import vector_column
-from storage.archive import Level
 from storage.collection import CollectionArchive
+from storage.handle import Level
 
 BATCH_ROWS = 8192
 _FILES = 256

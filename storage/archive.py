@@ -2,137 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zarr
-
-from operators.decode import Ladder
 from operators.errors import HilbertflowError
-from operators.vector_code import VectorLadder
 from storage import manifest as manifests
+from storage.collection import CollectionArchive
 from storage.fs import Location
-from storage.manifest import Manifest
-from storage.zarr_store import CountingStore, read_store
+from storage.model import ModelArchive
+from storage.rowlog import current
 
-Level = int | Literal["exact"]
 FOLDERS = {"models": "model", "collections": "collection"}
 
 
-class Archive:
-    """What models and collections share: the manifest, the Zarr group, the ladder of levels, the count of bytes read.
-
-    A handle holds no open file and can be pickled: it is its URL.
-    """
-
-    def __init__(self, place: Location, manifest: Manifest) -> None:
-        self.place, self.manifest = place, manifest
-        self._arrays: dict[str, zarr.Array[Any]] = {}
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return open_exactly, (self.place.url,)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.place.url!r})"
-
-    @property
-    def url(self) -> str:
-        """Where it lies."""
-        return self.place.url
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.manifest.name
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of what its content derives from: the source and the recipe."""
-        return str(self.attributes["identity"])
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes fetched through this handle so far."""
-        return self.place.traffic.bytes_read
-
-    @cached_property
-    def attributes(self) -> dict[str, Any]:
-        """The group's own attributes."""
-        try:
-            attributes: dict[str, Any] = json.loads(self.place.read("zarr.json"))["attributes"]["hilbertflow"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise damaged(self.place, "zarr.json") from error
-        return attributes
-
-    @cached_property
-    def ladder(self) -> Ladder | VectorLadder:
-        """How its levels were made."""
-        return Ladder(**self.attributes["ladder"])
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """Levels that can be asked for, coarse to fine."""
-        exact: tuple[Level, ...] = ("exact",) if self.ladder.exact else ()
-        return (*range(self.ladder.refinements + 1), *exact)
-
-    def array(self, name: str) -> zarr.Array[Any]:
-        """One of its Zarr arrays."""
-        if name not in self._arrays:
-            self._arrays[name] = zarr.open_array(self._store, path=name, mode="r")
-        return self._arrays[name]
-
-    def part(self, name: str, span: slice) -> npt.NDArray[Any]:
-        """A range of an array along its first axis; damage is named by array and never read over."""
-        with self.damage(name, span.start, span.stop):
-            return np.asarray(self.array(name)[span])
-
-    @contextmanager
-    def damage(self, name: str, start: int, stop: int) -> Iterator[None]:
-        """Say of what fails to decode which array it is of, and where."""
-        try:
-            yield
-        except ValueError as error:  # of a codec or a checksum, ours among them
-            what = getattr(error, "what", str(error).splitlines()[0] if str(error) else type(error).__name__)
-            raise HilbertflowError(
-                f"damaged between {start} and {stop}: {what}", where=f"{self.url}/{name}",
-                remedy="`hilbertflow verify` names the object",
-            ) from error  # fmt: skip
-
-    @cached_property
-    def _store(self) -> CountingStore:
-        return read_store(self.place)
-
-    def check_level(self, level: Level) -> Level:
-        """The level itself; raises when the archive has none such."""
-        if level in self.levels:
-            return level
-        known = ", ".join(str(item) for item in self.levels)
-        raise HilbertflowError(f"no level {level!r}", where=self.url, remedy=f"levels are {known}")
-
-
-def damaged(place: Location, key: str) -> HilbertflowError:
-    """The error for an object that cannot be read as what it is."""
-    return HilbertflowError("damaged", where=f"{place.url}/{key}", remedy="`hilbertflow verify` compares checksums")
-
-
-def read_table(place: Location, key: str, data: bytes | None = None) -> pa.Table:
-    """A Parquet object of an archive, fetched already or not."""
-    try:
-        return pq.read_table(io.BytesIO(place.read(key) if data is None else data))
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(place, key) from error
-
-
 def open(url: str) -> Any:
-    """A :class:`storage.model.ModelArchive` or :class:`storage.collection.CollectionArchive`.
+    """A :class:`ModelArchive` or :class:`CollectionArchive`.
 
     ``url`` names an archive, or a root that holds just one; of a collection that was compacted, the newest generation
     is opened. Raises for a half-written, newer or damaged archive.
@@ -150,16 +33,11 @@ def open(url: str) -> Any:
     handle = open_exactly(place.url)
     if handle.manifest.kind == "model":
         return handle
-    from storage.rowlog import current
-
     return current(handle)
 
 
 def open_exactly(url: str) -> Any:
     """The archive at this very place."""
-    from storage.collection import CollectionArchive
-    from storage.model import ModelArchive
-
     place = Location(url)
     manifest = manifests.load(place)
     handle = {"model": ModelArchive, "collection": CollectionArchive}[manifest.kind]

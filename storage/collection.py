@@ -15,9 +15,9 @@ from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.rowcode import RowCode
 from storage import code_arrays, id_frames
-from storage.archive import Archive, Level, damaged, read_table
 from storage.chunks import ChunkTable, Lists, chunk_table
 from storage.codecs import coder_of
+from storage.handle import Archive, Level, damaged, read_table
 from storage.ranges import coalesced
 
 F32 = npt.NDArray[np.float32]

@@ -111,9 +111,7 @@ class CollectionRows:
 
 @functools.lru_cache(maxsize=2)
 def _view(base: str, version: int) -> View:
-    from storage import archive
-
-    view = RowLog(archive.open_exactly(base), version).view
+    view = RowLog(CollectionArchive.at(base), version).view
     if view.base.url != base or view.version != version:
         raise HilbertflowError(f"version {version} is gone: a compaction took its place", where=base,
                                remedy="begin again")  # fmt: skip

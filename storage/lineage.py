@@ -24,7 +24,7 @@ from storage.fs import Location
 from storage.layout import Layout, Placement
 
 if TYPE_CHECKING:
-    from storage.archive import Level
+    from storage.handle import Level
     from storage.model import ModelArchive
 
 Words = npt.NDArray[Any]

@@ -21,7 +21,7 @@ from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
 from operators.vector_code import VectorLadder
 from storage import code_arrays, lineage, plane_reader
-from storage.archive import Archive, Level
+from storage.handle import Archive, Level
 from storage.layout import Layout, Placement, from_table
 from storage.lineage import Link
 

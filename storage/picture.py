@@ -12,7 +12,7 @@ import numpy.typing as npt
 from operators.errors import HilbertflowError
 from operators.hilbert_map import to_layout
 from operators.video import write_mp4, write_png
-from storage.archive import Level
+from storage.handle import Level
 from storage.model import NUMPY, Tensor
 
 MAX_FRAMES = 2048

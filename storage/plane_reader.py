@@ -25,7 +25,7 @@ from storage.codecs import PlaneCodec
 from storage.shard import unpack
 
 if TYPE_CHECKING:
-    from storage.archive import Level
+    from storage.handle import Level
     from storage.layout import Group
     from storage.model import ModelArchive
 

@@ -291,7 +291,4 @@ def current(collection: CollectionArchive) -> CollectionArchive:
 
 def base_archive(home: Location, base: Base) -> CollectionArchive:
     """The archive that a base names."""
-    from storage import archive
-
-    handle: CollectionArchive = archive.open_exactly(home.join(base.place).url)
-    return handle
+    return CollectionArchive.at(home.join(base.place).url)

@@ -14,7 +14,7 @@ import numpy as np
 
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
-from storage.archive import Level
+from storage.handle import Level
 from storage.model import NUMPY, Tensor
 
 Format = Literal["safetensors", "npy"]

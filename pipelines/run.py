@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import ray
 
 from operators.errors import HilbertflowError
-from pipelines.plan import Pass, Plan, make_plan, prepare
+from pipelines.compile import make_plan, prepare
+from pipelines.plan import Pass, Plan
 from pipelines.progress import Reporter, emit
 from pipelines.recipe import CollectionSource, Recipe
 from pipelines.update import bring_up_to_date, changes_of, is_folder

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -14,34 +12,11 @@ from operators.hilbert import Layout
 from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
 from operators.planes import level_columns
-
-if TYPE_CHECKING:
-    from pipelines.plan import Units
+from pipelines.plan import Trials, Units
 
 SAMPLED_UNITS, SAMPLED_PLANES, SAMPLED_ROWS = 3, 4, 256
 CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
 LAYOUTS: tuple[Layout, ...] = ("raster", "hilbert")  # the first of equals wins, here and above
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Bytes of each (layout, level, coder) on the sampled planes.
-
-    Parameters
-    ----------
-    planes: how many were sampled.
-    values: how many values they hold.
-    bytes: by ``layout/level/coder``.
-    """
-
-    planes: int = 0
-    values: int = 0
-    bytes: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """As kept in the archive; empty when nothing was to be resolved."""
-        return dataclasses.asdict(self) if self.planes else {}
 
 
 def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, ...], Trials]:

@@ -4,31 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipelines.bench.report import Table
-
-
-@dataclass(frozen=True)
-class Chart:
-    """How a table is drawn.
-
-    Parameters
-    ----------
-    x, y: columns of numbers.
-    series: column whose equal values are joined by a line.
-    log_y: a logarithmic axis.
-    complement: draw one minus ``y``, for shares near one.
-    """
-
-    x: str
-    y: str
-    series: str
-    log_y: bool = False
-    complement: bool = False
+from pipelines.bench.report import Chart, Table
 
 
 def draw(tables: Sequence[Table], folder: Path) -> list[Path]:

@@ -15,10 +15,9 @@ import numpy.typing as npt
 from operators.encode import TextEncoder
 from operators.floats import to_float32
 from pipelines.bench.block_formats import FORMATS, Decoded
-from pipelines.bench.chart import Chart
 from pipelines.bench.local import archive_model
 from pipelines.bench.material import MODEL
-from pipelines.bench.report import Table
+from pipelines.bench.report import Chart, Table
 from pipelines.restore import restore
 from storage.checkpoint import open_checkpoint
 from storage.docstrings import DocstringRows

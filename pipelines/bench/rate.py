@@ -18,9 +18,8 @@ from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.quantize import Quantize
 from pipelines.bench.block_formats import FORMATS
-from pipelines.bench.chart import Chart
 from pipelines.bench.material import SIDE, Material, shuffled
-from pipelines.bench.report import Table
+from pipelines.bench.report import Chart, Table
 
 F32 = npt.NDArray[np.float32]
 VIDEO = (("hevc", (20.0, 28.0, 36.0)), ("h264", (30.0, 38.0, 46.0)), ("av1", (28.0, 40.0, 52.0)))

@@ -8,7 +8,25 @@ from time import perf_counter
 from typing import Any
 
 from pipelines import console
-from pipelines.bench.chart import Chart
+
+
+@dataclass(frozen=True)
+class Chart:
+    """How a table is drawn.
+
+    Parameters
+    ----------
+    x, y: columns of numbers.
+    series: column whose equal values are joined by a line.
+    log_y: a logarithmic axis.
+    complement: draw one minus ``y``, for shares near one.
+    """
+
+    x: str
+    y: str
+    series: str
+    log_y: bool = False
+    complement: bool = False
 
 
 @dataclass(frozen=True)

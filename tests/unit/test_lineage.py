@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from operators.errors import HilbertflowError
 from pipelines.bench.local import archive_model
 from pipelines.cli import call
+from pipelines.compile import make_plan
 from pipelines.export import export
-from pipelines.plan import make_plan
 from pipelines.recipe import load
 from pipelines.restore import restore
 from storage import archive

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from operators.errors import HilbertflowError
 from operators.vector_code import in_place, sorted_layers
 from pipelines.bench.local import archive_with
+from pipelines.compile import make_plan
 from pipelines.export import export
-from pipelines.plan import make_plan
 from pipelines.recipe import parse
 from storage import archive
 from storage.model import ModelArchive

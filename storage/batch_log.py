@@ -19,7 +19,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
@@ -141,6 +141,19 @@ class BatchLog:
         with self._lock:
             self._remember(head, version)
         return batch
+
+    def damaged(self, dim: int, schema: pa.Schema) -> Iterator[HilbertflowError]:
+        """Read the whole log again; yields an error for each object that is not what was written."""
+        try:
+            _, sizes = self.look()
+        except HilbertflowError as error:  # a base, or a batch that is missing
+            yield error
+            return
+        for version in sizes:
+            try:
+                self.read(version, dim, schema)
+            except HilbertflowError as error:
+                yield error
 
     def write(self, batch: Batch, key: str, allowed: Callable[[int], None]) -> Receipt:
         """Add a batch as the next version; durable when it returns.

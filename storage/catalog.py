@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -10,6 +11,8 @@ from storage import manifest as manifests
 from storage.archive import finished
 from storage.fs import Location
 from storage.manifest import Manifest
+
+_COLUMNS = ("kind", "name", "path", "units", "source_bytes", "levels", "quality", "fingerprint")
 
 
 def add(root: Location, manifest: Manifest) -> None:
@@ -32,7 +35,8 @@ def row(manifest: Manifest) -> dict[str, Any]:
 def ls(url: str) -> list[dict[str, Any]]:
     """Rows of the finished archives under a root, sorted by kind and name.
 
-    Rows whose archive has gone are left out; archives without a row (copied here by hand) are read and added.
+    Rows whose archive has gone are left out; archives without a row (copied here by hand), or with a damaged one, are
+    read and added.
     """
     root = Location(url)
     if not root.exists():
@@ -40,8 +44,9 @@ def ls(url: str) -> list[dict[str, Any]]:
     rows = {}
     for name in root.children("catalog"):
         if name.endswith(".json"):
-            entry = json.loads(root.read(f"catalog/{name}"))
-            rows[entry["path"]] = entry
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged row: the archive itself will tell
+                entry = json.loads(root.read(f"catalog/{name}"))
+                rows[entry["path"]] = {key: entry[key] for key in _COLUMNS}
     found = {place.url.removeprefix(root.url).strip("/"): place for place in finished(root)}
     for path, place in found.items():
         if path not in rows:

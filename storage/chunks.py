@@ -64,12 +64,14 @@ class ChunkTable(Lists):
     sizes: int32 (C,) by array: bytes of each chunk, its crc32c included.
     crc: uint32 (C,), CRC-32C of the chunk's rows as float32.
     residual: float32 (C,), squared distance of the chunk's rows to their centroid, summed.
+    crc_rows: uint32 (C,), CRC-32C of the table of ids and metadata of the chunk's unit.
     """
 
     per_unit: int
     sizes: dict[str, I32]
     crc: npt.NDArray[np.uint32]
     residual: npt.NDArray[np.float32]
+    crc_rows: npt.NDArray[np.uint32]
 
     @cached_property
     def offsets(self) -> dict[str, I64]:
@@ -79,7 +81,7 @@ class ChunkTable(Lists):
     @property
     def whole(self) -> bool:
         """Whether there is a row of the table for every chunk, and every list has its rows."""
-        counts = {len(self.crc), len(self.residual), *map(len, self.sizes.values())}
+        counts = {len(self.crc), len(self.crc_rows), len(self.residual), *map(len, self.sizes.values())}
         return counts == {self.chunks} and bool((np.diff(self.borders) >= 0).all()) and self.per_unit > 0
 
     def unit_of(self, chunks: npt.NDArray[np.integer[Any]]) -> I64:
@@ -108,4 +110,5 @@ def chunk_table(lists: Lists, per_unit: int, planes: pa.Table) -> ChunkTable:
         borders=lists.borders, block=lists.block, per_unit=per_unit, sizes=sizes,
         crc=planes.column("crc").to_numpy().astype(np.uint32),
         residual=planes.column("residual").to_numpy().astype(np.float32),
+        crc_rows=planes.column("crc_rows").to_numpy().astype(np.uint32),
     )  # fmt: skip

@@ -249,7 +249,7 @@ class CollectionArchive(Archive):
     def _open(self) -> tuple[RowCode, ChunkTable, dict[str, Coder]]:
         about = self.attributes
         documents = {name: f"{name}/zarr.json" for name in about["arrays"]}
-        held = self.place.read_many([*about["code_objects"], "planes.parquet", *documents.values()])
+        held = self.heads([*about["code_objects"], "planes.parquet", *documents.values()])
         arrays = code_arrays.load(held, self.url)
         sizes = arrays.pop("sizes")
         lists = Lists(np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]), about["block"])
@@ -260,7 +260,11 @@ class CollectionArchive(Archive):
     @cached_property
     def _rows(self) -> Any:
         def load(unit: int) -> pa.Table:
-            return read_table(self.place, f"rows/{unit:08d}.parquet")
+            key = f"rows/{unit:08d}.parquet"
+            data = self.place.read(key)
+            if google_crc32c.value(data) != self.chunks.crc_rows[unit * self.chunks.per_unit]:
+                raise damaged(self.place, key)
+            return read_table(self.place, key, data)
 
         return lru_cache(maxsize=64)(load)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -21,7 +22,7 @@ from operators.vector_code import VectorLadder
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest
-from storage.zarr_store import CountingStore, read_store
+from storage.zarr_store import CheckingStore, read_store
 
 Level = int | Literal["exact"]
 
@@ -72,7 +73,7 @@ class Archive:
     def attributes(self) -> dict[str, Any]:
         """The group's own attributes."""
         try:
-            attributes: dict[str, Any] = json.loads(self.place.read("zarr.json"))["attributes"]["hilbertflow"]
+            attributes: dict[str, Any] = json.loads(self.head("zarr.json"))["attributes"]["hilbertflow"]
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(self.place, "zarr.json") from error
         return attributes
@@ -88,11 +89,28 @@ class Archive:
         exact: tuple[Level, ...] = ("exact",) if self.ladder.exact else ()
         return (*range(self.ladder.refinements + 1), *exact)
 
+    def head(self, key: str) -> bytes:
+        """One of the objects that belong to no unit, as it was written."""
+        return self.heads([key])[key]
+
+    def heads(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Several of them, in one round of requests; HilbertflowError names the one that is damaged or missing."""
+        held = self.place.read_many(keys)
+        for key, data in held.items():
+            if hashlib.sha256(data).hexdigest() != self.manifest.heads.get(key):
+                raise damaged(self.place, key)
+        return held
+
     def array(self, name: str) -> zarr.Array[Any]:
         """One of its Zarr arrays."""
         if name not in self._arrays:
-            self._arrays[name] = zarr.open_array(self._store, path=name, mode="r")
+            with self.damage(name, 0, 0):
+                self._arrays[name] = zarr.open_array(self._store, path=name, mode="r")
         return self._arrays[name]
+
+    def may_lack(self, key: str) -> bool:
+        """Whether no object of this key means that there is nothing to tell, as against a loss."""
+        return not key.partition("/")[2].startswith("c/")
 
     def part(self, name: str, span: slice) -> npt.NDArray[Any]:
         """A range of an array along its first axis; damage is named by array and never read over."""
@@ -107,13 +125,13 @@ class Archive:
         except ValueError as error:  # of a codec or a checksum, ours among them
             what = getattr(error, "what", str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise HilbertflowError(
-                f"damaged between {start} and {stop}: {what}", where=f"{self.url}/{name}",
+                f"damaged between {start} and {stop}: {what}" if stop else what, where=f"{self.url}/{name}",
                 remedy="`hilbertflow verify` names the object",
             ) from error  # fmt: skip
 
     @cached_property
-    def _store(self) -> CountingStore:
-        return read_store(self.place)
+    def _store(self) -> CheckingStore:
+        return read_store(self.place, self.manifest.heads, self.may_lack)
 
     def check_level(self, level: Level) -> Level:
         """The level itself; raises when the archive has none such."""
@@ -128,9 +146,9 @@ def damaged(place: Location, key: str) -> HilbertflowError:
     return HilbertflowError("damaged", where=f"{place.url}/{key}", remedy="`hilbertflow verify` compares checksums")
 
 
-def read_table(place: Location, key: str, data: bytes | None = None) -> pa.Table:
-    """A Parquet object of an archive, fetched already or not."""
+def read_table(place: Location, key: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet object of an archive, fetched and checked already, or some of its columns."""
     try:
-        return pq.read_table(io.BytesIO(place.read(key) if data is None else data))
+        return pq.read_table(io.BytesIO(data), columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise damaged(place, key) from error

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from storage.fs import Location
 
-FORMAT = 2
-"""Archives of format 1 kept the scales of rows in another form, and collections without a transform."""
+FORMAT = 3
+"""Archives of format 1 kept the scales of rows in another form, and collections without a transform; those of format 2
+had no checksums of what a reader opens first."""
 NAME = "manifest.json"
 OBJECTS = "objects.parquet"
+_REMEDY = "restore it from a copy, or remove it and run the recipe again"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Manifest:
     source_bytes: size of what was archived.
     quality: signal and error sums over the archive, by level.
     objects: sha256 of ``objects.parquet``, which lists every other object.
+    heads: sha256 of the objects that belong to no unit, by key: a reader checks them without that list.
     """
 
     kind: str
@@ -47,6 +50,7 @@ class Manifest:
     source_bytes: int
     objects: str
     quality: dict[str, Any] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
     def dump(self) -> bytes:
@@ -100,11 +104,12 @@ def load(place: Location) -> Manifest:
                 "half-written archive", where=place.url, remedy="run its recipe again: it goes on where it stopped"
             )
         raise HilbertflowError("no archive here", where=place.url, remedy="`hilbertflow ls ROOT` lists what there is")
+    data = where.read()
     try:
-        body = json.loads(where.read())
+        body = json.loads(data)
         version = body.get("format")
     except (ValueError, AttributeError) as error:
-        raise HilbertflowError("damaged manifest", where=where.url, remedy="restore it from a copy") from error
+        raise HilbertflowError("damaged manifest", where=where.url, remedy=_REMEDY) from error
     if isinstance(version, int) and version < FORMAT:
         raise HilbertflowError(
             f"archive format {version} is older than this version reads ({FORMAT})",
@@ -116,9 +121,9 @@ def load(place: Location) -> Manifest:
             where=where.url, remedy="upgrade hilbertflow",
         )  # fmt: skip
     checksum = body.pop("checksum", None)
-    if checksum != _digest(body):
-        raise HilbertflowError("the manifest's checksum is wrong", where=where.url, remedy="restore it from a copy")
-    return Manifest(**body)
+    if checksum != _digest(body) or (manifest := Manifest(**body)).dump() != data:
+        raise HilbertflowError("the manifest's checksum is wrong", where=where.url, remedy=_REMEDY)
+    return manifest
 
 
 def load_objects(place: Location, manifest: Manifest) -> list[Object]:
@@ -126,7 +131,9 @@ def load_objects(place: Location, manifest: Manifest) -> list[Object]:
     where = place.join(OBJECTS)
     data = where.read()
     if hashlib.sha256(data).hexdigest() != manifest.objects:
-        raise HilbertflowError("the list of objects is damaged", where=where.url, remedy="restore it from a copy")
+        raise HilbertflowError(
+            "the list of objects is damaged", where=where.url, remedy="`hilbertflow repair` makes it again"
+        )
     return [Object(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from operators import plane_index
 from operators.codetree import CodeTree
@@ -21,9 +19,10 @@ from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
 from operators.vector_code import VectorLadder
 from storage import code_arrays, lineage, plane_reader
-from storage.handle import Archive, Level
+from storage.handle import Archive, Level, read_table
 from storage.layout import Layout, Placement, from_table
 from storage.lineage import Link
+from storage.spec import TOGETHER
 
 NUMPY: dict[str, npt.DTypeLike] = {
     "F64": "f8", "F32": "f4", "F16": "f2", "BF16": ml_dtypes.bfloat16, "BOOL": "?",
@@ -39,7 +38,7 @@ class ModelArchive(Archive):
     @cached_property
     def layout(self) -> Layout:
         """Where the tensors lie."""
-        table = pq.read_table(io.BytesIO(self.place.read("tensors.parquet")))
+        table = read_table(self.place, "tensors.parquet", self.head("tensors.parquet"))
         return from_table(table, self.attributes["side"], self.attributes["per_unit"])
 
     @cached_property
@@ -48,8 +47,8 @@ class ModelArchive(Archive):
         said = self.attributes.get("vector")
         if said is None:
             return Ladder(**self.attributes["ladder"])
-        held = {key: self.place.read(key) for key in said["objects"]}
-        return VectorLadder(CodeTree.from_arrays(code_arrays.load(held, self.url)), said["step"])
+        held = code_arrays.load(self.heads(said["objects"]), self.url)
+        return VectorLadder(CodeTree.from_arrays(held), said["step"])
 
     @cached_property
     def link(self) -> Link | None:
@@ -90,9 +89,19 @@ class ModelArchive(Archive):
     @cached_property
     def checksums(self) -> dict[int, tuple[int, int]]:
         """By plane, the CRC-32C of its words and how many of its values are not padding."""
-        table = pq.read_table(io.BytesIO(self.place.read("planes.parquet")), columns=["plane", "crc", "count"])
+        table = read_table(self.place, "planes.parquet", self.head("planes.parquet"), ["plane", "crc", "count"])
         columns = table.to_pydict()
         return {p: (c, n) for p, c, n in zip(columns["plane"], columns["crc"], columns["count"], strict=True)}
+
+    def may_lack(self, key: str) -> bool:
+        """Opaque tensors have no scales and no means; a child has no codes of rows where it equals its parent."""
+        name, _, chunk = key.partition("/c/")
+        if name not in TOGETHER or not chunk:
+            return super().may_lack(key)
+        if self.link is not None:
+            return True  # what it decodes to has a checksum of its own
+        group, _, _ = self.layout.unit_planes(int(chunk.split("/")[0]))
+        return group.opaque
 
     @property
     def counts(self) -> dict[int, int]:

@@ -86,7 +86,8 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
         if data is not None:
             payloads[array.key(unit)] = data
     if "attributes" in table.column_names:
-        payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
+        rows = payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
+        sizes["crc_rows"] = [google_crc32c.value(rows)] * len(planes)
         frames = [id_frames.pack([row["id"] for row in rows]) for rows in table.column("attributes").to_pylist()]
         sizes["bytes_ids"] = [stored_size(frame) for frame in frames]
         payloads[id_frames.key(unit)] = sealed(frames)
@@ -157,6 +158,7 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
         kind=spec.kind, name=spec.name, fingerprint=spec.fingerprint, recipe_hash=spec.recipe_hash, recipe=spec.recipe,
         units=spec.units, levels=_bytes_by_array(spec, objects), source_bytes=source_bytes,
         objects=Object.of(manifests.OBJECTS, listing).sha256, quality=_quality(columns, spec.attributes.get("rows", 0)),
+        heads={item.key: item.sha256 for item in objects if item.unit < 0},
     )  # fmt: skip
     place.write_atomic(manifests.NAME, manifest.dump())
     clear(place)
@@ -177,12 +179,13 @@ def _journal(spec: ArchiveSpec) -> Iterator[Receipt]:
 
 
 def _together(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | None:
+    told = table.column(array.name).to_pylist()
+    if not any(told):
+        return None
     rows = np.zeros((array.shard, array.chunk[1]), np.uint16)
-    for slot, row in zip(slots, table.column(array.name).to_pylist(), strict=True):
+    for slot, row in zip(slots, told, strict=True):
         if row:
             rows[slot] = np.frombuffer(row, np.uint16)
-    if not rows.any():
-        return None
     data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(np.int16))
     return data + struct.pack("<I", google_crc32c.value(data))
 
@@ -217,6 +220,6 @@ def _quality(columns: dict[str, list[Any]], rows: float) -> dict[str, Any]:
 
 def _chunk_table(columns: dict[str, list[Any]]) -> pa.Table:
     """Of a collection: read whole to open it, so without the sums that only the manifest tells, and narrow."""
-    types = {"crc": pa.uint32(), "residual": pa.float32()}
+    types = {"crc": pa.uint32(), "crc_rows": pa.uint32(), "residual": pa.float32()}
     kept = {name: values for name, values in columns.items() if not name.startswith(SUMMED)}
     return pa.table({name: pa.array(values, types.get(name, pa.int32())) for name, values in kept.items()})

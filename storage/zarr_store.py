@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from zarr.abc.store import ByteRequest, Store
@@ -10,25 +12,39 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 import storage.codecs as _codecs  # registers the codecs
+from operators.errors import HilbertflowError
 from storage.fs import Location, Traffic
 
 assert _codecs
 
 
-class CountingStore(WrapperStore[Store]):
-    """A read-only store that adds what it fetches to a :class:`Traffic`."""
+class CheckingStore(WrapperStore[Store]):
+    """A read-only store that adds what it fetches to a :class:`Traffic` and lets nothing missing pass for fill values.
 
-    def __init__(self, store: Store, traffic: Traffic) -> None:
+    Parameters
+    ----------
+    heads: SHA-256 of whole objects by key: they must be as written.
+    may_lack: of any other key, whether no such object means that there is nothing to tell.
+    """
+
+    def __init__(
+        self, store: Store, traffic: Traffic, heads: Mapping[str, str], may_lack: Callable[[str], bool]
+    ) -> None:
         super().__init__(store)
-        self.traffic = traffic
+        self.traffic, self.heads, self.may_lack = traffic, heads, may_lack
 
-    def _with_store(self, store: Store) -> CountingStore:
-        return CountingStore(store, self.traffic)
+    def _with_store(self, store: Store) -> CheckingStore:
+        return CheckingStore(store, self.traffic, self.heads, self.may_lack)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """Fetch one object or range."""
+        """Fetch one object or range; HilbertflowError when it is missing or not what was written."""
         value = await self._store.get(key, prototype, byte_range)
         self.traffic.add(1, read=len(value) if value is not None else 0)
+        if value is None and (key in self.heads or not self.may_lack(key)):
+            raise HilbertflowError("is missing", where=key)
+        head = byte_range is None and key in self.heads
+        if value is not None and head and hashlib.sha256(value.to_bytes()).hexdigest() != self.heads[key]:
+            raise HilbertflowError("its checksum differs", where=key)
         return value
 
     async def get_partial_values(
@@ -40,8 +56,10 @@ class CountingStore(WrapperStore[Store]):
         return values
 
 
-def read_store(place: Location) -> CountingStore:
-    """A read-only store of the archive at ``place``.
+def read_store(
+    place: Location, heads: Mapping[str, str] = MappingProxyType({}), may_lack: Callable[[str], bool] = lambda _: True
+) -> CheckingStore:
+    """A read-only store of the group at ``place``, checked as :class:`CheckingStore` says.
 
     Object stores get an asynchronous file system of their own, apart from the synchronous one that the rest of
     storage uses: s3fs sessions belong to one event loop.
@@ -53,4 +71,4 @@ def read_store(place: Location) -> CountingStore:
     else:
         options: dict[str, Any] = {} if place.url.startswith("memory://") else {"skip_instance_cache": True}
         inner = FsspecStore.from_url(place.url, storage_options=options, read_only=True)
-    return CountingStore(inner, place.traffic)
+    return CheckingStore(inner, place.traffic, heads, may_lack)

@@ -165,7 +165,7 @@ def in_order(levels: dict[str, int]) -> dict[str, int]:
 
 
 def verify(url: Url, as_json: Json = False) -> None:
-    """Recompute every checksum of an archive, and of its indexes.
+    """Recompute every checksum of an archive, of its indexes and its log.
 
     Exit code 1 when an object is not what was written; each such object is named.
     """
@@ -178,7 +178,7 @@ def verify(url: Url, as_json: Json = False) -> None:
     with console.progress("verifying") as tick:
         verdict = check(handle.place, tick)
     if handle.manifest.kind == "collection":
-        verdict = dataclasses.replace(verdict, damaged=(*verdict.damaged, *_damaged_indexes(handle)))
+        verdict = dataclasses.replace(verdict, damaged=(*verdict.damaged, *_damaged_beside(handle)))
     if as_json:
         damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
         console.print_json(
@@ -193,14 +193,26 @@ def verify(url: Url, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _damaged_indexes(handle: CollectionArchive) -> Iterator[Damage]:
+def _damaged_beside(handle: CollectionArchive) -> Iterator[Damage]:
+    """What is damaged of a collection's indexes and of its log."""
     from cluster.index_store import current_builds, damaged_files, indexes_of
+    from operators.errors import HilbertflowError
+    from storage.batch_log import BatchLog
+    from storage.rowlog import home_of
     from storage.verify import Damage
 
-    place = indexes_of(handle)
-    for build in current_builds(place).values():
-        for error in damaged_files(place, build):
-            yield Damage(error.where.removeprefix(handle.url).lstrip("/"), error.what)
+    def found() -> Iterator[HilbertflowError]:
+        place, home = indexes_of(handle), home_of(handle)
+        try:
+            for build in current_builds(place).values():
+                yield from damaged_files(place, build)
+        except HilbertflowError as error:
+            yield error
+        if home.exists("log"):
+            yield from BatchLog(home).damaged(handle.dim, handle.table(0, 0).schema)
+
+    for error in found():
+        yield Damage(error.where.removeprefix(handle.url).lstrip("/"), error.what)
 
 
 def restore(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cluster.query import MAX_K
 from operators.errors import HilbertflowError
+from operators.pictures import MAX_PIXELS
 from storage.fs import Location
 
 IMPORT_PATH = "cluster.serve_app:application"
@@ -20,6 +21,16 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderConfig(_Part):
+    """The model that turns texts, and pictures if it is a CLIP, into query vectors: its directory, or a reference."""
+
+    model: str = Field(min_length=1)
+    replicas: int = Field(default=1, ge=1, le=1024)
+    max_replicas: int | None = Field(default=None, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024)
+    max_tokens: int = Field(default=0, ge=0, le=1 << 20, description="longer texts are cut; 0 takes the model's limit")
 
 
 class CollectionConfig(_Part):
@@ -39,6 +50,7 @@ class CollectionConfig(_Part):
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     placement: Literal["auto", "ingress", "shards"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+    encoder: EncoderConfig | None = Field(default=None, description="of its queries; default the service's")
     read_only: bool = Field(default=False, description="refuse changes of rows over HTTP")
 
 
@@ -49,16 +61,6 @@ class ModelConfig(_Part):
     url: str = Field(min_length=1)
 
 
-class EncoderConfig(_Part):
-    """The model that turns texts into query vectors: a sentence-transformers directory, or a reference to one."""
-
-    model: str = Field(min_length=1)
-    replicas: int = Field(default=1, ge=1, le=1024)
-    max_replicas: int | None = Field(default=None, ge=1, le=1024)
-    threads: int = Field(default=1, ge=1, le=1024)
-    max_tokens: int = Field(default=0, ge=0, le=1 << 20, description="longer texts are cut; 0 takes the model's limit")
-
-
 class Limits(_Part):
     """What one request may ask for; beyond it the answer is 413 or 422."""
 
@@ -67,7 +69,12 @@ class Limits(_Part):
     k: int = Field(default=MAX_K, ge=1, le=MAX_K)
     answers: int = Field(default=1 << 20, ge=1, description="queries * k of one request")
     rows: int = Field(default=65_536, ge=1, description="rows of one change")
-    text_chars: int = Field(default=100_000, ge=1)
+    text_chars: int = Field(default=100_000, ge=1, description="of one text")
+    images: int = Field(default=32, ge=1, description="pictures of one request")
+    image_bytes: int = Field(default=16 << 20, ge=1, description="of one picture's file")
+    image_pixels: int = Field(
+        default=50_000_000, ge=1, le=MAX_PIXELS, description="of one picture, judged before it is unpacked"
+    )
     body_seconds: float = Field(default=30.0, gt=0, description="to receive a body")
     search_seconds: float = Field(default=60.0, gt=0, description="for a shard to answer")
     head_seconds: float = Field(default=20.0, gt=0, description="to receive the head of a request")
@@ -77,7 +84,10 @@ class Limits(_Part):
 
 
 class ServeConfig(_Part):
-    """The whole service."""
+    """The whole service.
+
+    encoder: of every collection whose rows it made and that names none of its own.
+    """
 
     collections: tuple[CollectionConfig, ...] = ()
     models: tuple[ModelConfig, ...] = ()
@@ -104,9 +114,8 @@ class ServeConfig(_Part):
             raise ValueError("there is nothing to serve: name `collections` or `models`")
         if len(set(names)) != len(names):
             raise ValueError("two collections or models have the same name")
-        bounded: list[CollectionConfig | EncoderConfig] = [*self.collections]
-        if self.encoder is not None:
-            bounded.append(self.encoder)
+        encoders = [self.encoder, *(item.encoder for item in self.collections)]
+        bounded: list[CollectionConfig | EncoderConfig] = [*self.collections, *filter(None, encoders)]
         for part in bounded:
             if part.max_replicas is not None and part.max_replicas < part.replicas:
                 raise ValueError(f"max_replicas is {part.max_replicas}, fewer than replicas, {part.replicas}")
@@ -170,7 +179,8 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     parts: dict[str, type[BaseModel]] = {
         "collections": CollectionConfig, "models": ModelConfig, "encoder": EncoderConfig, "limits": Limits
     }  # fmt: skip
-    return sorted((parts[str(place[0])] if place else ServeConfig).model_fields)
+    named = [part for part in place if isinstance(part, str)]
+    return sorted((parts[named[-1]] if named else ServeConfig).model_fields)
 
 
 def _absolute(url: str, base: Path) -> str:

@@ -8,19 +8,21 @@ from fastapi import FastAPI, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
 from cluster.http_edge import accepted, whole_body
+from cluster.picture_wire import FORM, JPEG, PNG, read_form
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 from cluster.wire import (
     ARROW,
     FLOATS,
-    INPUTS,
     JSON,
     NDJSON,
+    Asked,
     SearchOptions,
     SearchRequest,
     SearchResponse,
     parse_request,
     render,
+    url_search_options,
 )
 
 Collection = Annotated[
@@ -35,12 +37,21 @@ _EXAMPLES = {
         "value": {"vectors": [[0.1, 0.2, 0.3]], "k": 5, "filter": "lines > 20"},
     },
 }
-_REQUEST = {
+_REQUEST: dict[str, Any] = {
     "required": True,
     "content": {
         JSON: {"schema": SearchRequest.model_json_schema(), "examples": _EXAMPLES},
         ARROW: {"schema": _BINARY | {"description": "A column `vector` (lists of float32) or `text`, a row a query."}},
         FLOATS: {"schema": _BINARY | {"description": "float32, little-endian, queries * dim of them."}},
+        FORM: {
+            "schema": {
+                "type": "object",
+                "properties": {"image": _BINARY | {"description": "A JPEG or PNG."}},
+                "description": "Every file is a query; other fields are options.",
+            }
+        },
+        JPEG: {"schema": _BINARY | {"description": "One picture, as CLIP models take them."}},
+        PNG: {"schema": _BINARY | {"description": "One picture, as CLIP models take them."}},
     },
 }
 _OPTIONS = [
@@ -49,7 +60,7 @@ _OPTIONS = [
         "in": "query",
         "required": False,
         "schema": schema,
-        "description": schema.get("description", "") + " For Arrow and float32 bodies; JSON bodies hold it themselves.",
+        "description": schema.get("description", "") + " For bodies that are not JSON.",
     }
     for name, schema in SearchOptions.model_json_schema()["properties"].items()
 ]
@@ -76,24 +87,36 @@ def search_route(app: FastAPI, services: Services) -> None:
         openapi_extra={"requestBody": _REQUEST, "parameters": _OPTIONS},
     )
     async def search(c: Collection, request: Request) -> Response:
-        """Queries are vectors (JSON arrays, base64, raw float32 or Arrow) or texts; answers JSON, NDJSON or Arrow.
+        """Queries are vectors (JSON arrays, base64, raw float32 or Arrow), texts, or pictures; answers JSON, NDJSON or
+        Arrow.
 
         A result is `partial` when a shard did not answer. NaN and infinity, another dimension, more queries or a larger
         body than the service takes are refused.
         """
         services.collection(request, c)
         kind = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
-        if kind not in INPUTS:
-            raise Refused(415, f"content type {kind[:80]!r} is not known", remedy=f"send {', '.join(INPUTS)}")
+        if kind not in _REQUEST["content"]:
+            raise Refused(
+                415, f"content type {kind[:80]!r} is not known", remedy=f"send {', '.join(_REQUEST['content'])}"
+            )
         with services.admitted():
             return await answer(c, kind, accepted(request.headers.get("Accept", "")), request)
+
+    async def parsed(kind: str, body: bytes, request: Request, dim: int) -> Asked:
+        url = dict(request.query_params)
+        if kind == FORM:
+            files, fields = await read_form(request.headers["Content-Type"], body, services.limits)
+            return Asked(url_search_options({**fields, **url}), pictures=files)
+        if kind in (JPEG, PNG):
+            return Asked(url_search_options(url), pictures=[body])
+        return parse_request(kind, body, url, dim)
 
     async def answer(c: str, kind: str, output: str, request: Request) -> Response:
         limits = services.limits
         body = await whole_body(request, limits)
         service = services.collections[c]
-        asked = parse_request(kind, body, dict(request.query_params), service.collection.dim)
-        queries, k = len(asked.vectors if asked.texts is None else asked.texts), asked.options.k
+        asked = await parsed(kind, body, request, service.collection.dim)
+        queries, k = len(asked), asked.options.k
         if queries > limits.queries or k > limits.k or queries * k > limits.answers:
             raise Refused(
                 413,
@@ -101,7 +124,11 @@ def search_route(app: FastAPI, services: Services) -> None:
                 remedy=f"at most {limits.queries} queries, k {limits.k}, {limits.answers} answers in all",
             )
         query = asked.options.query()
-        vectors = asked.vectors if asked.texts is None else await services.vectors(c, asked.texts)
+        vectors = asked.vectors
+        if asked.texts is not None:
+            vectors = await services.vectors(c, asked.texts)
+        elif asked.pictures is not None:
+            vectors = await services.picture_vectors(c, asked.pictures)
         results = await service.search(vectors, query, asked.options.version)
         services.metrics.answered(c, results)
         wanted = asked.options.metadata and output != ARROW

@@ -1,4 +1,4 @@
-"""The service on Ray Serve: shard groups, an encoder and an HTTP ingress as deployments, from one configuration.
+"""The service on Ray Serve: shard groups, encoders and an HTTP ingress as deployments, from one configuration.
 
 `serve deploy` takes the same keys as the arguments of this application; `cluster.running` starts it from Python:
 
@@ -22,21 +22,25 @@ from ray.serve.exceptions import BackPressureError
 
 from cluster.api import build_api
 from cluster.auth import Keys
-from cluster.config import CollectionConfig, ServeConfig, parse_config
+from cluster.config import CollectionConfig, EncoderConfig, ServeConfig, parse_config
+from cluster.encoding import Encoded, Encoder, Encoding
 from cluster.listener import Listener
 from cluster.local_backend import LocalBackend, warm
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
 from cluster.service import Backend, CollectionService, Unavailable
-from cluster.services import Encode, Services
+from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
 from cluster.versions import Version, newest, open_version
+from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog
 
 ATTEMPTS = 3
+Encodable = tuple[Any, bool, list[str]]
+"""Handle of an encoder deployment, whether it takes pictures, names of the collections whose rows it made."""
 SMALL = {"num_cpus": 0.1}  # deployments wait more than they work; FAISS's threads are set by the configuration
 
 
@@ -80,20 +84,6 @@ class Shards:
         return version in self._held
 
 
-class Encoder:
-    """The text encoder, loaded once a replica; Torch lives here and in no process that runs FAISS."""
-
-    def __init__(self, model: str, max_tokens: int, threads: int) -> None:
-        from operators.encode import open_encoder
-
-        self._encoder = open_encoder(model, max_tokens, threads)
-        self._encoder.encode(["ready"])
-
-    def encode(self, texts: list[str]) -> F32:
-        """(len(texts), dim) float32."""
-        return self._encoder.encode(texts)
-
-
 class RemoteBackend:
     """A shard group behind a deployment handle; a replica that dies is replaced by another for the same query."""
 
@@ -127,8 +117,8 @@ async def _asked(call: Callable[[], Any]) -> Any:
 class Ingress:
     """HTTP, routing and merging; also the shards of collections placed here."""
 
-    def __init__(self, body: dict[str, Any], groups: dict[str, list[Any]], encoder: Any) -> None:
-        self._config, self._groups, self._encoder = ServeConfig.model_validate(body), groups, encoder
+    def __init__(self, body: dict[str, Any], groups: dict[str, list[Any]], encoders: list[Encodable]) -> None:
+        self._config, self._groups, self._encoders = ServeConfig.model_validate(body), groups, encoders
         self._services: Services | None = None
         self._app: Any = None
         self._listener: Listener | None = None
@@ -137,15 +127,12 @@ class Ingress:
         """Called by Serve once this replica is constructed."""
         config = self._config
         services = {item.name: self._service(item, open_version(item.url)) for item in config.collections}
-        encodable = frozenset(
-            name for name, service in services.items() if _same_encoder(config, service.collection)
-        )  # fmt: skip
-        encode: Encode | None = None
-        if self._encoder is not None:
-            encode = self._encode
+        encoders: dict[str, Encoding] = {}
+        for handle, takes_pictures, names in self._encoders:
+            encoders |= dict.fromkeys(names, _encoding(handle, takes_pictures))
         self._services = Services(
             services, {item.name: ModelService.open(item.name, item.url) for item in config.models}, config.limits,
-            encode, encodable, keys=Keys(config.keys) if config.keys else None,
+            encoders, keys=Keys(config.keys) if config.keys else None,
             read_only=frozenset(item.name for item in config.collections if item.read_only),
             reopen=self._reopen, refresh_seconds=config.refresh_seconds,
         )  # fmt: skip
@@ -169,10 +156,6 @@ class Ingress:
         """Called by Serve when the replica goes: requests that have begun are answered."""
         if self._listener is not None:
             await self._listener.close()
-
-    async def _encode(self, texts: list[str]) -> F32:
-        vectors: F32 = await _asked(lambda: self._encoder.encode.remote(texts))
-        return vectors
 
     def _reopen(self, old: CollectionService) -> CollectionService | None:
         item = next(item for item in self._config.collections if item.name == old.name)
@@ -200,15 +183,6 @@ def build_application(config: ServeConfig) -> Any:
     groups = {item.name: _shard_groups(item, config) for item in config.collections}
     for model in config.models:
         ModelService.open(model.name, model.url)  # refused before anything starts
-    encoder = None
-    if config.encoder is not None:
-        from storage.references import local_url
-
-        deployment: Any = serve.deployment(Encoder)
-        encoder = deployment.options(
-            name="encoder", ray_actor_options=SMALL, max_ongoing_requests=2, max_queued_requests=config.limits.queued,
-            **_replicas(config.encoder.replicas, config.encoder.max_replicas),
-        ).bind(local_url(config.encoder.model), config.encoder.max_tokens, config.encoder.threads)  # fmt: skip
     ingress: Any = serve.deployment(Ingress)
     return ingress.options(
         name="ingress",
@@ -216,7 +190,7 @@ def build_application(config: ServeConfig) -> Any:
         ray_actor_options=SMALL,
         max_ongoing_requests=config.limits.waiting + 64,  # the ingress itself says 503, with a problem document
         user_config={},
-    ).bind(config.model_dump(mode="json"), groups, encoder)
+    ).bind(config.model_dump(mode="json"), groups, _encoders(config))
 
 
 def _replicas(least: int, most: int | None) -> dict[str, Any]:
@@ -250,10 +224,51 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig) -> list[Any]:
     ]
 
 
-def _same_encoder(config: ServeConfig, collection: CollectionArchive) -> bool:
-    """Whether the configured encoder is the one that made the collection's rows (or nobody knows what did)."""
+def _encoders(config: ServeConfig) -> list[Encodable]:
+    """A deployment for each model that some collection's queries need."""
+    from operators.encode import open_encoder
     from storage.references import local_url
 
-    if config.encoder is None:
-        return False
-    return not collection.encoder or local_url(collection.encoder) == local_url(config.encoder.model)
+    users: dict[EncoderConfig, list[str]] = {}
+    for item in config.collections:
+        chosen = item.encoder or config.encoder
+        if chosen is None:
+            continue
+        if _made_by(chosen, open_version(item.url).collection):
+            users.setdefault(chosen, []).append(item.name)
+        elif item.encoder is not None:
+            raise HilbertflowError(
+                f"the rows of {item.name!r} were not made by {chosen.model}", where=item.url,
+                remedy="name the model that made them, or leave `encoder` out",
+            )  # fmt: skip
+    deployment: Any = serve.deployment(Encoder)
+    found: list[Encodable] = []
+    for number, (chosen, names) in enumerate(users.items()):
+        directory = local_url(chosen.model)
+        bound = deployment.options(
+            name=f"encoder-{number}", ray_actor_options=SMALL, max_ongoing_requests=2,
+            max_queued_requests=config.limits.queued, **_replicas(chosen.replicas, chosen.max_replicas),
+        ).bind(directory, chosen.max_tokens, chosen.threads)  # fmt: skip
+        found.append((bound, open_encoder(directory).takes_pictures, names))
+    return found
+
+
+def _encoding(handle: Any, takes_pictures: bool) -> Encoding:
+    """The way to an encoder deployment."""
+
+    async def texts(some: list[str]) -> F32:
+        vectors: F32 = await _asked(lambda: handle.encode.remote(some))
+        return vectors
+
+    async def pictures(some: list[bytes]) -> Encoded:
+        encoded: Encoded = await _asked(lambda: handle.encode_pictures.remote(some))
+        return encoded
+
+    return Encoding(texts, pictures if takes_pictures else None)
+
+
+def _made_by(encoder: EncoderConfig, collection: CollectionArchive) -> bool:
+    """Whether this model made the collection's rows (or nobody knows what did)."""
+    from storage.references import local_url
+
+    return not collection.encoder or local_url(collection.encoder) == local_url(encoder.model)

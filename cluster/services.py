@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import Request
 
 from cluster.auth import Key, Keys
-from cluster.batcher import Batcher
 from cluster.config import Limits
+from cluster.encoding import Encoding
 from cluster.metrics import Metrics
 from cluster.models import ModelService
+from cluster.picture_wire import check_pictures
 from cluster.problems import Refused
 from cluster.service import CollectionService
 from cluster.vectors import F32
 from operators.errors import HilbertflowError
 
-Encode = Callable[[list[str]], Awaitable[F32]]
 Reopen = Callable[[CollectionService], CollectionService | None]
-
-ENCODED = 64  # texts that go to an encoder at once: those that came while the last ones were encoded
 
 _log = logging.getLogger("hilbertflow.serve")
 
@@ -33,7 +30,7 @@ _log = logging.getLogger("hilbertflow.serve")
 class Services:
     """Collections and models by name, with the limits and keys that guard them.
 
-    encode: texts to (n, dim) query vectors; None without an encoder. encodable: collections whose rows it made.
+    encoders: the way to the model that made a collection's rows, by collection; some may share one.
     read_only: those whose rows may not be changed.
     reopen: blocking; gives a service for what lies on storage now, None when that is what is served. refresh_seconds:
     between two looks; 0 never looks by itself.
@@ -42,8 +39,7 @@ class Services:
     collections: dict[str, CollectionService]
     models: dict[str, ModelService] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    encode: Encode | None = None
-    encodable: frozenset[str] = frozenset()
+    encoders: dict[str, Encoding] = field(default_factory=dict)
     read_only: frozenset[str] = frozenset()
     keys: Keys | None = None
     metrics: Metrics = field(default_factory=Metrics)
@@ -54,9 +50,6 @@ class Services:
     def __post_init__(self) -> None:
         self.pictures = asyncio.Semaphore(self.limits.pictures)
         self._swapping = asyncio.Lock()
-        self._texts: Batcher[str, list[str], F32] = Batcher(
-            self._encoded, rows=ENCODED, flights=2, join=lambda lists: [text for texts in lists for text in texts]
-        )
         for service in self.collections.values():
             self.metrics.describe(service)
 
@@ -157,26 +150,32 @@ class Services:
 
     def by_text(self, name: str) -> bool:
         """Whether a collection can be searched by text."""
-        return self.encode is not None and name in self.encodable
+        return name in self.encoders
 
-    async def vectors(self, name: str, texts: list[str]) -> Any:
-        """Query vectors of texts."""
+    def by_picture(self, name: str) -> bool:
+        """Whether a collection can be searched by picture."""
+        return name in self.encoders and self.encoders[name].takes_pictures
+
+    async def picture_vectors(self, name: str, files: list[bytes]) -> F32:
+        """Query vectors (n, dim) of JPEG and PNG files, whose sizes are judged first."""
+        encoding = self._encoding(name, "images")
+        await asyncio.to_thread(check_pictures, files, self.limits)
+        return await encoding.pictures(files)
+
+    async def vectors(self, name: str, texts: list[str]) -> F32:
+        """Query vectors (n, dim) of texts."""
         if not texts:
             raise HilbertflowError("texts is empty", where="body")
-        if self.encode is None:
-            raise HilbertflowError(
-                "this service has no encoder", where="texts", remedy="send vectors, or configure `encoder`"
-            )
-        if name not in self.encodable:
-            raise HilbertflowError(
-                f"the rows of {name!r} were not made by this service's encoder", where="texts", remedy="send vectors"
-            )
+        encoding = self._encoding(name, "texts")
         longest = max(map(len, texts))
         if longest > self.limits.text_chars:
             raise Refused(413, f"a text has {longest} characters; the limit is {self.limits.text_chars}")
-        vectors, place = await self._texts.submit("text", texts)
-        return vectors[place]
+        return await encoding.texts(texts)
 
-    async def _encoded(self, _: str, texts: list[str]) -> F32:
-        assert self.encode is not None
-        return await self.encode(texts)
+    def _encoding(self, name: str, where: str) -> Encoding:
+        if name not in self.encoders:
+            raise HilbertflowError(
+                f"the rows of {name!r} were not made by an encoder of this service", where=where,
+                remedy="send vectors, or configure `encoder`",
+            )  # fmt: skip
+        return self.encoders[name]

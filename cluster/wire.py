@@ -1,8 +1,10 @@
 """The search request and its answer on the wire: JSON, Arrow IPC, raw float32 and NDJSON.
 
 In:  application/json                     `SearchRequest`
-     application/vnd.apache.arrow.stream  a column `vector` (lists of float) or `text`, a row a query; options in the
-     URL application/octet-stream             float32, little-endian, queries * dim of them; options in the URL
+     application/vnd.apache.arrow.stream  a column `vector` (lists of float) or `text`, a row a query
+     application/octet-stream             float32, little-endian, queries * dim of them
+     pictures                             see `cluster.picture_wire`
+     Options of a body that is not JSON are in the URL.
 Out: application/json                     {"results": [{"ids", "scores", "rows", "metadata", "partial"}, …]}
      application/x-ndjson                 the same results, one a line
      application/vnd.apache.arrow.stream  a row a query: ids, scores, rows as lists, partial; nothing else
@@ -27,7 +29,7 @@ from operators.errors import HilbertflowError
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 ARROW, FLOATS = "application/vnd.apache.arrow.stream", "application/octet-stream"
-INPUTS, OUTPUTS = (JSON, ARROW, FLOATS), (JSON, NDJSON, ARROW)
+OUTPUTS = (JSON, NDJSON, ARROW)
 
 M = TypeVar("M", bound=BaseModel)
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -83,6 +85,10 @@ class SearchRequest(SearchOptions):
         default=None, description="Texts that the service's encoder turns into vectors.",
         examples=[["singular value decomposition"]],
     )  # fmt: skip
+    images: list[str] | None = Field(
+        default=None,
+        description="JPEG or PNG files in base64, which the service's encoder turns into vectors (CLIP models only).",
+    )
 
 
 class Hits(BaseModel):
@@ -106,32 +112,49 @@ class SearchResponse(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """A parsed request: vectors (anything `checked_vectors` takes) or texts, and the options."""
+    """A parsed request: vectors (anything `checked_vectors` takes), texts or files of pictures, and the options."""
 
-    vectors: Any
-    texts: list[str] | None
     options: SearchOptions
+    vectors: Any = None
+    texts: list[str] | None = None
+    pictures: list[bytes] | None = None
+
+    def __len__(self) -> int:
+        for given in (self.vectors, self.texts, self.pictures):
+            if given is not None:
+                return len(given)
+        return 0
 
 
 def parse_request(kind: str, body: bytes, url_options: Mapping[str, str], dim: int) -> Asked:
     """Read a body of the content type `kind`; raises `HilbertflowError` saying what is wrong with it."""
     if kind == JSON:
         request = json_model(SearchRequest, body)
-        if (request.vectors is None) == (request.texts is None):
-            raise HilbertflowError("give either vectors or texts", where="body")
+        if sum(given is not None for given in (request.vectors, request.texts, request.images)) != 1:
+            raise HilbertflowError("give one of vectors, texts and images", where="body")
+        if request.images is not None:
+            return Asked(request, pictures=_pictures(request.images))
         if request.vectors is not None and not request.vectors:
             raise HilbertflowError("vectors is empty", where="body")
         vectors = floats(base64_bytes(request.vectors), dim) if isinstance(request.vectors, str) else request.vectors
         if isinstance(vectors, list) and len({len(vector) for vector in vectors}) > 1:
             raise HilbertflowError("vectors have different lengths", where="body", remedy=f"give {dim} values each")
-        return Asked(vectors, request.texts, request)
-    options = _options(url_options)
+        return Asked(request, vectors, request.texts)
+    options = url_search_options(url_options)
     if kind == FLOATS:
-        return Asked(floats(body, dim), None, options)
+        return Asked(options, floats(body, dim))
     table = arrow_table(body)
     if "text" in table.column_names and "vector" not in table.column_names:
-        return Asked(None, strings(table, "text"), options)
-    return Asked(vector_column(table), None, options)
+        return Asked(options, texts=strings(table, "text"))
+    return Asked(options, vector_column(table))
+
+
+def _pictures(images: list[str]) -> list[bytes]:
+    """Files out of base64, with or without the `data:image/…;base64,` that browsers write."""
+    if not images:
+        raise HilbertflowError("images is empty", where="body")
+    texts = (text.partition(",")[2] if text.startswith("data:") else text for text in images)
+    return [base64_bytes(text, f"images.{number} is") for number, text in enumerate(texts)]
 
 
 def render(kind: str, results: Results, metadata: list[list[Any]] | None, explain: bool) -> Iterator[bytes]:
@@ -164,7 +187,8 @@ def json_model(kind: type[M], body: bytes) -> M:
         raise _first(error, "body") from None
 
 
-def _options(given: Mapping[str, str]) -> SearchOptions:
+def url_search_options(given: Mapping[str, str]) -> SearchOptions:
+    """Options as a URL or a form holds them; raises `HilbertflowError`."""
     body: dict[str, Any] = dict(given)
     for name in ("k", "nprobe", "ef", "refine", "level", "version"):
         if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
@@ -182,12 +206,12 @@ def _first(error: ValidationError, where: str) -> HilbertflowError:
                             remedy="GET /openapi.json describes every field")  # fmt: skip
 
 
-def base64_bytes(text: str) -> bytes:
-    """The bytes of a base64 text."""
+def base64_bytes(text: str, what: str = "vectors is a string but") -> bytes:
+    """The bytes of a base64 text; what: begins the error."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise HilbertflowError("vectors is a string but not base64", where="body") from None
+        raise HilbertflowError(f"{what} not base64", where="body") from None
 
 
 def floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -163,18 +163,33 @@ class ClipEncoder(TextEncoder):
     def encode_pictures(self, pictures: Sequence[bytes], batch: int = 32, where: Sequence[str] = ()) -> F32:
         """``(len(pictures), dim)`` float32 of JPEG and PNG files; ``where`` names them in errors.
 
-        Scaled, cropped and normalised as ``preprocessor_config.json`` says.
+        One picture is unpacked at a time.
         """
-        import torch
-
-        _, model, (processor,) = self._model
+        names = where or [f"picture {i}" for i in range(len(pictures))]
         out = np.empty((len(pictures), self.dim), np.float32)
         for part in _parts(len(pictures), batch):
-            names = where[part] or [f"picture {i}" for i in range(part.start, part.stop)]
-            images = [decode(data, name) for data, name in zip(pictures[part], names, strict=False)]
-            pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device)
+            out[part] = self.encode_pixels([self.pixels(*one) for one in zip(pictures[part], names[part], strict=True)])
+        return out
+
+    def pixels(self, data: bytes, where: str = "picture") -> F32:
+        """What the model sees of a JPEG or PNG file, (3, side, side) float32.
+
+        Scaled, cropped and normalised as ``preprocessor_config.json`` says.
+        """
+        (processor,) = self._model[2]
+        seen: F32 = processor(images=[decode(data, where)], return_tensors="np")["pixel_values"][0]
+        return seen
+
+    def encode_pixels(self, pixels: Sequence[F32], batch: int = 32) -> F32:
+        """``(len(pixels), dim)`` float32 of what `pixels` gave."""
+        import torch
+
+        model = self._model[1]
+        out = np.empty((len(pixels), self.dim), np.float32)
+        for part in _parts(len(pixels), batch):
+            stacked = torch.from_numpy(np.stack(pixels[part])).to(model.device)
             with torch.inference_mode():
-                out[part] = _unit(model.get_image_features(pixel_values=pixels)).float().cpu().numpy()
+                out[part] = _unit(model.get_image_features(pixel_values=stacked)).float().cpu().numpy()
         return out
 
     def _read(self) -> Modules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from operators.errors import HilbertflowError
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG")
+
+T = TypeVar("T")
 
 
 def need_pillow() -> None:
@@ -35,6 +37,11 @@ def decode(data: bytes, where: str = "picture") -> Image:
     return _opened(data, where, lambda image: _flat(ImageOps.exif_transpose(image)))
 
 
+def measured(data: bytes, where: str = "picture") -> tuple[int, int]:
+    """Width and height as the header tells them; no pixel is unpacked. Raises as `decode` does for what it can tell."""
+    return _opened(data, where, lambda image: image.size)
+
+
 def check(data: bytes, where: str = "picture") -> None:
     """Raise as `decode` would; a JPEG is decoded small, which is enough to see that it is whole."""
 
@@ -46,7 +53,7 @@ def check(data: bytes, where: str = "picture") -> None:
     _opened(data, where, load)
 
 
-def _opened(data: bytes, where: str, use: Callable[[Image], Image]) -> Image:
+def _opened(data: bytes, where: str, use: Callable[[Image], T]) -> T:
     need_pillow()
     import PIL.Image as pillow
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -24,8 +25,11 @@ from cluster import serve_app
 from cluster.build import build_indexes
 from cluster.client import AsyncClient, Client
 from cluster.engine import SearchEngine
+from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from tests.collection_fixtures import archive_vectors, clustered
+from tests.model_fixtures import clip
+from tests.pictures import png
 
 ROWS, DIM = 2000, 16
 QUERIES = clustered(20, DIM, seed=9)
@@ -141,6 +145,30 @@ def test_a_killed_replica_costs_no_answer(service: serving.Running, engine: Sear
                 assert [hit["ids"] for hit in hits] == expected
                 whole += 1
     assert whole >= 55
+
+
+def test_words_and_pictures_are_encoded_by_the_service(ray_session: None, tmp_path: Path) -> None:
+    """A CLIP in a deployment of its own, that a collection names: a picture and a word find their rows over HTTP."""
+    model = clip(tmp_path / "clip")
+    files, encoder = [png(seed) for seed in range(6)], open_encoder(str(model))
+    vectors = np.concatenate([encoder.encode_pictures(files), encoder.encode(["red shoe"])])
+    url = archive_vectors(tmp_path, vectors, "cosine")
+    photos = {"name": "photos", "url": url, "encoder": {"model": str(model), "threads": 1}}
+    plain = {"name": "plain", "url": archive_vectors(tmp_path / "plain", clustered(50, DIM), "ip")}
+    running = serving.start({"collections": [photos, plain], "port": 0})
+    try:
+        with httpx.Client(base_url=running.url, trust_env=False, timeout=60) as http:
+            reply = http.post("/v1/collections/photos/search", files={"image": ("a.png", files[4])}, data={"k": "1"})
+            assert reply.json()["results"][0]["ids"] == ["row-4"], reply.text
+            body = {"images": [base64.b64encode(files[2]).decode()], "k": 1}
+            assert http.post("/v1/collections/photos/search", json=body).json()["results"][0]["ids"] == ["row-2"]
+            words = http.post("/v1/collections/photos/search", json={"texts": ["red shoe"], "k": 1})
+            assert words.json()["results"][0]["ids"] == ["row-6"]
+            broken = http.post("/v1/collections/photos/search", files={"image": ("a.png", files[4][:200])})
+            assert (broken.status_code, broken.json()["where"]) == (422, "images.0")
+            assert http.post("/v1/collections/plain/search", json=body).status_code == 422
+    finally:
+        running.stop()
 
 
 def test_a_taken_port_is_refused(service: serving.Running, engine: SearchEngine) -> None:

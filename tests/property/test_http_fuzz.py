@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from cluster.api import build_api
 from cluster.build import build_indexes
+from cluster.encoding import Encoded, Encoding
 from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.service import CollectionService
@@ -46,9 +47,12 @@ def api_schema(tmp_path_factory: pytest.TempPathFactory) -> Any:
     async def encode(texts: list[str]) -> F32:
         return np.ones((len(texts), DIM), np.float32)
 
+    async def see(pictures: list[bytes]) -> Encoded:
+        return Encoded(np.ones((len(pictures), DIM), np.float32), {})
+
     collections = {"docs": CollectionService("docs", now.collection, now.builds, groups, version=now.name)}
     model = ModelService.open("minilm", archived_model(root))
-    app = build_api(Services(collections, {"minilm": model}, encode=encode, encodable=frozenset({"docs"})))
+    app = build_api(Services(collections, {"minilm": model}, encoders={"docs": Encoding(encode, see)}))
     return schemathesis.openapi.from_asgi("/openapi.json", app)
 
 

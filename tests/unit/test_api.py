@@ -21,6 +21,7 @@ from cluster.auth import Keys, new_key
 from cluster.batcher import Batcher
 from cluster.build import build_indexes
 from cluster.config import Limits, load_config, parse_config
+from cluster.encoding import Encoding
 from cluster.engine import SearchEngine
 from cluster.local_backend import LocalBackend
 from cluster.query import Query
@@ -155,7 +156,8 @@ def test_bodies_that_cannot_be_answered(client: TestClient, body: Any) -> None:
         (ARROW, arrow(pa.table({"vector": ["a"]})), 422), (ARROW, arrow(pa.table({"vector": [[1.0], None]})), 422),
         (ARROW, arrow(pa.table({"vector": [[1.0] * DIM, [1.0]]})), 422), (ARROW, arrow(pa.table({"text": [1]})), 422),
         (ARROW, arrow(vector_table(QUERIES))[:-40], 422), (ARROW, arrow(vector_table(QUERIES[:, :5])), 422),
-        ("text/html", b"x", 415), ("multipart/form-data; boundary=x", b"x", 415), ("", b"{}", 415),
+        ("text/html", b"x", 415), ("multipart/form-data; boundary=x", b"x", 422), ("image/png", b"x", 422),
+        ("", b"{}", 415),
     ],
 )  # fmt: skip
 def test_bytes_that_are_no_request(client: TestClient, kind: str, body: bytes, status: int) -> None:
@@ -198,7 +200,7 @@ def test_texts_go_through_the_encoder(engine: SearchEngine) -> None:
         return np.stack([QUERIES[int(text)] for text in texts])
 
     expected = engine.search(QUERIES[[3, 1]], 4).ids.tolist()
-    services = served(engine, encode=encode, encodable=frozenset({"rows"}), limits=Limits(text_chars=3))
+    services = served(engine, encoders={"rows": Encoding(encode)}, limits=Limits(text_chars=3))
     with TestClient(build_api(services), raise_server_exceptions=False) as client:
         reply = client.post(SEARCH, json={"texts": ["3", "1"], "k": 4})
         assert [hit["ids"] for hit in reply.json()["results"]] == expected
@@ -207,10 +209,10 @@ def test_texts_go_through_the_encoder(engine: SearchEngine) -> None:
         assert [hit["ids"] for hit in reply.json()["results"]] == expected
         assert client.post(SEARCH, json={"texts": ["3333"]}).status_code == 413
         assert "name" in client.get("/?q=3").text
-    with TestClient(build_api(served(engine, encode=encode)), raise_server_exceptions=False) as client:
+    with TestClient(build_api(served(engine)), raise_server_exceptions=False) as client:
         reply = client.post(SEARCH, json={"texts": ["3"]})
         assert reply.status_code == 422
-        assert "not made by this service's encoder" in reply.json()["detail"]
+        assert "not made by an encoder of this service" in reply.json()["detail"]
 
 
 def test_collections_and_state(client: TestClient) -> None:
@@ -275,7 +277,8 @@ def test_the_interface_describes_itself(client: TestClient) -> None:
     assert set(fields) >= {"vectors", "texts", "k", "tier", "filter", "nprobe", "ef", "refine", "metadata", "explain"}
     assert all(field["description"] for field in fields.values())
     assert {"200", "401", "403", "404", "413", "415", "422", "503"} <= set(post["responses"])
-    assert set(post["requestBody"]["content"]) == {"application/json", ARROW, FLOATS}
+    kinds = {"application/json", ARROW, FLOATS, "multipart/form-data", "image/jpeg", "image/png"}
+    assert set(post["requestBody"]["content"]) == kinds
 
 
 class Broken:

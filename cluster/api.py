@@ -49,9 +49,10 @@ def build_api(services: Services) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def watching(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(services.watch())
+        tasks = [asyncio.create_task(work) for work in (services.watch(), services.watch_recall())]
         yield
-        task.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = FastAPI(title="hilbertflow", version="1", description=_ABOUT, lifespan=watching)
     install(app)
@@ -95,6 +96,8 @@ def _state_routes(app: FastAPI, services: Services) -> None:
         responses={**few, 200: {"description": "Text format.", "content": {"text/plain": {}}}},
     )  # fmt: skip
     async def metrics(request: Request) -> Response:
-        """Requests, latency, batch sizes, rows scanned, bytes read; where there are keys, needs one for `read:*`."""
-        services.everything(request)
+        """Requests, latency, batch sizes, rows scanned, bytes read, cache hits, recall; where there are keys, needs one
+        for `metrics:*` or `read:*`.
+        """
+        services.measurable(request)
         return Response(services.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

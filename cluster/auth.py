@@ -4,7 +4,8 @@
       - {name: ingest, sha256: 9f86d0…, scopes: ["write:docs", "read:docs"]}
       - {name: app, sha256: 60303a…, scopes: ["read:*"]}
 
-`admin:*` includes write, write includes read. Keys are long random strings, so a plain hash cannot be searched;
+`admin:*` includes write, write includes read, and `read:*` includes `metrics:*`, which opens `/metrics` alone.
+Keys are long random strings, so a plain hash cannot be searched;
 `new_key` makes one.
 """
 
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from operators.errors import HilbertflowError
 
-_RANK = {"read": 0, "write": 1, "admin": 2}
+_RANK = {"metrics": 0, "read": 1, "write": 2, "admin": 3}
 
 
 class Key(BaseModel):
@@ -34,7 +35,7 @@ class Key(BaseModel):
     scopes: tuple[str, ...]
 
     def allows(self, action: str, collection: str) -> bool:
-        """Whether `action` (read, write, admin) on `collection` is within its scopes."""
+        """Whether `action` (metrics, read, write, admin) on `collection` is within its scopes."""
         for scope in self.scopes:
             granted, _, name = scope.partition(":")
             if name in ("*", collection) and _RANK.get(granted, -1) >= _RANK[action]:
@@ -91,7 +92,7 @@ class Keys:
             for scope in key.scopes:
                 if scope.partition(":")[0] not in _RANK or not scope.partition(":")[2]:
                     raise HilbertflowError(f"unknown scope {scope!r} of key {key.name!r}", where=where,
-                                           remedy="write read:NAME, write:NAME or admin:NAME, * for all")  # fmt: skip
+                                           remedy="write read:NAME, write:NAME, admin:NAME (* for all) or metrics:*")  # fmt: skip
         return keys
 
 

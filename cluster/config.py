@@ -105,6 +105,12 @@ class ServeConfig(_Part):
         ge=0,
         description="between looks at storage for new indexes and for rows written elsewhere; 0 never",
     )
+    recall_seconds: float = Field(
+        default=600.0, ge=0, description="between estimates of recall from the queries asked meanwhile; 0 makes none"
+    )
+    recall_rows: int = Field(
+        default=1_000_000, ge=0, description="collections with more make none: all rows are compared for it"
+    )
     limits: Limits = Limits()
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ def explained(query: Query, choice: Choice, answer: Answer, build: Build | None,
     tier and reason; level: of the archive whose vectors were compared, `index` where an index has its own; settings:
     the index's, tuned and overridden; recall: at 10, when it was tuned; version of the collection and how many rows of
     its log were compared; lists_probed, rows_scanned, requests and the rounds of them that had to wait for one another,
-    bytes_read; seconds by step.
+    bytes_read, cache_hits; seconds by step.
     """
     told: dict[str, Any] = {"tier": choice.tier, "reason": choice.reason, "queries": queries}
     if build is None:
@@ -30,5 +30,5 @@ def explained(query: Query, choice: Choice, answer: Answer, build: Build | None,
     return told | {
         "version": answer.version, "log_rows": answer.log_rows, "lists_probed": answer.lists_probed,
         "rows_scanned": answer.rows_scanned, "requests": answer.requests, "rounds": answer.rounds,
-        "bytes_read": answer.bytes_read, "seconds": dict(answer.seconds),
+        "bytes_read": answer.bytes_read, "cache_hits": answer.cache_hits, "seconds": dict(answer.seconds),
     }  # fmt: skip

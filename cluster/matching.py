@@ -36,7 +36,9 @@ class Matching:
             return None if text is None else self._through(text, start, stop)
         key = (text, start, stop, view.version)
         with self._lock:
-            if key not in self._standing:
+            if key in self._standing:
+                self._hit()
+            else:
                 every = np.arange(start, stop) if text is None else self._through(text, start, stop)
                 self._standing[key] = np.setdiff1d(every, gone, assume_unique=True)
                 if len(self._standing) > KEPT:
@@ -59,6 +61,7 @@ class Matching:
         key = (text, start, stop)
         with self._lock:
             if key in self._filtered:
+                self._hit()
                 self._filtered.move_to_end(key)
                 return self._filtered[key]
             rule = self.rule(text)
@@ -72,7 +75,9 @@ class Matching:
     def _column(self, name: str, start: int, stop: int) -> pa.ChunkedArray:
         """A metadata column of a range of rows, kept once a filter has named it."""
         key = (name, start, stop)
-        if key not in self._columns:
+        if key in self._columns:
+            self._hit()
+        else:
             parts = [
                 self._collection.table(low, min(stop, low + METADATA_ROWS), (name,)).column(name)
                 for low in range(start, stop, METADATA_ROWS)
@@ -80,3 +85,6 @@ class Matching:
             chunks = [chunk for part in parts for chunk in part.chunks]
             self._columns[key] = pa.chunked_array(chunks) if chunks else self._collection.table(0, 0).column(name)
         return self._columns[key]
+
+    def _hit(self) -> None:
+        self._collection.place.traffic.add(requests=0, hits=1)

@@ -30,9 +30,15 @@ class Metrics:
         )  # fmt: skip
         self.scanned = Counter("rows_scanned", "Codes and vectors compared", ["collection"], space, registry=own)
         self.read = Counter("storage_read_bytes", "Bytes read from storage", ["collection"], space, registry=own)
+        self.fetched = Counter("storage_requests", "Requests to storage", ["collection"], space, registry=own)
+        self.hits = Counter("cache_hits", "Reads that memory answered", ["collection"], space, registry=own)
         self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
+        self.estimate = Gauge(
+            "recall_estimate", "Recall of queries asked, by comparing all rows", ["collection", "tier"], space,
+            registry=own,
+        )  # fmt: skip
 
     def describe(self, service: CollectionService, instead: CollectionService | None = None) -> None:
         """Record what is known of a collection when it is opened, perhaps instead of an older version of it."""
@@ -54,8 +60,15 @@ class Metrics:
         self.batch.labels(collection).observe(explain["batched"])
         self.scanned.labels(collection).inc(explain["rows_scanned"] * share)
         self.read.labels(collection).inc(explain["bytes_read"] * share)
+        self.fetched.labels(collection).inc(explain["requests"] * share)
+        self.hits.labels(collection).inc(explain["cache_hits"] * share)
         if results.partial:
             self.partial.labels(collection).inc(queries)
+
+    def estimated(self, collection: str, recalls: dict[str, float]) -> None:
+        """Keep the newest estimate of each tier."""
+        for tier, recall in recalls.items():
+            self.estimate.labels(collection, tier).set(recall)
 
     def changed(self, service: CollectionService, op: str, rows: int) -> None:
         """Count a change of rows, and how many there are now."""

@@ -135,6 +135,7 @@ class Ingress:
             encoders, keys=Keys(config.keys) if config.keys else None,
             read_only=frozenset(item.name for item in config.collections if item.read_only),
             reopen=self._reopen, refresh_seconds=config.refresh_seconds,
+            recall_seconds=config.recall_seconds, recall_rows=config.recall_rows,
         )  # fmt: skip
         self._app = build_api(self._services)
         return self._app

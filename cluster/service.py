@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -32,6 +33,7 @@ from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog, View
 
+KEPT_QUERIES = 64  # the last ones, one of each request, for the estimate of recall
 ROUNDS = 4  # groups that answered about different versions of the rows are asked so often to agree
 
 _log = logging.getLogger("hilbertflow.serve")
@@ -66,6 +68,7 @@ class CollectionService:
     """One served collection: an archive, the indexes over it, and the log of its changed rows.
 
     version: names archive and indexes; log: shared with backends in this process, so that they see the same rows.
+    asked: some of the last queries, as `cluster.recall_watch` takes them.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class CollectionService:
         self._schema = collection.table(0, 0).schema
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)
         self._batcher: Batcher[tuple[Query, int], F32, Merged] = Batcher(self._fan_out)
+        self.asked: deque[tuple[F32, Query]] = deque(maxlen=KEPT_QUERIES)
 
     @property
     def view(self) -> View:
@@ -115,10 +119,10 @@ class CollectionService:
             parse_filter(query.filter, self._schema)
         return checked_vectors(vectors, self.collection.dim), query, choice
 
-    async def search(self, vectors: Any, query: Query, version: int = 0) -> Results:
+    async def search(self, vectors: Any, query: Query, version: int = 0, remembered: bool = True) -> Results:
         """Answer (q, dim) query vectors at `version` of the rows or a later one.
 
-        `partial` when a group did not answer; `Unavailable` when none did.
+        `partial` when a group did not answer; `Unavailable` when none did. remembered: in `asked`.
         """
         began = time.perf_counter()
         checked, query, choice = self.checked(vectors, query)
@@ -128,6 +132,8 @@ class CollectionService:
                 raise HilbertflowError(
                     f"there is no version {version} yet", where="version", remedy=f"the newest is {self.view.version}"
                 )  # fmt: skip
+        if remembered and choice.tier != "exact" and query.filter is None and query.radius is None:
+            self.asked.append((checked[0], query))
         merged, place = await self._batcher.submit((query, self.view.version), checked)
         rows, scores = merged.rows[place], merged.scores[place]
         large = rows.size > 100_000
@@ -218,6 +224,7 @@ class CollectionService:
             "log_rows": sum(a.log_rows for a in answers),
             "lists_probed": sum(a.lists_probed for a in answers), "rows_scanned": sum(a.rows_scanned for a in answers),
             "bytes_read": sum(a.bytes_read for a in answers), "requests": sum(a.requests for a in answers),
+            "cache_hits": sum(a.cache_hits for a in answers),
             "rounds": max(a.rounds for a in answers), "level": answers[0].level,
             "seconds": {name: max(a.seconds.get(name, 0.0) for a in answers) for name in answers[0].seconds},
         }  # fmt: skip

@@ -17,6 +17,7 @@ from cluster.metrics import Metrics
 from cluster.models import ModelService
 from cluster.picture_wire import check_pictures
 from cluster.problems import Refused
+from cluster.recall_watch import estimated_recall
 from cluster.service import CollectionService
 from cluster.vectors import F32
 from operators.errors import HilbertflowError
@@ -33,7 +34,8 @@ class Services:
     encoders: the way to the model that made a collection's rows, by collection; some may share one.
     read_only: those whose rows may not be changed.
     reopen: blocking; gives a service for what lies on storage now, None when that is what is served. refresh_seconds:
-    between two looks; 0 never looks by itself.
+    between two looks; 0 never looks by itself. recall_seconds: between two estimates of recall, of collections of at
+    most recall_rows.
     """
 
     collections: dict[str, CollectionService]
@@ -46,6 +48,8 @@ class Services:
     active: int = 0
     reopen: Reopen | None = None
     refresh_seconds: float = 0.0
+    recall_seconds: float = 0.0
+    recall_rows: int = 1_000_000
 
     def __post_init__(self) -> None:
         self.pictures = asyncio.Semaphore(self.limits.pictures)
@@ -84,6 +88,18 @@ class Services:
                 except Exception as error:
                     _log.warning("%s was not refreshed: %s", name, error)
 
+    async def watch_recall(self) -> None:
+        """Estimate the recall of every collection again and again, from what was asked meanwhile."""
+        while self.recall_seconds:
+            await asyncio.sleep(self.recall_seconds)
+            for service in list(self.collections.values()):
+                if service.view.count > self.recall_rows:
+                    continue
+                try:
+                    self.metrics.estimated(service.name, await estimated_recall(service))
+                except Exception as error:
+                    _log.warning("the recall of %s was not estimated: %s", service.name, type(error).__name__)
+
     def key(self, request: Request) -> Key | None:
         """The caller's key; None where keys are not used. Raises 401 for a missing or unknown one."""
         if self.keys is None:
@@ -112,11 +128,13 @@ class Services:
             raise Refused(403, f"collection {name!r} is read-only here", remedy="serve it without read_only")
         return service
 
-    def everything(self, request: Request) -> None:
-        """Raises 401 or 403 unless the caller may read everything."""
+    def measurable(self, request: Request) -> None:
+        """Raises 401 or 403 unless the caller may read the metrics, which name every collection."""
         key = self.key(request)
-        if key is not None and not key.allows("read", "*"):
-            raise Refused(403, f"key {key.name!r} may not read everything", remedy="use a key with the scope read:*")
+        if key is not None and not key.allows("metrics", "*"):
+            raise Refused(
+                403, f"key {key.name!r} may not read metrics", remedy="use a key with the scope metrics:* or read:*"
+            )
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:

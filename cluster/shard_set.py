@@ -39,7 +39,8 @@ class Answer:
 
     fingerprint: of the archive whose row numbers these are; version: of the collection, as `storage.rowlog` counts.
     bytes_read and requests: of the search itself, not of loading an index or opening the collection. rounds: of
-    requests that had to wait for one another, and level: the finest read, where rows were read in place.
+    requests that had to wait for one another, and level: the finest read, where rows were read in place. cache_hits:
+    reads that memory answered instead.
     """
 
     scores: F32
@@ -54,6 +55,7 @@ class Answer:
     requests: int = 0
     rounds: int = 0
     level: str = ""
+    cache_hits: int = 0
 
 
 class ShardSet:
@@ -144,7 +146,7 @@ class ShardSet:
             traffic, clock = self.collection.place.traffic, _Clock()
             self.load(tier)
             clock.lap("load")
-            requests, read = traffic.requests, traffic.bytes_read
+            requests, read, hits = traffic.requests, traffic.bytes_read, traffic.hits
             slots = self._matching.slots(query.filter, view) if self.group == 0 else view.live[:0]
             if self.threads is not None:
                 faiss.omp_set_num_threads(self.threads)
@@ -170,7 +172,7 @@ class ShardSet:
             return Answer(
                 scores, rows, self.collection.fingerprint, effort.lists_probed, effort.rows_scanned,
                 traffic.bytes_read - read, clock.laps, view.version, len(slots), traffic.requests - requests,
-                effort.rounds, effort.level,
+                effort.rounds, effort.level, traffic.hits - hits,
             )  # fmt: skip
 
     def _every_row(

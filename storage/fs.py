@@ -29,19 +29,24 @@ _ATTEMPTS, _TIMEOUT_S = 5, 15.0  # s3fs repeats inside each attempt as well
 
 @dataclass
 class Traffic:
-    """Requests and bytes that went through a location and everything joined from it; safe to share between threads."""
+    """Requests and bytes that went through a location and everything joined from it; safe to share between threads.
+
+    hits: reads that memory answered in their place.
+    """
 
     requests: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    hits: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def add(self, requests: int = 1, read: int = 0, written: int = 0) -> None:
-        """Count one or more requests and the bytes they moved."""
+    def add(self, requests: int = 1, read: int = 0, written: int = 0, hits: int = 0) -> None:
+        """Count one or more requests and the bytes they moved, or reads that memory answered."""
         with self._lock:
             self.requests += requests
             self.bytes_read += read
             self.bytes_written += written
+            self.hits += hits
 
 
 @dataclass(frozen=True)

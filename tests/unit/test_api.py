@@ -25,6 +25,8 @@ from cluster.encoding import Encoding
 from cluster.engine import SearchEngine
 from cluster.local_backend import LocalBackend
 from cluster.query import Query
+from cluster.recall_watch import estimated_recall
+from cluster.results import merge, recall
 from cluster.service import CollectionService
 from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
@@ -269,6 +271,48 @@ def test_the_page_escapes_everything(client: TestClient) -> None:
     assert client.get("/?c=zzz").status_code == 404
 
 
+def test_cache_hits_are_counted(engine: SearchEngine) -> None:
+    """The rows of a filter are read once; further queries with it read nothing."""
+    fresh = SearchEngine.open(engine.collection.url)
+    backend = LocalBackend(ShardSet(fresh.collection, fresh.builds), None)
+    client = TestClient(
+        build_api(Services({"rows": CollectionService("rows", fresh.collection, fresh.builds, [backend])}))
+    )
+    body = {"vectors": QUERIES.tolist(), "filter": "lines > 3 and lines < 800", "explain": True}
+
+    def counted(name: str) -> float:
+        text = client.get("/metrics").text
+        return float(text.partition(f'hilbertflow_{name}_total{{collection="rows"}} ')[2].partition("\n")[0] or 0)
+
+    first = client.post(SEARCH, json=body).json()["results"][0]["explain"]
+    assert (first["cache_hits"], first["bytes_read"] > 0) == (0, True)
+    read, hits = counted("storage_read_bytes"), counted("cache_hits")
+    second = client.post(SEARCH, json=body).json()["results"][0]["explain"]
+    assert (second["cache_hits"], second["bytes_read"], second["requests"]) == (2, 0, 0)  # two shards
+    assert (counted("storage_read_bytes"), counted("cache_hits")) == (read, hits + 2)
+
+
+def test_recall_is_estimated_from_what_was_asked(engine: SearchEngine) -> None:
+    """A narrow graph search finds less than a wide one, and the estimate says so; too few queries give none."""
+    queries = clustered(40, DIM, seed=21)
+
+    async def estimate(ef: int) -> dict[str, float]:
+        service = served(engine).collections["rows"]
+        query = Query.of(30, "hnsw", None, {"ef": ef})
+        for vector in queries:
+            await service.search(vector, query)
+        found = await estimated_recall(service)
+        assert await estimated_recall(service) == {}  # nothing was asked since
+        return found
+
+    exact = engine.search(queries, 30, "exact").rows
+    groups = [ShardSet(engine.collection, engine.builds, group, 2) for group in range(2)]
+    for ef in (30, 400):
+        answers = [group.search(queries, Query.of(30, "hnsw", None, {"ef": ef})) for group in groups]
+        rows = merge([(answer.scores, answer.rows) for answer in answers], 30, "ip")[1]
+        assert asyncio.run(estimate(ef)) == {"hnsw": pytest.approx(recall(rows, exact), abs=1e-6)}
+
+
 def test_the_interface_describes_itself(client: TestClient) -> None:
     """OpenAPI names every field with a description and every error with its problem document."""
     document = client.get("/openapi.json").json()
@@ -373,6 +417,10 @@ def test_keys_open_what_their_scopes_say(engine: SearchEngine, tmp_path: Path) -
         assert status(reader, "/") == 200
         listed = client.get("/v1/collections", headers={"Authorization": f"Bearer {stranger}"}).json()
         assert listed == {"collections": []}
+        path.write_text(yaml.safe_dump({"keys": [entry | {"scopes": ["metrics:*"]}, other]}))
+        assert (status(reader, "/metrics"), status(reader), status(stranger, "/metrics")) == (200, 403, 403)
+        path.write_text(yaml.safe_dump({"keys": [entry | {"scopes": ["read:*"]}, other]}))
+        assert (status(reader, "/metrics"), status(None, "/metrics")) == (200, 401)
         path.write_text("keys: [{name: broken")
         assert status(reader) == 200
         path.write_text(yaml.safe_dump({"keys": [other | {"scopes": ["write:*"]}]}))

@@ -121,16 +121,22 @@ def test_dockerfile() -> None:
         assert all((DEPLOY.parents[1] / part).exists() for part in source.split())
 
 
-def test_prometheus() -> None:
+def test_prometheus(tmp_path: Path) -> None:
     tool = shutil.which("promtool")
     if tool is None:
         if shutil.which("apt-get") is None:
             pytest.skip("promtool is not here, and no apt-get to bring it")
         tool = str(debian_files("prometheus", "usr/bin", "promtool") / "promtool")
-    found = subprocess.run(
-        [tool, "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, text=True, timeout=60
-    )
-    assert found.returncode == 0, found.stderr
+    text = (DEPLOY / "prometheus.yml").read_text()
+    with_key = text.replace("# authorization:", "authorization:")
+    assert with_key != text
+    (tmp_path / "metrics.key").write_text("token")
+    for name, body in (("open.yml", text), ("keyed.yml", with_key)):
+        (tmp_path / name).write_text(body)
+        found = subprocess.run(
+            [tool, "check", "config", tmp_path / name], capture_output=True, text=True, timeout=60
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
 
 
 def test_grafana_shows_metrics_that_exist() -> None:

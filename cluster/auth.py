@@ -91,8 +91,10 @@ class Keys:
         for key in keys:
             for scope in key.scopes:
                 if scope.partition(":")[0] not in _RANK or not scope.partition(":")[2]:
-                    raise HilbertflowError(f"unknown scope {scope!r} of key {key.name!r}", where=where,
-                                           remedy="write read:NAME, write:NAME, admin:NAME (* for all) or metrics:*")  # fmt: skip
+                    raise HilbertflowError(
+                        f"unknown scope {scope!r} of key {key.name!r}", where=where,
+                        remedy="write read:, write: or admin:NAME (* for all), or metrics:*",
+                    )  # fmt: skip
         return keys
 
 

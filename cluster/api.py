@@ -8,23 +8,18 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from cluster.collection_routes import collection_routes
 from cluster.http_edge import Counted
 from cluster.model_routes import model_routes
-from cluster.page import page_answer
+from cluster.page.routes import page_routes
 from cluster.problems import RESPONSES, install
 from cluster.row_routes import row_routes
 from cluster.search_route import search_route
 from cluster.services import Services
 
-_PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-}
 _ABOUT = """Search over archived collections of embeddings, and archived models at any fidelity.
 
 Every error is a problem document (RFC 9457) that says what is wrong and what to do. Where the service has keys, send
@@ -54,7 +49,9 @@ def build_api(services: Services) -> FastAPI:
         for task in tasks:
             task.cancel()
 
-    app = FastAPI(title="hilbertflow", version="1", description=_ABOUT, lifespan=watching)
+    app = FastAPI(
+        title="hilbertflow", version="1", description=_ABOUT, lifespan=watching, docs_url=None, redoc_url=None
+    )
     install(app)
     app.add_middleware(Counted, metrics=services.metrics)
     search_route(app, services)
@@ -62,17 +59,11 @@ def build_api(services: Services) -> FastAPI:
     row_routes(app, services)
     model_routes(app, services)
     _state_routes(app, services)
+    page_routes(app, services)
     return app
 
 
 def _state_routes(app: FastAPI, services: Services) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page(request: Request) -> Response:
-        readable = services.readable(request)
-        name = request.query_params.get("c") or (readable[0].name if readable else "")
-        html = await page_answer(services, readable, services.collection(request, name), dict(request.query_params))
-        return HTMLResponse(html, headers=_PAGE_HEADERS)
-
     @app.get("/healthz", summary="The process lives", tags=["state"])
     async def healthz() -> Alive:
         """Always 200 while the process answers."""

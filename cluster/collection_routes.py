@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Path, Request
+from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
-from cluster.problems import RESPONSES
+from cluster import thumbnails
+from cluster.problems import RESPONSES, Refused
 from cluster.search_route import Collection
 from cluster.services import Services
+from storage.id_index import NO_ROW
 
 
 class IndexAbout(BaseModel):
@@ -52,6 +56,9 @@ class Reloaded(BaseModel):
     version: str = Field(description="The version that answers now.")
 
 
+RowId = Annotated[str, Path(max_length=10_000, description="Id of a row.", examples=["cats/001.jpg#0"])]
+
+
 def collection_routes(app: FastAPI, services: Services) -> None:
     """Add `/v1/collections…`."""
     few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404)}
@@ -79,3 +86,21 @@ def collection_routes(app: FastAPI, services: Services) -> None:
         services.collection(request, c, "admin")
         swapped = await services.refresh(c)
         return Reloaded(swapped=swapped, version=services.collections[c].version)
+
+    @app.get(
+        "/v1/collections/{c}/pictures/{row:path}", summary="See a row", tags=["collections"], response_class=Response,
+        responses={**few, 422: RESPONSES[422],
+                   200: {"description": "At most 192 pixels wide and high.", "content": {thumbnails.MEDIA: {}}}},
+    )  # fmt: skip
+    async def picture(c: Collection, row: RowId, request: Request) -> Response:
+        """The picture that a row was made from, scaled down; of collections made from a folder of pictures."""
+        chosen = services.collection(request, c)
+        small = chosen.thumbnails
+        number = (await asyncio.to_thread(chosen.log.rows, [row]))[0]
+        if small is None or number == NO_ROW:
+            why = f"has no row {row[:200]!r}" if small else "was not made from pictures"
+            raise Refused(404, f"collection {c!r} {why}")
+        (told,) = (await asyncio.to_thread(chosen.view.table, number[None])).to_pylist()
+        async with services.pictures:
+            data = await asyncio.to_thread(small.read, told.get("path"), told.get("sha256"))
+        return Response(data, media_type=thumbnails.MEDIA, headers={"Cache-Control": "private, max-age=3600"})

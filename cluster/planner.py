@@ -55,6 +55,11 @@ def choose(query: Query, builds: Mapping[str, Build], collection: CollectionArch
     is compared where not.
     """
     tiers, where = available(builds, collection), where or collection.url
+    level, finest = query.overrides.level, len(collection.levels) - 1
+    if level is not None and level > finest:
+        raise HilbertflowError(
+            f"there is no level {level}", where=where, remedy=f"levels are 0 to {finest}, the last of them exact"
+        )
     if query.tier is not None:
         if query.tier == "cold" and query.tier not in tiers:
             raise HilbertflowError(

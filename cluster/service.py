@@ -27,6 +27,7 @@ from cluster.query import Query, checked_vectors
 from cluster.radius import within
 from cluster.results import NO_ROW, Results, merge
 from cluster.shard_set import Answer
+from cluster.thumbnails import Thumbnails
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 from storage.batch_log import Receipt
@@ -78,6 +79,7 @@ class CollectionService:
         self.name, self.collection, self.builds, self.tier = name, collection, builds, tier
         self.version = version or collection.fingerprint[:12]
         self.log = log or RowLog(collection)
+        self.thumbnails = Thumbnails.of(collection)
         self._view = View.of(collection)
         self._schema = collection.table(0, 0).schema
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)

@@ -83,7 +83,7 @@ def test_the_state_of_the_service(service: serving.Running) -> None:
         groups = {item["name"]: item["groups"] for item in http.get("/v1/collections").json()["collections"]}
         assert groups == {"here": 1, "apart": 2}
         assert "hilbertflow_requests_total" in http.get("/metrics").text
-        assert "row-7" in http.get("/?c=apart&row=row-7").text
+        assert "row-7" in http.get("/collections/apart?row=row-7").text
         assert http.get("/openapi.json").status_code == 200
         assert http.get("/v1/collections/other").status_code == 404
 

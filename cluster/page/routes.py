@@ -1,0 +1,55 @@
+"""Addresses of the page: what a person sees of the service in a browser, each view a URL, rendered on the server."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from cluster.page import home, reference, search
+from cluster.page.render import asset, show
+from cluster.problems import Refused
+from cluster.service import Unavailable
+from cluster.services import Services
+from operators.errors import HilbertflowError
+
+View = Callable[[Services, Request], Awaitable[Response]]
+VIEWS: dict[str, View] = {
+    "/": home.view,
+    "/collections/{c}": search.view,
+    "/docs": reference.view,
+}
+
+
+def page_routes(app: FastAPI, services: Services) -> None:
+    """Add the views and what they are drawn with; none of them is part of the interface that OpenAPI describes."""
+    for path, view in VIEWS.items():
+        app.add_api_route(path, _shown(view, services), methods=["GET"], include_in_schema=False)
+
+    @app.get("/assets/{name}", include_in_schema=False)
+    async def assets(name: str) -> Response:
+        return asset(name) or problem_page(Refused(404, "there is no such file"))
+
+
+def _shown(view: View, services: Services) -> Callable[[Request], Awaitable[Response]]:
+    """The view as a route; what cannot be shown is said on a page too."""
+
+    async def shown(request: Request) -> Response:
+        try:
+            return await view(services, request)
+        except Refused as refused:
+            return problem_page(refused)
+        except HilbertflowError as error:
+            return problem_page(Refused(422, error.what, where=error.where, remedy=error.remedy))
+        except Unavailable as error:
+            return problem_page(Refused(503, str(error), remedy="load the page again", headers={"Retry-After": "1"}))
+
+    return shown
+
+
+def problem_page(refused: Refused) -> Response:
+    """A refusal in words, with its status."""
+    reply = show("problem.html", refused.status, problem=refused)
+    reply.headers.update(refused.headers)
+    return reply

@@ -1,0 +1,175 @@
+"""The page in process: what each view tells, what it says when something cannot be shown, and that all is escaped."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from cluster.api import build_api
+from cluster.engine import SearchEngine
+from cluster.local_backend import LocalBackend
+from cluster.models import ModelService
+from cluster.service import CollectionService
+from cluster.services import Services
+from cluster.shard_set import ShardSet
+from cluster.thumbnails import Thumbnails
+from operators.errors import HilbertflowError
+from storage.fs import Location
+from tests.archived_model import archived_model
+from tests.collection_fixtures import archive_vectors, clustered
+from tests.pictures import png
+
+ROWS, DIM = 400, 8
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
+    """A collection whose metadata are markup, and a model."""
+    root = tmp_path_factory.mktemp("page")
+    columns = {"lines": np.arange(ROWS), "title": [f"{HOSTILE} {i}" for i in range(ROWS)]}
+    engine = SearchEngine.open(archive_vectors(root, clustered(ROWS, DIM), "ip", columns))
+    backend = LocalBackend(ShardSet(engine.collection, engine.builds), None)
+    collection = CollectionService("rows", engine.collection, engine.builds, [backend])
+    return Services({"rows": collection}, {"small": ModelService.open("small", archived_model(root))})
+
+
+@pytest.fixture
+def client(services: Services) -> Iterator[TestClient]:
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+        yield client
+
+
+def words(html: str) -> str:
+    """What a reader sees: no markup, single spaces."""
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+def test_home_tells_what_is_served(client: TestClient) -> None:
+    text = words(client.get("/").text)
+    assert "1 collection of 400 rows, 1 model of" in text
+    assert "Everything answers" in text
+
+
+def test_a_service_with_models_only_has_a_page(services: Services) -> None:
+    with TestClient(build_api(Services({}, services.models))) as client:
+        reply = client.get("/")
+        assert reply.status_code == 200
+        assert "No collection is served" in reply.text
+
+
+def test_nothing_from_outside_is_markup(client: TestClient) -> None:
+    """Metadata, ids, the form's own fields, names in the address; the policy forbids inline scripts and styles."""
+    given = {"row": "row-1", "filter": "lines > 0", "tier": "exact", "q": '"><img src=x>'}
+    reply = client.get("/collections/rows", params=given)
+    assert reply.status_code == 200
+    assert "&lt;script&gt;alert(" in reply.text
+    assert "<script>" not in reply.text
+    assert "<img src=x" not in reply.text
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    for path in (
+        "/collections/rows?row=row-1&filter=<b>",
+        "/collections/<b>",
+        "/models/<b>",
+        "/collections/rows?k=<b>&row=row-1",
+    ):
+        assert "<b>" not in client.get(path).text
+
+
+def test_every_view_has_no_inline_script_or_style(client: TestClient) -> None:
+    for path in ("/", "/collections/rows", "/collections/rows?row=row-1", "/docs", "/collections/none"):
+        html = client.get(path).text
+        assert re.findall(r"<script(?! src=\"/assets/)|<style|\sstyle=|\son\w+=|javascript:", html) == []
+        assert re.findall(r"(?:src|href)=\"(?:https?:)?//", html) == []
+
+
+def test_a_row_finds_its_neighbours(client: TestClient, services: Services) -> None:
+    """The rows that the service itself finds, without the one that was asked with; all options are in every link."""
+    reply = client.get("/collections/rows?row=row-7&k=10&tier=exact&filter=lines+%3E+20")
+    found = re.findall(r'title="Rows like this one">(row-\d+)<', reply.text)
+    assert found[0] == "row-7"
+    vector = services.collections["rows"].view.take(np.array([services.collections["rows"].log.rows(["row-7"])[0]]))
+    body = {"vectors": vector.tolist(), "k": 10, "tier": "exact", "filter": "lines > 20"}
+    (expected,) = client.post("/v1/collections/rows/search", json=body).json()["results"]
+    assert found[1:] == [name for name in expected["ids"] if name != "row-7"][:10]
+    assert "k=10&amp;tier=exact&amp;filter=lines%20%3E%2020" in reply.text or "&k=10&tier=exact" in reply.text
+    assert "Read from storage" in reply.text
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "said"),
+    [("row=row-1&filter=lines+%3E", 422, "is not an expression"), ("row=zzz", 422, "no row has the id"),
+     ("q=words", 422, "no encoder"), ("row=row-1&tier=hnsw", 422, "is not built"), ("row=row-1&k=x", 422, "k is"),
+     ("row=row-1&level=99", 422, "level"), ("row=row-1&tier=nothing", 422, "unknown tier")],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_said_beside_the_form(client: TestClient, query: str, status: int, said: str) -> None:
+    reply = client.get(f"/collections/rows?{query}")
+    assert reply.status_code == status
+    assert said in words(reply.text)
+    assert 'role="search"' in reply.text
+
+
+def test_rows_that_were_put_in_are_shown_and_asked_with(client: TestClient) -> None:
+    """A row of the log is a row like any other."""
+    vector = np.full((1, DIM), 9.0).tolist()
+    client.post(
+        "/v1/collections/rows/rows", json={"ids": ["late/?&#"], "vectors": vector, "metadata": {"title": ["new"]}}
+    )
+    assert "late/?&amp;#" in client.get("/collections/rows?row=late%2F%3F%26%23").text
+    assert client.request("DELETE", "/v1/collections/rows/rows", json={"ids": ["late/?&#"]}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/collections/none"])
+def test_what_is_not_there_is_said_on_a_page(client: TestClient, path: str) -> None:
+    reply = client.get(path)
+    assert reply.status_code == 404
+    assert "There is nothing here" in reply.text
+
+
+def test_assets_are_files_that_a_browser_may_keep(client: TestClient) -> None:
+    for address in set(re.findall(r"/assets/[^\"]+", client.get("/").text)):
+        reply = client.get(address)
+        assert reply.status_code == 200
+        assert "immutable" in reply.headers["cache-control"]
+    assert client.get("/assets/..%2frender.py").status_code == 404
+    assert client.get("/assets/routes.py").status_code == 404
+
+
+def test_the_interface_is_described_from_its_own_document(client: TestClient) -> None:
+    """Every operation and every field of a body; nothing comes from another host."""
+    document, html = client.get("/openapi.json").json(), client.get("/docs").text
+    for path in document["paths"]:
+        assert f"<code>{path}</code>" in html
+    for name in ("vectors", "texts", "nprobe", "Range"):
+        assert name in html
+    assert "cdn" not in html
+
+
+def test_thumbnails_are_of_the_very_file(tmp_path: Path) -> None:
+    """Scaled down; another content, another place or a bomb is refused; metadata cannot lead out of the folder."""
+    import hashlib
+
+    from PIL import Image
+
+    data = png(3, (400, 300))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(data)
+    (tmp_path / "b.png").write_bytes(data)
+    small, digest = Thumbnails(Location(str(tmp_path / "in"))), hashlib.sha256(data).hexdigest()
+    made = small.read("a.png", digest)
+    image = Image.open(io.BytesIO(made))
+    assert (image.format, image.size) == ("WEBP", (192, 144))
+    assert small.read("a.png", digest) is made
+    for path, known in (("../b.png", digest), (str(tmp_path / "b.png"), digest), ("x/../../b.png", digest),
+                        ("a.png", "0" * 64), ("", digest), (None, digest), ("c.png", digest[::-1])):  # fmt: skip
+        with pytest.raises(HilbertflowError):
+            Thumbnails(Location(str(tmp_path / "in"))).read(path, known)

@@ -6,6 +6,7 @@ import contextlib
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from cluster.recent import Recent
 from cluster.results import Results
 from cluster.service import CollectionService
 
@@ -34,6 +35,7 @@ class Metrics:
         self.hits = Counter("cache_hits", "Reads that memory answered", ["collection"], space, registry=own)
         self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
+        self.recent: dict[str, Recent] = {}
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
         self.estimate = Gauge(
             "recall_estimate", "Recall of queries asked, by comparing all rows", ["collection", "tier"], space,
@@ -56,6 +58,7 @@ class Metrics:
         """Count one answered search; its share of a batch's work."""
         queries, explain = len(results.rows), results.explain
         share = queries / max(1, explain["batched"])
+        self.recent.setdefault(collection, Recent()).add(queries, explain["seconds"]["whole"], results.partial)
         self.queries.labels(collection, explain["tier"]).inc(queries)
         self.batch.labels(collection).observe(explain["batched"])
         self.scanned.labels(collection).inc(explain["rows_scanned"] * share)

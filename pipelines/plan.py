@@ -37,6 +37,10 @@ class Units(Protocol):
 class UnitWriter(Protocol):
     """What the units of a pass become."""
 
+    @property
+    def folder(self) -> str:
+        """Where the units that are there are seen, relative to the archive; empty when nowhere."""
+
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit; twice gives the same bytes under the same keys."""
 

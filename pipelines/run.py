@@ -26,6 +26,7 @@ from storage.generations import publish, unfinished
 from storage.manifest import Manifest
 from storage.rowlog import GENERATIONS, home_of
 from storage.spec import claim, open_for_writing
+from storage.under_way import tell
 from storage.writer import clear, finish
 
 LOCAL_OBJECT_STORE = 512 * 1024 * 1024
@@ -91,6 +92,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         with Reporter(spec.name, json_log) as reporter:
 
             def carry_out(step: Pass) -> None:
+                tell(place, step.name, step.source.units, step.writer.folder)
                 done = step.writer.written()
                 reporter.begin(step.name, step.source.units, len(done))
                 if pending := missing(step.source.units, done):
@@ -124,10 +126,15 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
             bring_up_to_date(plan, changes, _carry_out_here)
         return Report(plan.spec.url, manifest, plan, skipped=manifest.units, indexes=built, changes=changes)
     claim(plan.spec)
-    plan = prepare(plan, _carry_out_here)
+
+    def carry_out(step: Pass) -> None:
+        tell(Location(plan.spec.url), step.name, step.source.units, step.writer.folder)
+        _carry_out_here(step)
+
+    plan = prepare(plan, carry_out)
     open_for_writing(plan.spec)
     found = len(plan.last.writer.written())
-    _carry_out_here(plan.last)
+    carry_out(plan.last)
     manifest = finish(plan.spec, plan.extra)
     catalog.add(Location(recipe.sink.path), manifest)
     built = _index(plan, False) if indexes else ()

@@ -40,6 +40,11 @@ class EmbeddedWriter:
 
     spec: ArchiveSpec
 
+    @property
+    def folder(self) -> str:
+        """Where its units lie."""
+        return EMBEDDED
+
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit: ``id``, ``vector`` and metadata, in order."""
         table = table.sort_by("row")
@@ -103,6 +108,11 @@ class SortedWriter:
 
     spec: ArchiveSpec
     edges: tuple[int, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where its units lie."""
+        return SORTED
 
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit: ``row``, ``LIST``, ``vector``, ``id`` and metadata."""

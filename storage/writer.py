@@ -52,6 +52,11 @@ class ArchiveWriter:
 
     spec: ArchiveSpec
 
+    @property
+    def folder(self) -> str:
+        """Where its units are journalled."""
+        return "journal"
+
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit."""
         return write_unit(self.spec, table)

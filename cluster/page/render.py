@@ -57,10 +57,18 @@ def environment() -> Environment:
         "metric": lambda name: _METRICS.get(name, name),
         "plural": lambda number, one, many="": f"{number:,} {one if number == 1 else many or one + 's'}",
         "coded": _coded,
+        "duration": _duration,
         "short": lambda text, most: text if len(text) <= most else text[: most - 1].rstrip() + "…",
     }
     made.globals["asset"] = lambda name: f"/assets/{name}?v={_hash(name)}"
     return made
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}s"
+    return f"{seconds:.0f} s"
 
 
 def _coded(text: str) -> Markup:

@@ -14,3 +14,14 @@ for (const picture of document.querySelectorAll("img.thumb")) {
   if (picture.complete && !picture.naturalWidth) gone();
   else picture.addEventListener("error", gone);
 }
+
+// What changes by itself is fetched again every few seconds while somebody looks at it.
+for (const part of document.querySelectorAll("[data-refresh]")) {
+  setInterval(async () => {
+    if (document.hidden || part.contains(document.activeElement)) return;
+    const reply = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
+    if (!reply || !reply.ok) return;
+    const fresh = new DOMParser().parseFromString(await reply.text(), "text/html").querySelector("[data-refresh]");
+    if (fresh) part.replaceChildren(...fresh.childNodes);
+  }, 1000 * part.dataset.refresh);
+}

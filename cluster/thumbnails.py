@@ -50,7 +50,7 @@ class Thumbnails:
         data = self._folder.read(path)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise HilbertflowError("has changed since it was embedded", where=self._folder.join(path).url)
-        made = _scaled(data, path)
+        made = scaled(data, path)
         with self._lock:
             if sha256 not in self._held:
                 self._held[sha256] = made
@@ -65,7 +65,8 @@ def _below(path: str) -> bool:
     return bool(path) and not path.startswith(("/", "~")) and "\\" not in path and ".." not in path.split("/")
 
 
-def _scaled(data: bytes, where: str) -> bytes:
+def scaled(data: bytes, where: str) -> bytes:
+    """A JPEG or PNG as a WebP of at most 192 pixels an edge; raises `HilbertflowError` for what is none."""
     image = decode(data, where)
     image.thumbnail((EDGE, EDGE))
     sink = io.BytesIO()

@@ -10,9 +10,9 @@ import json
 import time
 from dataclasses import dataclass
 
+from storage.archive import FOLDERS
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
-from storage.handle import FOLDERS
 from storage.rowlog import GENERATIONS
 
 KEY = "scratch/run.json"

@@ -21,20 +21,16 @@ async def view(services: Services, request: Request) -> Response:
     told = await asyncio.to_thread(lambda: [item.about for item in models])
     return show(
         "home.html",
-        collections=[
-            collection_card(item, groups, services.by_text(item.name))
-            for item, groups in zip(collections, missing, strict=True)
-        ],
+        collections=[collection_card(item, groups) for item, groups in zip(collections, missing, strict=True)],
         models=told,
     )
 
 
-def collection_card(item: CollectionService, missing: list[int], by_text: bool) -> dict[str, Any]:
+def collection_card(item: CollectionService, missing: list[int]) -> dict[str, Any]:
     """What is told of a collection: `about`, and the bytes of its archive and of its indexes."""
     about = item.about()
     return about | {
         "archive_bytes": sum(item.collection.manifest.levels.values()),
         "index_bytes": sum(index["bytes"] for index in about["indexes"].values()),
         "missing": missing,
-        "by_text": by_text,
     }

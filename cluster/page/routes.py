@@ -28,6 +28,10 @@ def page_routes(app: FastAPI, services: Services) -> None:
     for path, view in VIEWS.items():
         app.add_api_route(path, _shown(view, services), methods=["GET"], include_in_schema=False)
 
+    app.add_api_route(
+        "/collections/{c}", _shown(search.upload, services), methods=["POST"], include_in_schema=False
+    )  # fmt: skip
+
     @app.get("/assets/{name}", include_in_schema=False)
     async def assets(name: str) -> Response:
         return asset(name) or problem_page(Refused(404, "there is no such file"))

@@ -1,8 +1,9 @@
-"""A collection: ask it in words or with one of its own rows, and see what is near, in text and pictures."""
+"""A collection: ask it in words, with a picture or with one of its own rows, and see what is near."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 
+from cluster.http_edge import whole_body
 from cluster.page.home import collection_card
 from cluster.page.render import show
+from cluster.picture_wire import read_form
 from cluster.problems import Refused
 from cluster.query import Query
 from cluster.results import Results
 from cluster.service import CollectionService, Unavailable
 from cluster.services import Services
+from cluster.thumbnails import MEDIA, scaled
 from cluster.vectors import I64
 from operators.errors import HilbertflowError
 from storage.id_index import NO_ROW
@@ -44,10 +48,14 @@ class Hit:
 
 @dataclass
 class Shown:
-    """What the view shows of an answer. origin: the row that was asked with; error: why there is no answer."""
+    """What the view shows of an answer.
+
+    origin: the row that was asked with. picture: the one that was, small, as a data URI. error: why there is no answer.
+    """
 
     hits: list[Hit] = field(default_factory=list)
     origin: Hit | None = None
+    picture: str = ""
     explain: dict[str, Any] = field(default_factory=dict)
     partial: bool = False
     seconds: float = 0.0
@@ -58,37 +66,55 @@ class Shown:
 async def view(services: Services, request: Request) -> Response:
     """The form, and the answer to what it holds: `q` (a text) or `row` (an id), `k`, `tier`, `level`, `filter`."""
     chosen = services.collection(request, request.path_params["c"])
-    given = {name: request.query_params.get(name, "").strip() for name in FIELDS}
-    asked = bool(given["q"] or given["row"])
-    found = await _answer(services, chosen, given) if asked else Shown()
-    return await drawn(services, chosen, given, found, asked)
+    given = _given(request.query_params)
+    return await _shown(services, chosen, given, [])
 
 
-async def drawn(
-    services: Services, chosen: CollectionService, given: Mapping[str, str], found: Shown, asked: bool
+async def upload(services: Services, request: Request) -> Response:
+    """The same for a form that was sent with a picture, which no address can hold."""
+    chosen = services.collection(request, request.path_params["c"])
+    body = await whole_body(request, services.limits)
+    files, fields = await read_form(request.headers.get("Content-Type", ""), body, services.limits)
+    return await _shown(services, chosen, _given(fields), [data for data in files if data][:1])
+
+
+def _given(fields: Mapping[str, str]) -> dict[str, str]:
+    return {name: fields.get(name, "").strip() for name in FIELDS}
+
+
+async def _shown(
+    services: Services, chosen: CollectionService, given: Mapping[str, str], files: list[bytes]
 ) -> Response:
     """The page of a collection with what was found."""
+    asked = bool(given["q"] or given["row"] or files)
+    found = await _answer(services, chosen, given, files) if asked else Shown()
     first = [] if asked else await _first_rows(chosen)
     return show(
         "search.html", found.status,
-        collection=collection_card(chosen, await chosen.missing(), services.by_text(chosen.name)),
+        collection=collection_card(chosen, await chosen.missing()),
+        by_text=services.by_text(chosen.name), by_picture=services.by_picture(chosen.name),
         levels=[str(level) for level in chosen.collection.levels],
         given=given, asked=asked, found=found, first=first, counts=COUNTS,
     )  # fmt: skip
 
 
-async def _answer(services: Services, chosen: CollectionService, given: Mapping[str, str]) -> Shown:
+async def _answer(services: Services, chosen: CollectionService, given: Mapping[str, str], files: list[bytes]) -> Shown:
     shown, began = Shown(), time.perf_counter()
     try:
         with services.admitted():
-            query = asked_query(given, 1 if given["row"] else 0)
-            if given["row"]:
+            query = asked_query(given, 1 if given["row"] and not files else 0)
+            if files:
+                vectors: Any = await services.picture_vectors(chosen.name, files)
+                async with services.pictures:
+                    small = await asyncio.to_thread(scaled, files[0], "image")
+                shown.picture = f"data:{MEDIA};base64,{base64.b64encode(small).decode()}"
+            elif given["row"]:
                 row = await _row(chosen, given["row"])
                 shown.origin = (await _hits(chosen, row[None, :], None))[0]
-                vectors: Any = await asyncio.to_thread(chosen.view.take, row)
+                vectors = await asyncio.to_thread(chosen.view.take, row)
             else:
                 vectors = await services.vectors(chosen.name, [given["q"]])
-            await fill(services, chosen, shown, vectors, query)
+            await _fill(services, chosen, shown, vectors, query)
     except Unavailable as problem:
         shown.error, shown.status = Refused(503, str(problem), remedy="ask again"), 503
     except (HilbertflowError, Refused) as problem:
@@ -97,7 +123,7 @@ async def _answer(services: Services, chosen: CollectionService, given: Mapping[
     return shown
 
 
-async def fill(services: Services, chosen: CollectionService, shown: Shown, vectors: Any, query: Query) -> None:
+async def _fill(services: Services, chosen: CollectionService, shown: Shown, vectors: Any, query: Query) -> None:
     """Search, and put what was found into `shown`; the row that was asked with is no answer to itself."""
     results: Results = await chosen.search(vectors, query)
     services.metrics.answered(chosen.name, results)

@@ -17,8 +17,8 @@ from cluster.recent import SECONDS, Recent
 from cluster.service import CollectionService
 from cluster.services import Services
 from operators.errors import HilbertflowError
+from storage.archive import FOLDERS
 from storage.fs import Location
-from storage.handle import FOLDERS
 from storage.rowlog import home_of
 from storage.under_way import UnderWay, under_way
 
@@ -45,7 +45,7 @@ async def view(services: Services, request: Request) -> Response:
     return show(
         "state.html",
         collections=[
-            collection_card(item, groups, services.by_text(item.name)) | {"asked": _asked(services, item)}
+            collection_card(item, groups) | {"asked": _asked(services, item)}
             for item, groups in zip(collections, missing, strict=True)
         ],
         models=models, active=services.active, waiting=services.limits.waiting,

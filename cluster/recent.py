@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 SECONDS = 60
+SLOTS = SECONDS + 1  # the second that runs, and those before it
 
 
 @dataclass
@@ -17,16 +18,16 @@ class Recent:
 
     queries: int = 0
     partial: int = 0
-    _stamp: list[int] = field(default_factory=lambda: [-1] * SECONDS)
-    _count: list[int] = field(default_factory=lambda: [0] * SECONDS)
-    _time: list[float] = field(default_factory=lambda: [0.0] * SECONDS)
-    _slowest: list[float] = field(default_factory=lambda: [0.0] * SECONDS)
-    _searches: list[int] = field(default_factory=lambda: [0] * SECONDS)
+    _stamp: list[int] = field(default_factory=lambda: [-1] * SLOTS)
+    _count: list[int] = field(default_factory=lambda: [0] * SLOTS)
+    _time: list[float] = field(default_factory=lambda: [0.0] * SLOTS)
+    _slowest: list[float] = field(default_factory=lambda: [0.0] * SLOTS)
+    _searches: list[int] = field(default_factory=lambda: [0] * SLOTS)
 
     def add(self, queries: int, seconds: float, partial: bool = False) -> None:
         """One search of so many queries that took so long."""
         now = int(time.monotonic())
-        slot = now % SECONDS
+        slot = now % SLOTS
         if self._stamp[slot] != now:
             self._stamp[slot], self._count[slot], self._time[slot] = now, 0, 0.0
             self._slowest[slot], self._searches[slot] = 0.0, 0
@@ -40,12 +41,12 @@ class Recent:
     def by_second(self) -> list[int]:
         """Queries of each of the last 60 whole seconds, oldest first."""
         now = int(time.monotonic())
-        return [self._count[t % SECONDS] if self._stamp[t % SECONDS] == t else 0 for t in range(now - SECONDS + 1, now)]
+        return [self._count[t % SLOTS] if self._stamp[t % SLOTS] == t else 0 for t in range(now - SECONDS, now)]
 
     def latency(self) -> tuple[float, float]:
         """Mean and longest time of the last minute's searches, in seconds; zeros without any."""
         now = int(time.monotonic())
-        slots = [slot for slot in range(SECONDS) if now - SECONDS < self._stamp[slot] <= now]
+        slots = [slot for slot in range(SLOTS) if now - SECONDS < self._stamp[slot] <= now]
         searches = sum(self._searches[slot] for slot in slots)
         if not searches:
             return 0.0, 0.0

@@ -12,18 +12,22 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cluster.api import build_api
+from cluster.encoding import Encoded, Encoding
 from cluster.engine import SearchEngine
 from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
+from cluster.recent import Recent
 from cluster.service import CollectionService
 from cluster.services import Services
 from cluster.shard_set import ShardSet
 from cluster.thumbnails import Thumbnails
+from cluster.vectors import F32
 from operators.errors import HilbertflowError
 from storage.fs import Location
+from storage.under_way import tell
 from tests.archived_model import archived_model
 from tests.collection_fixtures import archive_vectors, clustered
-from tests.pictures import png
+from tests.pictures import bomb, png
 
 ROWS, DIM = 400, 8
 HOSTILE = "<script>alert(1)</script>"
@@ -38,6 +42,18 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
     backend = LocalBackend(ShardSet(engine.collection, engine.builds), None)
     collection = CollectionService("rows", engine.collection, engine.builds, [backend])
     return Services({"rows": collection}, {"small": ModelService.open("small", archived_model(root))})
+
+
+def seeing(services: Services) -> Services:
+    """The same with a model that takes every picture for the same vector, and counts them."""
+
+    async def texts(some: list[str]) -> F32:
+        return np.ones((len(some), DIM), np.float32)
+
+    async def pictures(some: list[bytes]) -> Encoded:
+        return Encoded(np.ones((len(some), DIM), np.float32), {})
+
+    return Services(services.collections, services.models, encoders={"rows": Encoding(texts, pictures)})
 
 
 @pytest.fixture
@@ -86,7 +102,7 @@ def test_nothing_from_outside_is_markup(client: TestClient) -> None:
 
 
 def test_every_view_has_no_inline_script_or_style(client: TestClient) -> None:
-    for path in ("/", "/collections/rows", "/collections/rows?row=row-1", "/docs", "/collections/none"):
+    for path in ("/", "/collections/rows", "/collections/rows?row=row-1", "/state", "/docs", "/collections/none"):
         html = client.get(path).text
         assert re.findall(r"<script(?! src=\"/assets/)|<style|\sstyle=|\son\w+=|javascript:", html) == []
         assert re.findall(r"(?:src|href)=\"(?:https?:)?//", html) == []
@@ -108,8 +124,9 @@ def test_a_row_finds_its_neighbours(client: TestClient, services: Services) -> N
 @pytest.mark.parametrize(
     ("query", "status", "said"),
     [("row=row-1&filter=lines+%3E", 422, "is not an expression"), ("row=zzz", 422, "no row has the id"),
-     ("q=words", 422, "no encoder"), ("row=row-1&tier=hnsw", 422, "is not built"), ("row=row-1&k=x", 422, "k is"),
-     ("row=row-1&level=99", 422, "level"), ("row=row-1&tier=nothing", 422, "unknown tier")],
+     ("q=words", 422, "were not made by an encoder"), ("row=row-1&tier=hnsw", 422, "is not built"),
+     ("row=row-1&k=x", 422, "k is"), ("row=row-1&level=99", 422, "level"),
+     ("row=row-1&tier=nothing", 422, "unknown tier")],
 )  # fmt: skip
 def test_what_cannot_be_asked_is_said_beside_the_form(client: TestClient, query: str, status: int, said: str) -> None:
     reply = client.get(f"/collections/rows?{query}")
@@ -152,6 +169,63 @@ def test_the_interface_is_described_from_its_own_document(client: TestClient) ->
     for name in ("vectors", "texts", "nprobe", "Range"):
         assert name in html
     assert "cdn" not in html
+
+
+def test_a_picture_is_asked_with(services: Services) -> None:
+    """From the form, with its options; what is no picture, or too large a one, is said; no picture is no question."""
+    with TestClient(build_api(seeing(services)), raise_server_exceptions=False) as client:
+        assert 'formenctype="multipart/form-data"' in client.get("/collections/rows").text
+        data = png(1)
+        fields = {"k": "10", "filter": "lines > 200", "tier": "exact"}
+        reply = client.post("/collections/rows", files={"image": ("a.png", data, "image/png")}, data=fields)
+        assert reply.status_code == 200
+        assert "data:image/webp;base64," in reply.text
+        body = {"vectors": [[1.0] * DIM], "k": 10, "filter": "lines > 200", "tier": "exact"}
+        (expected,) = client.post("/v1/collections/rows/search", json=body).json()["results"]
+        assert re.findall(r'title="Rows like this one">(row-\d+)<', reply.text) == expected["ids"]
+        for data, status in ((b"<b>not a picture", 422), (bomb(60_000, 60_000), 422), (bomb(9_000, 9_000), 413)):
+            reply = client.post("/collections/rows", files={"image": ("a.png", data, "image/png")})
+            assert reply.status_code == status
+            assert 'role="alert"' in reply.text
+            assert "<b>not" not in reply.text
+        empty = b'--x\r\nContent-Disposition: form-data; name="image"; filename=""\r\n\r\n\r\n--x--\r\n'
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        assert "Rows to begin with" in client.post("/collections/rows", content=empty, headers=kind).text
+        assert client.post("/collections/rows", content=b"x").status_code == 422
+
+
+def test_the_state_tells_what_was_asked_and_what_is_under_way(client: TestClient, services: Services) -> None:
+    """Versions, queries of the last minute, and a run that has written two of its three units."""
+    before = services.metrics.recent["rows"].queries if services.metrics.recent else 0
+    client.get("/collections/rows?row=row-1")
+    place = Location(services.models["small"].archive.url.removesuffix("small") + "half")
+    tell(place, "embed", 3, "scratch/embedded")
+    for unit in (0, 1):
+        place.write_atomic(f"scratch/embedded/{unit:08d}-abc.arrow", b"")
+    text = words(client.get("/state").text)
+    assert "embed: 2 of 3 units" in text
+    assert f"Queries so far {before + 1}" in text
+    assert "Version of the rows" in text
+    place.delete(recursive=True)
+    assert "None in the roots" in client.get("/state").text
+
+
+def test_a_minute_is_counted_by_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is older than a minute is forgotten; totals are not."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    recent = Recent()
+    recent.add(5, 0.1)
+    now[0] = 101.5
+    recent.add(2, 0.3, partial=True)
+    now[0] = 102.0
+    assert recent.by_second()[-2:] == [5, 2]
+    assert recent.latency() == (pytest.approx(0.2), 0.3)
+    now[0] = 161.0
+    assert sum(recent.by_second()) == 2
+    now[0] = 190.0
+    assert (sum(recent.by_second()), recent.latency()) == (0, (0.0, 0.0))
+    assert (recent.queries, recent.partial) == (7, 2)
 
 
 def test_thumbnails_are_of_the_very_file(tmp_path: Path) -> None:

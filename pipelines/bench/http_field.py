@@ -15,8 +15,9 @@ from pathlib import Path
 
 from operators.errors import HilbertflowError
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+CLIENTS, BATCH, K = 8, 1024, 10
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parents[1]
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ def asked(target: Target, clients: int, seconds: float) -> Seen:
             "port": target.port, "path": target.path, "headers": target.headers, "bodies": file.name,
             "offsets": offsets, "clients": clients, "seconds": seconds,
         }  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, str(HERE / "http_load.py")], input=json.dumps(spec), capture_output=True, text=True
-        )
+        done = subprocess.run(script("http_load.py"), input=json.dumps(spec), capture_output=True, text=True)
     if done.returncode:
         raise HilbertflowError(f"the clients failed ({done.stderr.strip().splitlines()[-1]})", where=target.name)
     seen = json.loads(done.stdout)
@@ -77,34 +76,38 @@ def in_turns(targets: Sequence[Target], clients: int, seconds: float, rounds: in
     return best
 
 
+def script(name: str, *given: object, python: str = sys.executable) -> list[str]:
+    """The command that runs a file of this folder; -P keeps the folder, with its `collections.py`, off the path."""
+    return [python, "-P", str(_HERE / name), *map(str, given)]
+
+
 @contextmanager
-def server(command: Sequence[str], ready: str, patience: float = 300) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process that is ready when it prints a line that begins so; its standard input ends it."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    try:
-        line = ""
-        for line in process.stdout:
-            if line.startswith(ready):
-                break
-        else:
-            assert process.stderr is not None
-            last = (process.stderr.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise HilbertflowError(f"did not start ({last})", where=" ".join(command[:3]))
-        yield process, line.strip()
-    finally:
-        process.terminate() if "serve" in command else (process.stdin and process.stdin.close())
+def server(command: Sequence[str], ready: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that is ready when it prints a line that begins so; the end of its input ends it, or SIGTERM."""
+    environment = os.environ | {"PYTHONPATH": str(_ROOT), "RAY_ADDRESS": "", "RAY_USAGE_STATS_ENABLED": "0"}
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would stop a server that complains a lot
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
+            line = next((line for line in process.stdout if line.startswith(ready)), "")
+            if not line:
+                said.seek(0)
+                last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+                raise HilbertflowError(f"did not start ({last})", where=" ".join(command[:3]))
+            yield process, line.strip()
+        finally:
+            process.stdin.close()
+            if "serve" in command:
+                process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
 
 
 def free_port(width: int = 1) -> int:

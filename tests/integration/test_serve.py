@@ -181,6 +181,48 @@ def test_a_taken_port_is_refused(service: serving.Running, engine: SearchEngine)
             serving.start({"collections": [{"name": "a", "url": engine.collection.url}], "port": port})
 
 
+def test_overload_is_said_and_can_be_tried_again(ray_session: None, engine: SearchEngine) -> None:
+    """Far more at once than may wait: 503 with Retry-After, at the door and from the shards' queue; the rest is right.
+
+    The client's own retries then get every answer.
+    """
+    rows = {"name": "rows", "url": engine.collection.url, "placement": "shards", "groups": 1}
+    expected = engine.search(QUERIES, 400, "exact").ids
+    running = serving.start({"collections": [rows], "port": 0, "limits": {"waiting": 40, "queued": 2}})
+
+    async def flood() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=120)
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60, limits=limits) as http:
+
+            async def ask(number: int) -> httpx.Response:  # of k of its own, so that no two are searched together
+                body = {"vectors": QUERIES.tolist(), "k": 200 + number, "tier": "exact", "metadata": False}
+                return await http.post("/v1/collections/rows/search", json=body)
+
+            return await asyncio.gather(*(ask(number) for number in range(120)))
+
+    async def patient() -> list[Any]:
+        async with AsyncClient(running.url) as client:
+            asks = (client.search("rows", QUERIES, k=200 + number, tier="exact") for number in range(30))
+            return await asyncio.gather(*asks)
+
+    try:
+        replies = asyncio.run(flood())
+        assert {reply.status_code for reply in replies} == {200, 503}
+        said = set()
+        for number, reply in enumerate(replies):
+            if reply.status_code == 503:
+                assert reply.headers["retry-after"] == "1"
+                said.add(reply.json()["detail"])
+                continue
+            hits = reply.json()["results"]
+            assert [hit["ids"] for hit in hits] == expected[:, : 200 + number].tolist()
+        assert said == {"too many requests at once", "no shard of 'rows' answered (Unavailable)"}
+        for number, found in enumerate(asyncio.run(patient())):
+            assert found.ids == expected[:, : 200 + number].tolist()
+    finally:
+        running.stop()
+
+
 def test_what_cannot_be_served_is_refused(engine: SearchEngine, tmp_path: Path) -> None:
     """A missing archive, a tier that is not built: one line, before Ray starts."""
     with pytest.raises(HilbertflowError, match="no archive here"):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,9 +21,10 @@ from cluster.build import build_indexes
 from cluster.config import Limits
 from cluster.engine import SearchEngine
 from cluster.local_backend import LocalBackend
+from cluster.query import Query
 from cluster.service import CollectionService
 from cluster.services import Services
-from cluster.shard_set import ShardSet
+from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
 from cluster.versions import Version, newest, open_version
 from storage.rowlog import RowLog
@@ -137,6 +140,41 @@ def test_a_new_index_takes_over(client: TestClient, url: str) -> None:
     assert nearest(client, spot, tier="ivfpq")["ids"][0] == "new"
     text = client.get("/metrics").text
     assert f'version="{before["version"]}"' not in text
+
+
+def test_queries_in_flight_end_on_the_version_they_began_with(url: str) -> None:
+    """One waits in its shard while another version takes over: it is answered by the old one, the next by the new."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    class Held(LocalBackend):
+        async def search(self, query: Query, vectors: F32, version: int) -> Answer:
+            begun.set()
+            await go.wait()
+            return await super().search(query, vectors, version)
+
+    def opened(kind: type[LocalBackend]) -> CollectionService:
+        now = open_version(url)
+        shards = ShardSet(now.collection, now.builds)
+        return CollectionService("rows", now.collection, now.builds, [kind(shards, None)], version=now.name)
+
+    async def run() -> None:
+        services = Services({"rows": opened(Held)}, reopen=lambda old: opened(LocalBackend))
+        transport = httpx.ASGITransport(build_api(services))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            body = {"vectors": [[0.0] * DIM], "k": 3}
+            early = asyncio.create_task(http.post(SEARCH, json=body))
+            await begun.wait()
+            before = services.collections["rows"].version
+            build_indexes(url, ["ivfpq"], actors=0)
+            reply = await http.post("/v1/collections/rows/reload")
+            assert reply.json()["swapped"] and reply.json()["version"] != before
+            late = (await http.post(SEARCH, json=body)).json()["results"][0]
+            assert not early.done()
+            go.set()
+            old = (await early).json()["results"][0]
+            assert old["ids"] == late["ids"] and not old["partial"]
+
+    asyncio.run(run())
 
 
 GOOD: dict[str, Any] = {"ids": ["a"], "vectors": [[1.0] * DIM]}

@@ -23,6 +23,7 @@ from storage import manifest as manifests
 from storage.folder_changes import FolderChanges
 from storage.fs import Location
 from storage.generations import publish, unfinished
+from storage.lease import Lease, held
 from storage.manifest import Manifest
 from storage.rowlog import GENERATIONS, home_of
 from storage.spec import claim, open_for_writing
@@ -66,51 +67,66 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
 
     Raises :class:`HilbertflowError` for whatever can be told before Ray starts: the source, the sink, the operators.
     """
+    plan = make_plan(resumed(recipe))
+    if dry_run:
+        return Report(plan.spec.url, None, plan)
+    with _writing(plan) as lease:
+        if lease is None:
+            return _brought_up_to_date(plan, address, json_log)
+        with local_ray(address, _object_store(plan)):
+            report = _archived(plan, lease, json_log)
+    clear(Location(report.url))
+    _publish(report.plan)
+    return report
+
+
+def _archived(plan: Plan, lease: Lease, json_log: bool) -> Report:
+    """Stream what is missing, seal the archive, build its indexes."""
     from pipelines.graph import execute
 
-    plan = make_plan(resumed(recipe))
-    spec, place = plan.spec, Location(plan.spec.url)
-    if dry_run:
-        return Report(spec.url, None, plan)
+    spec, compute = plan.spec, plan.recipe.compute
+    with Reporter(spec.name, json_log) as reporter:
+
+        def carry_out(step: Pass) -> None:
+            tell(Location(spec.url), step.name, step.source.units, step.writer.folder)
+            done = step.writer.written()
+            reporter.begin(step.name, step.source.units, len(done))
+            if pending := missing(step.source.units, done):
+                execute(step, compute, pending, reporter.tally)
+
+        plan = prepare(plan, carry_out)
+        open_for_writing(plan.spec)
+        carry_out(plan.last)
+    lease.check()
+    manifest = finish(plan.spec, plan.extra)
+    catalog.add(Location(plan.recipe.sink.path), manifest)
+    if json_log:
+        emit("archived", url=spec.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
+    indexes = _index(plan, json_log)
+    written = manifest.units - reporter.found
+    return Report(spec.url, manifest, plan, written, reporter.found, reporter.seconds, indexes, reporter.peak_memory)
+
+
+def _brought_up_to_date(plan: Plan, address: str | None, json_log: bool) -> Report:
+    """What is left to do for a finished archive: what has changed in its folder, indexes."""
+    from pipelines.graph import execute
+
     manifest = _finished(plan)
-    if manifest is not None:
-        changes = changes_of(plan)
-        with nullcontext() if _indexed(plan) and not changes else local_ray(address):
-            if changes:
-                with Reporter(spec.name, json_log) as reporter:
+    assert manifest is not None
+    clear(Location(plan.spec.url))  # left over when a run died between the manifest and its end
+    changes = changes_of(plan)
+    with nullcontext() if _indexed(plan) and not changes else local_ray(address):
+        if changes:
+            with Reporter(plan.spec.name, json_log) as reporter:
 
-                    def update(step: Pass) -> None:
-                        reporter.begin(step.name, step.source.units, 0)
-                        execute(step, recipe.compute, [range(step.source.units)], reporter.tally)
+                def update(step: Pass) -> None:
+                    reporter.begin(step.name, step.source.units, 0)
+                    execute(step, plan.recipe.compute, [range(step.source.units)], reporter.tally)
 
-                    bring_up_to_date(plan, changes, update)
-            indexes = _index(plan, json_log)
-            _publish(plan)
-            return Report(spec.url, manifest, plan, skipped=manifest.units, indexes=indexes, changes=changes)
-    claim(spec)
-    with local_ray(address, _object_store(plan)):
-        with Reporter(spec.name, json_log) as reporter:
-
-            def carry_out(step: Pass) -> None:
-                tell(place, step.name, step.source.units, step.writer.folder)
-                done = step.writer.written()
-                reporter.begin(step.name, step.source.units, len(done))
-                if pending := missing(step.source.units, done):
-                    execute(step, recipe.compute, pending, reporter.tally)
-
-            plan = prepare(plan, carry_out)
-            open_for_writing(plan.spec)
-            carry_out(plan.last)
-        manifest = finish(plan.spec, plan.extra)
-        catalog.add(Location(recipe.sink.path), manifest)
-        if json_log:
-            emit("archived", url=place.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
+                bring_up_to_date(plan, changes, update)
         indexes = _index(plan, json_log)
     _publish(plan)
-    skipped = reporter.found
-    return Report(
-        spec.url, manifest, plan, manifest.units - skipped, skipped, reporter.seconds, indexes, reporter.peak_memory
-    )
+    return Report(plan.spec.url, manifest, plan, skipped=manifest.units, indexes=indexes, changes=changes)
 
 
 def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
@@ -118,27 +134,29 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
     things.
     """
     plan = make_plan(resumed(recipe))
-    manifest = _finished(plan)
-    if manifest is not None:
-        built = _index(plan, False) if indexes else ()
-        _publish(plan)
-        if changes := changes_of(plan):
-            bring_up_to_date(plan, changes, _carry_out_here)
-        return Report(plan.spec.url, manifest, plan, skipped=manifest.units, indexes=built, changes=changes)
-    claim(plan.spec)
 
     def carry_out(step: Pass) -> None:
         tell(Location(plan.spec.url), step.name, step.source.units, step.writer.folder)
         _carry_out_here(step)
 
-    plan = prepare(plan, carry_out)
-    open_for_writing(plan.spec)
-    found = len(plan.last.writer.written())
-    carry_out(plan.last)
-    manifest = finish(plan.spec, plan.extra)
-    catalog.add(Location(recipe.sink.path), manifest)
+    with _writing(plan) as lease:
+        if lease is not None:
+            plan = prepare(plan, carry_out)
+            open_for_writing(plan.spec)
+            found = len(plan.last.writer.written())
+            carry_out(plan.last)
+            lease.check()
+            manifest = finish(plan.spec, plan.extra)
+            catalog.add(Location(recipe.sink.path), manifest)
+    clear(Location(plan.spec.url))
     built = _index(plan, False) if indexes else ()
     _publish(plan)
+    if lease is None:
+        finished = _finished(plan)
+        assert finished is not None
+        if changes := changes_of(plan):
+            bring_up_to_date(plan, changes, _carry_out_here)
+        return Report(plan.spec.url, finished, plan, skipped=finished.units, indexes=built, changes=changes)
     return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built)
 
 
@@ -155,6 +173,17 @@ def resumed(recipe: Recipe) -> Recipe:
         if make_plan(pinned).spec.identity.startswith(identity):
             return pinned
     return recipe
+
+
+@contextmanager
+def _writing(plan: Plan) -> Iterator[Lease | None]:
+    """The lease of the archive while it is written, its name taken; None where it is finished."""
+    if _finished(plan) is not None:
+        yield None
+        return
+    claim(plan.spec)
+    with held(Location(plan.spec.url), lambda text: print(text, file=sys.stderr, flush=True)) as lease:
+        yield lease if _finished(plan) is None else None  # another run may just have ended
 
 
 def _publish(plan: Plan) -> None:
@@ -194,7 +223,6 @@ def _finished(plan: Plan) -> Manifest | None:
             "an archive of another source or recipe has this name", where=place.url,
             remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {place.url}`",
         )  # fmt: skip
-    clear(place)  # left over when a run died between the manifest and this line
     catalog.add(Location(plan.recipe.sink.path), manifest)
     return manifest
 

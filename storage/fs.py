@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
-from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, put_new
+from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, UnconditionalStoreError, put_new
 from storage.range_reads import read as read_many
 from storage.references import package_path
 
@@ -186,6 +186,16 @@ class Location:
         self.traffic.add(0, written=len(data) if made else 0)
         return made
 
+    def create_if_new(self, path: str, data: bytes) -> bool:
+        """The same; on a store that cannot do so in one step, it looks first and then writes."""
+        try:
+            return self.create_new(path, data)
+        except UnconditionalStoreError:
+            if self.exists(path):
+                return False
+            self.write_atomic(path, data)
+            return True
+
     @contextlib.contextmanager
     def create(self, path: str = "", *, durable: bool = True) -> Iterator[BinaryIO]:
         """Write a file of any length in a stream; it appears, whole, when the block ends without an error.
@@ -225,7 +235,7 @@ class Location:
         return {
             name: Entry(int(info.get("size") or 0), _modified(info))
             for name, info in sorted(pairs, key=lambda pair: pair[0])
-            if name
+            if name and info.get("type") != "directory"  # some stores keep empty folders
         }
 
     def children(self, prefix: str = "") -> tuple[str, ...]:

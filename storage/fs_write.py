@@ -18,6 +18,10 @@ TEMPORARY = ".hfpart"
 _IN_MEMORY = 64 << 20
 
 
+class UnconditionalStoreError(HilbertflowError):
+    """A store that can only replace objects, not create them where there is none."""
+
+
 class Part(Protocol):
     """A file on its way: begun, written, then committed or abandoned."""
 
@@ -155,7 +159,8 @@ def put_new(system: Any, path: str, data: bytes) -> bool:
         return False
     except (TypeError, NotImplementedError):
         what = "this kind of store cannot create an object only where none is"
-        raise HilbertflowError(what, where=path, remedy="keep collections that change on a disk, S3 or GCS") from None
+        remedy = "keep collections that change on a disk, S3 or GCS"
+        raise UnconditionalStoreError(what, where=path, remedy=remedy) from None
     except OSError as error:
         code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
         if code != "PreconditionFailed":

@@ -17,6 +17,7 @@ from operators.coders import CoderKind
 from operators.errors import HilbertflowError
 from storage.codecs import CODECS, RansCodec
 from storage.fs import Location
+from storage.fs_errors import MissingFileError
 
 TOGETHER = ("scales", "means")
 """Arrays that are so small that a unit is one chunk of them."""
@@ -116,20 +117,30 @@ def open_for_writing(spec: ArchiveSpec) -> dict[str, bytes]:
 
 
 def claim(spec: ArchiveSpec) -> None:
-    """See that the name is free or this recipe's own, and take it, before anything is written under it."""
+    """See that the name is free or this recipe's own, and take it, before anything is written under it.
+
+    Of two recipes at once one gets it: the document is created, not replaced.
+    """
     place = Location(spec.url)
     if not place.exists("zarr.json"):
-        place.write_atomic("zarr.json", replace(spec, arrays=()).metadata()["zarr.json"])
-        return
-    try:
-        there = json.loads(place.read("zarr.json"))["attributes"]["hilbertflow"]["identity"]
-    except (ValueError, KeyError, TypeError):
-        there = None
-    if there != spec.identity:
+        place.create_if_new("zarr.json", replace(spec, arrays=()).metadata()["zarr.json"])
+    if identity_at(place) != spec.identity:
         raise HilbertflowError(
             "an archive of another source or recipe has this name", where=spec.url,
             remedy=f"set sink.name to another one, or remove it with `hilbertflow rm {spec.url}`",
         )  # fmt: skip
+
+
+def identity_at(place: Location) -> str | None:
+    """Whose name it is: the identity that the archive at ``place``, finished or not, began with; None if damaged."""
+    try:
+        return str(json.loads(place.read("zarr.json"))["attributes"]["hilbertflow"]["identity"])
+    except MissingFileError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, HilbertflowError):
+            raise
+        return None
 
 
 def contents(store: MemoryStore) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
 from storage.shard import pack, sealed, stored_size
-from storage.spec import TOGETHER, ArchiveSpec, ArraySpec, open_for_writing
+from storage.spec import TOGETHER, ArchiveSpec, ArraySpec, identity_at, open_for_writing
 
 SUMMED = ("energy", "error", "cosine")
 """Beginnings of the columns of planes that are summed over the archive."""
@@ -67,8 +67,28 @@ class ArchiveWriter:
 
 
 def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
-    """Write one whole unit from its encoded planes; writing it twice writes the same bytes to the same keys."""
+    """Write one whole unit from its encoded planes; writing it twice writes the same bytes to the same keys.
+
+    Raises when the archive is another's by now: a worker may outlive its run.
+    """
     place = Location(spec.url)
+    receipt, payloads = coded_unit(spec, table)
+    if identity_at(place) != spec.identity:
+        raise HilbertflowError("the archive was removed or replaced while this run wrote it", where=spec.url)
+    for key, data in payloads.items():
+        place.write_atomic(key, data, durable=False)
+    journalled(spec, receipt)
+    return receipt
+
+
+def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:
+    """Write down that a unit is there: from now on no run makes it again."""
+    entry = json.dumps(asdict(receipt), sort_keys=True).encode()
+    Location(spec.url).write_atomic(f"journal/{spec.unit_name(receipt.unit)}.json", entry, durable=False)
+
+
+def coded_unit(spec: ArchiveSpec, table: pa.Table) -> tuple[Receipt, dict[str, bytes]]:
+    """What the journal keeps of a whole unit, and its objects by key."""
     table = table.combine_chunks().sort_by("plane")
     unit = int(table.column("unit")[0].as_py())
     planes = table.column("plane").to_pylist()
@@ -96,17 +116,11 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
         frames = [id_frames.pack([row["id"] for row in rows]) for rows in table.column("attributes").to_pylist()]
         sizes["bytes_ids"] = [stored_size(frame) for frame in frames]
         payloads[id_frames.key(unit)] = sealed(frames)
-    objects = []
-    for key, data in payloads.items():
-        place.write_atomic(key, data, durable=False)
-        objects.append(Object.of(key, data, unit))
+    objects = [Object.of(key, data, unit) for key, data in payloads.items()]
     kept = [c for c in table.column_names if c in NUMBERS or c.startswith(SUMMED)]
     words = np.array(table.column("word").to_pylist()) * np.array(table.column("count").to_pylist())
     columns = {c: table.column(c).to_pylist() for c in kept} | sizes
-    receipt = Receipt(unit, objects, columns, int(words.sum()))
-    entry = json.dumps(asdict(receipt), sort_keys=True).encode()
-    place.write_atomic(f"journal/{spec.unit_name(unit)}.json", entry, durable=False)
-    return receipt
+    return Receipt(unit, objects, columns, int(words.sum())), payloads
 
 
 def written_units(spec: ArchiveSpec) -> set[int]:
@@ -133,7 +147,7 @@ def _is_whole(place: Location, name: str, sizes: dict[str, int]) -> bool:
 
 
 def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
-    """Gather the journal into tables and write the manifest; then the journal is no longer needed.
+    """Gather the journal into tables and write the manifest; then :func:`clear` may take the journal away.
 
     ``extra`` are further objects that belong to the archive (the table of tensors). Raises when a unit is missing.
     """
@@ -145,7 +159,17 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
         raise HilbertflowError(
             f"{len(missing)} of {spec.units} units are not written", where=spec.url, remedy="run the recipe again"
         )
-    objects = [Object.of(key, data) for key, data in open_for_writing(spec).items()]
+    open_for_writing(spec)
+    manifest, tables = gathered(spec, extra)
+    for key, data in tables.items():
+        place.write_atomic(key, data)
+    place.write_atomic(manifests.NAME, manifest.dump())
+    return manifest
+
+
+def gathered(spec: ArchiveSpec, extra: dict[str, bytes]) -> tuple[Manifest, dict[str, bytes]]:
+    """From a journal that is whole, the manifest and what is to be written before it, by key."""
+    objects = [Object.of(key, data) for key, data in spec.metadata().items()]
     columns: dict[str, list[Any]] = {}
     source_bytes = 0
     for receipt in _journal(spec):
@@ -154,20 +178,16 @@ def finish(spec: ArchiveSpec, extra: dict[str, bytes]) -> Manifest:
         for name, values in receipt.planes.items():
             columns.setdefault(name, []).extend(values)
     planes = _chunk_table(columns) if spec.kind == "collection" else pa.table(columns)
-    for key, data in (extra | {"planes.parquet": parquet_bytes(planes)}).items():
-        place.write_atomic(key, data)
-        objects.append(Object.of(key, data))
+    tables = extra | {"planes.parquet": parquet_bytes(planes)}
+    objects += [Object.of(key, data) for key, data in tables.items()]
     listing = dump_objects(objects)
-    place.write_atomic(manifests.OBJECTS, listing)
     manifest = Manifest(
         kind=spec.kind, name=spec.name, fingerprint=spec.fingerprint, recipe_hash=spec.recipe_hash, recipe=spec.recipe,
         units=spec.units, levels=_bytes_by_array(spec, objects), source_bytes=source_bytes,
         objects=Object.of(manifests.OBJECTS, listing).sha256, quality=_quality(columns, spec.attributes.get("rows", 0)),
         heads={item.key: item.sha256 for item in objects if item.unit < 0},
     )  # fmt: skip
-    place.write_atomic(manifests.NAME, manifest.dump())
-    clear(place)
-    return manifest
+    return manifest, tables | {manifests.OBJECTS: listing}
 
 
 def clear(place: Location) -> None:

@@ -34,7 +34,7 @@ COMMANDS = {
     for command in (
         flow.run, flow.submit, flow.status, flow.stop,
         archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
-        upkeep.cp, upkeep.gc,
+        upkeep.cp, upkeep.gc, upkeep.repair,
         searching.search, searching.similar,
         rows.upsert, rows.delete, rows.compact,
         uses.duplicates, uses.clusters, uses.outliers, uses.recommend,

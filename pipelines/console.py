@@ -89,6 +89,11 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
         say(f"{name:<{width}}  {value}")
 
 
+def count(number: int, noun: str) -> str:
+    """A number and its noun: ``1 unit``, ``2,000 units``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def _measure(value: Any) -> bool:
     return isinstance(value, str) and _MEASURE.fullmatch(value) is not None
 

@@ -143,4 +143,7 @@ def only_of(operators: tuple[Operator, ...], kind: type[_T]) -> _T:
 
 
 def _portable(recipe: Recipe) -> dict[str, Any]:
-    return recipe.model_dump(mode="json", exclude={"compute", "sink"})
+    """What determines the bytes: not where they go, nor how many workers make them."""
+    sizes = {"planes_per_unit", "rows_per_unit"}
+    compute = recipe.compute.model_dump(mode="json", include=sizes)
+    return recipe.model_dump(mode="json", exclude={"compute", "sink"}) | {"compute": compute}

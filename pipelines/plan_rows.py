@@ -115,7 +115,7 @@ def _embedded(plan: Plan, source: RowSource, carry_out: Callable[[Pass], None]) 
 def _trained(plan: Plan, source: RowSource) -> Trained:
     """The artefact that an earlier run left, or a new one, which is kept before anything is made with it."""
     spec, place = plan.spec, Location(plan.spec.url)
-    key = f"journal/trained-{spec.identity[:12]}.npz"
+    key = trained_key(spec.identity)
     if place.exists(key):
         return Trained.from_bytes(place.read(key))
     blocks = only_of(plan.operators, RowBlocks)
@@ -127,6 +127,11 @@ def _trained(plan: Plan, source: RowSource) -> Trained:
     )  # fmt: skip
     place.write_atomic(key, trained.to_bytes())
     return trained
+
+
+def trained_key(identity: str) -> str:
+    """Where a run leaves what it trained, for the runs that go on."""
+    return f"journal/trained-{identity[:12]}.npz"
 
 
 def read_sample(source: RowSource, blocks: RowBlocks, dim: int) -> F32:

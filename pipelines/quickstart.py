@@ -188,7 +188,9 @@ def tell(report: Report) -> None:
         return
     assert report.manifest is not None
     rate = report.manifest.source_bytes / 1e6 / max(report.seconds, 1e-9)
-    console.say(f"{report.url}: {report.written} units in {report.seconds:.1f} s, {rate:.1f} MB/s of source")
+    console.say(
+        f"{report.url}: {console.count(report.written, 'unit')} in {report.seconds:.1f} s, {rate:.1f} MB/s of source"
+    )
     if report.peak_memory:
         console.say(f"largest worker: {console.size(max(report.peak_memory.values()))}")
 

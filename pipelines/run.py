@@ -193,7 +193,12 @@ def _publish(plan: Plan) -> None:
 
 
 def _carry_out_here(step: Pass) -> None:
-    for units in missing(step.source.units, step.writer.written()):
+    here(step, missing(step.source.units, step.writer.written()))
+
+
+def here(step: Pass, pending: list[range]) -> None:
+    """Stream units of a pass in this process."""
+    for units in pending:
         for unit in units:
             batch = step.source.read(unit)
             for operator in step.operators:

@@ -20,6 +20,14 @@ def open(url: str) -> Any:
     ``url`` names an archive, or a root that holds just one; of a collection that was compacted, the newest generation
     is opened. Raises for a half-written, newer or damaged archive.
     """
+    handle = open_exactly(place_of(url).url)
+    if handle.manifest.kind == "model":
+        return handle
+    return current(handle)
+
+
+def place_of(url: str) -> Location:
+    """Where the archive lies that ``url`` names, be it a root that holds just one; raises when there is none."""
     place = Location(url)
     if not place.exists(manifests.NAME) and not place.exists("zarr.json"):
         found = finished(place)
@@ -30,10 +38,7 @@ def open(url: str) -> Any:
                 remedy=f"name one: {names}" if found else "`hilbertflow run RECIPE` makes one",
             )  # fmt: skip
         place = found[0]
-    handle = open_exactly(place.url)
-    if handle.manifest.kind == "model":
-        return handle
-    return current(handle)
+    return place
 
 
 def open_exactly(url: str) -> Any:

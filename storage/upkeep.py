@@ -75,7 +75,7 @@ def copy(source: Location, root: Location, tick: Tick | None = None) -> Location
     total = len(listed) + len(beside) + 2
     for done, item in enumerate(listed, 1):
         if item.key not in there or there[item.key].size != item.size:
-            _copy_checked(source, target, item)
+            copy_object(source, target, item)
         if tick:
             tick(done, total)
     for done, key in enumerate((*beside, manifests.OBJECTS, manifests.NAME), len(listed) + 1):
@@ -88,7 +88,8 @@ def copy(source: Location, root: Location, tick: Tick | None = None) -> Location
     return target
 
 
-def _copy_checked(source: Location, target: Location, item: Object) -> None:
+def copy_object(source: Location, target: Location, item: Object) -> None:
+    """Copy one object in a stream; it appears only if it has the checksum that was recorded."""
     digest = hashlib.sha256()
     with target.create(item.key, durable=False) as file:
         for start in range(0, item.size, _PIECE):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
+from storage.manifest import Object
 
 Tick = Callable[[int, int], None]
 
@@ -38,20 +39,23 @@ class Verdict:
 
 def verify(place: Location, tick: Tick | None = None) -> Verdict:
     """Read every object of the archive at ``place`` and compare size and SHA-256; ``tick(done, total)`` reports."""
-    manifest = manifests.load(place)
-    objects = manifests.load_objects(place, manifest)
-    damaged, total = [], 0
+    objects = manifests.load_objects(place, manifests.load(place))
+    before = place.traffic.bytes_read
+    damaged = tuple(damages(place, objects, tick))
+    return Verdict(place.url, len(objects), place.traffic.bytes_read - before, damaged)
+
+
+def damages(place: Location, objects: Sequence[Object], tick: Tick | None = None) -> Iterator[Damage]:
+    """Those of the objects that are not as they were written."""
     for done, item in enumerate(objects, 1):
         try:
             data = place.read(item.key)
         except MissingFileError:
-            damaged.append(Damage(item.key, "missing"))
+            yield Damage(item.key, "missing")
         else:
-            total += len(data)
             if len(data) != item.size:
-                damaged.append(Damage(item.key, f"{len(data)} bytes instead of {item.size}"))
+                yield Damage(item.key, f"{len(data)} bytes instead of {item.size}")
             elif hashlib.sha256(data).hexdigest() != item.sha256:
-                damaged.append(Damage(item.key, "checksum differs"))
+                yield Damage(item.key, "checksum differs")
         if tick:
             tick(done, len(objects))
-    return Verdict(place.url, len(objects), total, tuple(damaged))

@@ -188,7 +188,7 @@ def verify(url: Url, as_json: Json = False) -> None:
     elif verdict.sound:
         console.say(f"{verdict.url}: all {verdict.objects} objects are sound ({console.size(verdict.bytes)} read)")
     for item in verdict.damaged:
-        console.fail(f"{verdict.url}/{item.key}: {item.what}; restore this object from a copy")
+        console.fail(f"{verdict.url}/{item.key}: {item.what}; `hilbertflow repair` makes it again")
     if not verdict.sound:
         raise typer.Exit(1)
 

@@ -134,11 +134,13 @@ def _show(report: Report) -> None:
         return
     if not report.written:
         built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
-        console.say(f"{report.url} is finished ({done['units']} unit{'s' * (done['units'] != 1)}){built}")
+        console.say(f"{report.url} is finished ({console.count(done['units'], 'unit')}){built}")
         return
     rate = done["source_bytes"] * report.written / done["units"] / 1e6 / max(report.seconds, 1e-9)
     went_on = f", {report.skipped} from an earlier run" if report.skipped else ""
-    console.say(f"{report.url}: {report.written} units in {report.seconds:.1f} s ({rate:.1f} MB/s){went_on}")
+    console.say(
+        f"{report.url}: {console.count(report.written, 'unit')} in {report.seconds:.1f} s ({rate:.1f} MB/s){went_on}"
+    )
     by_level = ", ".join(f"{name} {console.size(count)}" for name, count in done["levels"].items())
     share = 100 * done["archive_bytes"] / max(1, done["source_bytes"])
     console.say(f"{by_level}; in all {share:.1f} % of {console.size(done['source_bytes'])}")
@@ -160,7 +162,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         console.print_json(said)
         return
     console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
-    console.say(f"{plan.spec.units} units of {console.size(plan.source_bytes)} into {plan.spec.url}")
+    console.say(f"{console.count(plan.spec.units, 'unit')} of {console.size(plan.source_bytes)} into {plan.spec.url}")
     if plan.spec.arrays:
         console.table(
             ("array", "shape", "type", "coder", "estimated"),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines import console
-from pipelines.commands.options import Json, Root
+from pipelines.commands.options import Json, Root, Url
 
 if TYPE_CHECKING:
+    from pipelines.plan import Pass
     from storage.fs import Location
 
 
@@ -35,6 +36,47 @@ def cp(
             console.say(f"{place.url} → {made.url}")
     if as_json:
         console.print_json({"copied": copied, "bytes": target.traffic.bytes_written})
+
+
+def repair(
+    url: Url,
+    source: Annotated[
+        str,
+        typer.Option("--from", metavar="SOURCE", help="What it was made of, or a copy of it; else as its recipe says."),
+    ] = "",
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; left out, this machine.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Mend a damaged archive.
+
+    Units that hold a broken object are made again from the source, or broken objects are fetched from a copy; only
+    what is broken is written, and it must come out with the checksum that was recorded. Indexes are built again by
+    `run`; a damaged log needs a copy.
+    """
+    import dataclasses
+
+    from pipelines.recipe import Compute
+    from pipelines.repair import repair as mend
+    from pipelines.run import local_ray
+    from storage import archive
+
+    place = archive.place_of(url)
+
+    def run(step: Pass, pending: list[range]) -> None:
+        from pipelines.graph import execute
+
+        with local_ray(address):
+            execute(step, Compute(), pending)
+
+    done = mend(place, source, run)
+    if as_json:
+        console.print_json(dataclasses.asdict(done))
+        return
+    for key in done.objects:
+        console.say(f"{done.url}/{key}")
+    made = f", {console.count(done.units, 'unit')} made again" if done.units else ""
+    told = f"{console.count(len(done.objects), 'object')} mended{made}" if done.objects else "nothing is damaged"
+    console.say(told)
 
 
 def gc(

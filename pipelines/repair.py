@@ -64,6 +64,11 @@ class BrokenOnly:
     wanted: dict[str, str] = field(default_factory=dict)
     journal: bool = False
 
+    @property
+    def folder(self) -> str:
+        """Where receipts lie."""
+        return "journal"
+
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit."""
         receipt, payloads = coded_unit(self.spec, table)

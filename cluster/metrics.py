@@ -15,7 +15,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
 class Metrics:
-    """Everything `/metrics` tells; every ingress replica counts for itself."""
+    """Everything `/metrics` tells; every ingress replica counts for itself.
+
+    recent: by collection, what was asked in the last minute; recalls: by collection, the newest estimate of each tier.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,6 +39,7 @@ class Metrics:
         self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recent: dict[str, Recent] = {}
+        self.recalls: dict[str, dict[str, float]] = {}
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
         self.estimate = Gauge(
             "recall_estimate", "Recall of queries asked, by comparing all rows", ["collection", "tier"], space,
@@ -70,6 +74,7 @@ class Metrics:
 
     def estimated(self, collection: str, recalls: dict[str, float]) -> None:
         """Keep the newest estimate of each tier."""
+        self.recalls.setdefault(collection, {}).update(recalls)
         for tier, recall in recalls.items():
             self.estimate.labels(collection, tier).set(recall)
 

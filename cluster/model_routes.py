@@ -10,18 +10,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from cluster.models import MEDIA, ModelService
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 
+KEPT = {"Cache-Control": "private, max-age=3600"}
 PIECE = 1 << 20  # a tensor goes out in pieces of about this many bytes, each decoded when the last one was taken
 
 Name = Annotated[str, Path(description="Name of the model, as `GET /v1/models` lists it.", examples=["minilm"])]
-TensorName = Annotated[
-    str, Path(description="Name of the tensor, as the checkpoint spells it.", examples=["embeddings.LayerNorm.bias"])
-]
+TensorName = Annotated[str, Path(description="Name of the tensor, as the checkpoint spells it.")]
 LevelName = Annotated[
     str,
     Query(
@@ -38,28 +37,15 @@ Rows = Annotated[
         description="Leading-dimension rows as FIRST:LAST, the last not included; either may be left out.",
     ),
 ]
+Most = Annotated[int, Query(ge=1, le=64, description="Planes in the picture.")]
 Kind = Annotated[
     Literal["safetensors", "npy"],
     Query(description="`safetensors` keeps the dtype; `npy` is float32 where NumPy lacks it, and below exact."),
 ]
 
 
-_MODEL: dict[str, Any] = {
-    "name": "minilm", "tensors": 104, "parameters": 22_713_728, "dtypes": ["F32", "I64"],
-    "source_bytes": 90_864_192, "archive_bytes": 74_200_000, "fingerprint": "c2a7d41f08",
-    "levels": ["0", "1", "exact"], "level_bytes": {"level0": 9_590_000, "level1": 13_000_000, "exact": 51_600_000},
-    "quality": {"level0": 20.1, "level1": 45.7},
-}  # fmt: skip
-_TENSOR: dict[str, Any] = {
-    "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
-    "bytes": 589_824, "exact_at_every_level": False,
-}  # fmt: skip
-
-
 class ModelAbout(BaseModel):
     """An archived model."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _MODEL})
 
     name: str = Field(description="Its name here.", examples=["minilm"])
     tensors: int = Field(description="How many tensors it has.")
@@ -82,8 +68,6 @@ class ModelList(BaseModel):
 class TensorAbout(BaseModel):
     """One tensor."""
 
-    model_config = ConfigDict(json_schema_extra={"example": _TENSOR})
-
     name: str = Field(description="As the checkpoint spells it.")
     kind: str = Field(description="embedding, attention, mlp, norm, head or other.")
     dtype: str = Field(description="In the spelling of safetensors.")
@@ -94,8 +78,6 @@ class TensorAbout(BaseModel):
 
 class ModelWhole(ModelAbout):
     """An archived model with its tensors."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _MODEL | {"tensor_list": [_TENSOR]}})
 
     tensor_list: list[TensorAbout] = Field(description="In order of position.")
 
@@ -140,12 +122,35 @@ def model_routes(app: FastAPI, services: Services) -> None:
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],
         response_class=Response, responses={**few, 200: {"description": "A picture.", "content": {"image/png": {}}}},
     )  # fmt: skip
-    async def planes(m: Name, t: TensorName, request: Request, level: LevelName = "") -> Response:
-        """The first 64 planes side by side, each of side² consecutive values along the Hilbert curve; grey is zero."""
+    async def planes(m: Name, t: TensorName, request: Request, level: LevelName = "", most: Most = 64) -> Response:
+        """The first planes side by side, each of side² consecutive values along the Hilbert curve; grey is zero."""
         chosen = tensor_of(m, t, request)
         async with services.pictures:
-            data = await asyncio.to_thread(chosen.picture, t, level)
-        return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+            data = await asyncio.to_thread(chosen.picture, t, level, most)
+        return Response(data, media_type="image/png", headers=KEPT)
+
+    @app.get(
+        "/v1/models/{m}/tensors/{t:path}/chain.mp4", summary="See a tensor change", tags=["models"],
+        response_class=Response,
+        responses={**few, 200: {"description": "H.264, two frames a second.", "content": {"video/mp4": {}}},
+                   206: {"description": "The bytes of `Range`."}, 416: _FILES[416]},
+    )  # fmt: skip
+    async def chain(m: Name, t: TensorName, request: Request) -> Response:
+        """Its first plane through the chain of checkpoints that the model ends, a frame each.
+
+        Left the values, right how far they have gone from the chain's first. 404 for a model without a parent.
+        """
+        chosen = tensor_of(m, t, request)
+        if chosen.archive.link is None:
+            raise Refused(404, f"model {m!r} has no parent, so there is no chain to show")
+        async with services.pictures:
+            data = await asyncio.to_thread(chosen.chain, t)
+        span = byte_range(request.headers.get("Range", ""), len(data))
+        headers = {**KEPT, "Accept-Ranges": "bytes"}
+        if span is None:
+            return Response(data, media_type="video/mp4", headers=headers)
+        headers["Content-Range"] = f"bytes {span[0]}-{span[1] - 1}/{len(data)}"
+        return Response(data[span[0] : span[1]], 206, headers, "video/mp4")
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}", summary="Read a tensor", tags=["models"],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -13,6 +15,8 @@ from storage.handle import Level
 from storage.model import ModelArchive, Tensor
 from storage.tensor_file import Format, TensorFile
 
+CHAINS = 16
+"""Videos of a model that are kept; each is some 100 kB."""
 MEDIA = {"safetensors": "application/vnd.safetensors", "npy": "application/x-npy"}
 
 
@@ -21,6 +25,8 @@ class ModelService:
 
     def __init__(self, name: str, model: ModelArchive) -> None:
         self.name, self.archive = name, model
+        self._lock = threading.Lock()
+        self._chains: OrderedDict[str, bytes] = OrderedDict()
 
     @classmethod
     def open(cls, name: str, url: str) -> ModelService:
@@ -68,9 +74,22 @@ class ModelService:
             )  # fmt: skip
         return levels[text]
 
-    def picture(self, tensor: str, level: str) -> bytes:
+    def picture(self, tensor: str, level: str, most: int = picture.MAX_TILES) -> bytes:
         """The tensor's first planes as a PNG."""
-        return picture.png(self.archive[tensor], self.level(level))[0]
+        return picture.png(self.archive[tensor], self.level(level), most)[0]
+
+    def chain(self, tensor: str) -> bytes:
+        """The tensor's first plane through the chain of checkpoints as an MP4; the last few are kept."""
+        with self._lock:
+            if tensor in self._chains:
+                self._chains.move_to_end(tensor)
+                return self._chains[tensor]
+        made = picture.chain_mp4(self.archive[tensor])[0]
+        with self._lock:
+            self._chains[tensor] = made
+            while len(self._chains) > CHAINS:
+                self._chains.popitem(last=False)
+        return made
 
     def tag(self, file: TensorFile) -> str:
         """A strong ETag: the same bytes have the same tag."""

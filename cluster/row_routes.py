@@ -21,7 +21,6 @@ Key = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
-        examples=["import-2026-01-31/17"],
         description="Any text of your own: the same key and content sent again change nothing.",
     ),
 ]
@@ -38,10 +37,7 @@ _PUT = {
         ARROW: {"schema": _STREAM},
     },
 }
-_DELETE = {
-    "required": False,
-    "content": {JSON: {"schema": DeleteRequest.model_json_schema(), "example": {"ids": ["a"]}}},
-}
+_DELETE = {"required": False, "content": {JSON: {"schema": DeleteRequest.model_json_schema()}}}
 
 
 def row_routes(app: FastAPI, services: Services) -> None:
@@ -80,9 +76,7 @@ def row_routes(app: FastAPI, services: Services) -> None:
     )  # fmt: skip
     async def delete(
         c: Collection, request: Request, key: Key = None,
-        id: Annotated[
-            list[str] | None, Query(description="Ids to delete; or send them in the body.", examples=[["a", "b"]])
-        ] = None,
+        id: Annotated[list[str] | None, Query(description="Ids to delete; or send them in the body.")] = None,
     ) -> Written:  # fmt: skip
         """By id, in the address or in a JSON body; an id that does not exist is no error. Needs the scope write."""
         services.changeable(request, c)

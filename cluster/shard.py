@@ -59,7 +59,9 @@ class Shard:
         if local is not None and eligible <= max(FEW_ROWS, k, int(count * FEW_SHARE)):
             scores, rows = self._compare(queries, width, local)
             return scores, rows + self.start, Effort(0, len(queries) * eligible)
-        effective = self.build.kind.effective(self.index, self.build_overrides(overrides))
+        effective = self._widened(
+            self.build.kind.effective(self.index, self.build_overrides(overrides)), count, eligible
+        )
         scores, rows, effort = self._indexed(queries, width, effective, local)
         short = np.flatnonzero((rows == NO_ROW).any(axis=1))
         if len(short):
@@ -70,6 +72,16 @@ class Shard:
     def build_overrides(self, asked: Overrides) -> Overrides:
         """What was asked, over what tuning found for this build."""
         return Overrides(**(self.build.tuned.given() | asked.given()))
+
+    def _widened(self, overrides: Overrides, count: int, eligible: int) -> Overrides:
+        """Look harder in proportion to what a filter takes away."""
+        if count == eligible:
+            return overrides
+        factor, given = count / eligible, overrides.given()
+        for name in ("nprobe", "ef"):
+            if name in given:
+                given[name] = min(int(np.ceil(given[name] * factor)), count)
+        return Overrides(**given)
 
     def _indexed(self, queries: F32, k: int, overrides: Overrides, local: I64 | None) -> tuple[F32, I64, Effort]:
         kind, allowed = self.build.kind, None if local is None else bitmap(local, self.stop - self.start)

@@ -16,6 +16,7 @@ from storage.handle import Level
 from storage.model import NUMPY, Tensor
 
 MAX_FRAMES = 2048
+MAX_CHAIN_FRAMES = 256
 MAX_TILES = 64
 GAP = 4
 DEVIATIONS = 3.0
@@ -24,9 +25,9 @@ DEVIATIONS = 3.0
 Picture = npt.NDArray[np.uint8]
 
 
-def png(tensor: Tensor, level: Level) -> tuple[bytes, int]:
-    """The first 64 planes side by side as a PNG, and how many there are in it."""
-    frames = _some(tensor, level, MAX_TILES)
+def png(tensor: Tensor, level: Level, most: int = MAX_TILES) -> tuple[bytes, int]:
+    """The first planes side by side as a PNG, at most 64, and how many there are in it."""
+    frames = _some(tensor, level, min(most, MAX_TILES))
     return write_png(_tiled(frames)), len(frames)
 
 
@@ -39,10 +40,11 @@ def mp4(tensor: Tensor, level: Level, fps: float = 8.0) -> tuple[bytes, int]:
 def chain_mp4(tensor: Tensor, fps: float = 2.0) -> tuple[bytes, int]:
     """The tensor's first plane through the chain of its archive, one checkpoint a frame, and how many there are.
 
-    Left the values, right how far they have gone from the chain's first, in deviations of the last one's way.
+    The newest 256 of a longer chain. Left the values, right how far they have gone from the chain's first, in
+    deviations of the last one's way.
     """
     steps, handle = [tensor], tensor.archive
-    while handle.parent is not None:
+    while handle.parent is not None and len(steps) < MAX_CHAIN_FRAMES:
         handle = handle.parent
         if tensor.place.name not in handle.layout.by_name:
             break

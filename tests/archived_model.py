@@ -29,14 +29,27 @@ def small_tensors() -> Arrays:
 
 def archived_model(root: Path) -> str:
     """Archive `small_tensors` under `root`; its URL."""
-    save_file(small_tensors(), root / "m.safetensors")
+    return _archived(root, "small", small_tensors())
+
+
+def archived_child(root: Path, name: str, parent: str, step: int) -> str:
+    """Archive what `small_tensors` are after some steps of training, as differences to `parent`; its URL."""
+    random, moved = np.random.default_rng(step), small_tensors()
+    for key in ("layer.0.weight", "layer.1.weight"):
+        way = 0.001 * step * random.standard_normal(moved[key].shape)
+        moved[key] = (moved[key].astype(np.float32) + way).astype(moved[key].dtype)
+    return _archived(root, name, moved, parent)
+
+
+def _archived(root: Path, name: str, tensors: Arrays, parent: str = "") -> str:
+    save_file(tensors, root / f"{name}.safetensors")
     body = {
-        "name": "small",
-        "source": {"kind": "checkpoint", "path": str(root / "m.safetensors")},
+        "name": name,
+        "source": {"kind": "checkpoint", "path": str(root / f"{name}.safetensors")},
         "operators": [
             {"kind": "hilbert_map", "side": 64}, {"kind": "quantize", "method": "uniform", "sqnr_db": 20},
             {"kind": "layerize"}, {"kind": "frame_encode", "coder": "rans"},
         ],
-        "sink": {"path": str(root / "archives"), "name": "small"},
-    }  # fmt: skip
+        "sink": {"path": str(root / "archives"), "name": name},
+    } | ({"parent": parent} if parent else {})  # fmt: skip
     return archive_with(Recipe.model_validate_json(json.dumps(body))).url

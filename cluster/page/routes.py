@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cluster.page import home, reference, search, state
+from cluster.page import home, model, reference, search, state, tensor
 from cluster.page.render import asset, show
 from cluster.problems import Refused
 from cluster.service import Unavailable
@@ -18,6 +18,8 @@ View = Callable[[Services, Request], Awaitable[Response]]
 VIEWS: dict[str, View] = {
     "/": home.view,
     "/collections/{c}": search.view,
+    "/models/{m}": model.view,
+    "/models/{m}/tensors/{t:path}": tensor.view,
     "/state": state.view,
     "/docs": reference.view,
 }

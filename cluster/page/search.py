@@ -27,9 +27,11 @@ from cluster.vectors import I64
 from operators.errors import HilbertflowError
 from storage.id_index import NO_ROW
 
-LINES = ("first_line", "text", "title", "name", "caption")
+LINES = ("first_line", "text", "text_", "title", "name", "caption")
 """Metadata that says in words what a row is; the first one that is there is shown."""
 HIDDEN = ("sha256",)
+OF_FILES = ("path", "chunk")
+"""Of a row that is a picture these two are its id."""
 COUNTS = (10, 20, 50, 100)
 FIELDS = ("q", "row", "k", "tier", "level", "filter")
 FIRST_ROWS = 6
@@ -181,8 +183,9 @@ async def _hits(chosen: CollectionService, rows: I64, results: Results | None) -
 
 def _hit(name: str, score: float | None, about: dict[str, Any], pictures: bool) -> Hit:
     line = next((str(about[key]) for key in LINES if about.get(key)), "")
+    hidden = (*HIDDEN, *(OF_FILES if pictures else ()))
     rest = {
         key: value for key, value in about.items()
-        if value is not None and key not in HIDDEN and not (key in LINES and str(value) == line)
+        if value is not None and key not in hidden and not (key in LINES and str(value) == line)
     }  # fmt: skip
     return Hit(name, score, line, rest, pictures)

@@ -45,7 +45,8 @@ async def view(services: Services, request: Request) -> Response:
     return show(
         "state.html",
         collections=[
-            collection_card(item, groups) | {"asked": _asked(services, item)}
+            collection_card(item, groups)
+            | {"asked": _asked(services, item), "recalls": services.metrics.recalls.get(item.name, {})}
             for item, groups in zip(collections, missing, strict=True)
         ],
         models=models, active=services.active, waiting=services.limits.waiting,

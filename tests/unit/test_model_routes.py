@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -18,7 +19,7 @@ from cluster.models import ModelService
 from cluster.problems import Refused
 from cluster.services import Services
 from operators.errors import HilbertflowError
-from tests.archived_model import Arrays, archived_model, small_tensors
+from tests.archived_model import Arrays, archived_child, archived_model, small_tensors
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,30 @@ def test_pictures(client: TestClient, source: Arrays) -> None:
         image = Image.open(io.BytesIO(reply.content))
         assert image.mode == "L"
         assert min(image.size) >= 64
+
+
+def test_a_chain_is_a_video(service: ModelService, tmp_path: Path) -> None:
+    """Three checkpoints are three frames; what was drawn is kept, ranges are pieces of it, no parent is a 404."""
+    first = archived_child(tmp_path, "first", service.archive.url, 1)
+    last = ModelService.open("last", archived_child(tmp_path, "last", first, 2))
+    with TestClient(build_api(Services({}, {"small": service, "last": last}))) as client:
+        address = "/v1/models/last/tensors/layer.0.weight/chain.mp4"
+        whole = client.get(address)
+        assert (whole.status_code, whole.headers["content-type"]) == (200, "video/mp4")
+        with av.open(io.BytesIO(whole.content)) as video:
+            frames = [frame.to_ndarray(format="gray").astype(int) for frame in video.decode(video=0)]
+        spread = [float(np.abs(frame[:, 72:] - 128).mean()) for frame in frames]
+        assert len(frames) == 3
+        assert spread[0] < 2 < spread[1] < spread[2]
+        part = client.get(address, headers={"Range": "bytes=10-99"})
+        assert (part.status_code, part.content) == (206, whole.content[10:100])
+        assert part.headers["content-range"] == f"bytes 10-99/{len(whole.content)}"
+        assert client.get(address, headers={"Range": "bytes=999999999-"}).status_code == 416
+        assert last.chain("layer.0.weight") is last.chain("layer.0.weight")
+        assert client.get(TENSORS + "layer.0.weight/chain.mp4").status_code == 404
+        page = client.get("/models/last").text
+        assert "2 steps from a checkpoint that stands alone" in page
+        assert "<video" in client.get("/models/last/tensors/layer.0.weight").text
 
 
 def test_models_are_guarded_too(service: ModelService, tmp_path: Path) -> None:

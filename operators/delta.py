@@ -160,6 +160,6 @@ def _plane(row: dict[str, Any]) -> dict[str, Any]:
         values = _finite(bits, dtype)
         energy, error = (float(np.square(part).sum()) for part in (values, values - _finite(parent, dtype)))
     return {
-        "exact": symbols.tobytes(), "scales": codes.tobytes() if codes.any() else b"",
+        "exact": symbols.tobytes(), "scales": codes.tobytes() if dtype_info(dtype).lossy else b"",
         "crc": google_crc32c.value(bits.tobytes()), "energy": energy, "error_parent": error,
     }  # fmt: skip

@@ -158,6 +158,17 @@ def test_what_cannot_be_a_parent(chain: Any, tmp_path: Path) -> None:
         load("vectors", [f"source.path={__file__}", f"parent={made[0].url}"], inputs=False)
 
 
+def test_a_child_whose_layers_were_frozen_comes_back(chain: Any, tmp_path: Path) -> None:
+    """Units in which nothing changed: all codes of their rows are zero, and are read as such."""
+    root, steps, made = chain
+    moved = steps[0] | {"layer.0.mlp.weight": steps[1]["layer.0.mlp.weight"]}
+    save_file(moved, tmp_path / "frozen.safetensors")
+    sets = [*SETS, "sink.name=frozen", "operators.1.side=64", f"parent={made[0].url}"]
+    child = archive_model(str(tmp_path / "frozen.safetensors"), root / "archives", *sets)
+    for name, value in moved.items():
+        assert child[name].read("exact").tobytes() == value.tobytes()
+
+
 def test_a_chain_as_a_video(chain: Any, tmp_path: Path) -> None:
     _, _, made = chain
     out = str(tmp_path / "chain.mp4")

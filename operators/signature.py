@@ -29,7 +29,7 @@ LARGEST = 64_000
 VIEWS = ("rows", "rows, anchored", "columns", "columns, anchored")
 """Along which axis neurons lie, and which probes look along the other."""
 CODE = 2 * (PROBES * (PROBES - 1) // 2)
-_FIXED_BYTES = 96  # of a tensor, about: name, shape, moments
+_FIXED_BYTES = 48  # of a tensor, about: name, shape, moments, compressed
 
 # The last word of a tensor's name by what it does, as transformers, Llama's release, GPT-2, timm and GGUF spell it.
 _ROLES: tuple[tuple[str, str], ...] = (
@@ -217,9 +217,20 @@ def _budget(tensors: Iterable[tuple[TensorSketch, int]]) -> tuple[list[bool], in
     while True:
         chosen = [t.layer < 0 or t.layer % stride == 0 or t.layer == deepest for t, _ in listed]
         views = [count for (_, count), keep in zip(listed, chosen, strict=True) if keep]
-        for probes, linear in ((28, 64), (24, 64), (24, 32), (20, 32), (16, 32), (16, 16), (12, 16), (10, 16), (8, 8)):
+        for probes, linear in (
+            (32, 64),
+            (28, 64),
+            (24, 64),
+            (24, 32),
+            (20, 32),
+            (16, 32),
+            (16, 16),
+            (12, 16),
+            (10, 16),
+            (8, 8),
+        ):
             entries = probes * (probes - 1) // 2
-            if sum(_FIXED_BYTES + 4 * linear + entries * count for count in views) <= LARGEST - CODE - 8000:
+            if sum(_FIXED_BYTES + 4 * linear + entries * count for count in views) <= LARGEST - CODE - 4000:
                 return chosen, probes, linear
         if stride > deepest:
             return chosen, 8, 8

@@ -153,7 +153,8 @@ def centred(products: F64, total: float, length: int, basis: int) -> F64:
     """Products of probes less what a matrix of independent values would have: fixed probes are not quite orthogonal."""
     if basis == ANCHORED or not length:
         return products
-    return products - total / length * _overlaps(length)
+    probes = len(products)
+    return products - total / length * _overlaps(length)[:probes, :probes]
 
 
 def column_products(found: Sums, basis: int) -> tuple[F64, float]:

@@ -91,6 +91,13 @@ def test_moments_and_what_is_not_finite() -> None:
     assert (total, square) == (pytest.approx(float(finite.sum()), abs=1e-3), pytest.approx(float((finite**2).sum())))
 
 
+def test_wide_matrices_keep_fewer_probes_of_their_columns() -> None:
+    values = matrix(9, 16, 40_000)
+    products, count = column_products(rows_of(values), FIXED)
+    assert products.shape == (8, 8) and count == 40_000
+    assert np.abs(centred(products, count, 16, FIXED)).max() < 0.05 * count
+
+
 def test_probes_are_signs_and_those_of_a_shorter_axis_are_a_prefix() -> None:
     assert set(np.unique(signs(50))) == {-1, 1}
     np.testing.assert_array_equal(signs(50)[:20], signs(20))

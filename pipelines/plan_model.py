@@ -84,7 +84,7 @@ def _arrays(
     arrays = [ArraySpec(n, shape, t, chunk, shard, encoder.coder_of(n)) for n, t in dtypes.items()]
     planes = -(-shape[0] // chunk[0])
     height = chunk[-2]
-    scales = ArraySpec("scales", (planes, height), "int16", (1, height), shard, "rans")
+    scales = ArraySpec("scales", (planes, height), "int32", (1, height), shard, "rans")
     return (*arrays, scales, ArraySpec("means", (planes, ENTRIES), "int16", (1, ENTRIES), shard, "rans"))
 
 

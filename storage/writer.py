@@ -219,11 +219,11 @@ def _together(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | No
     told = table.column(array.name).to_pylist()
     if not any(told):
         return None
-    rows = np.zeros((array.shard, array.chunk[1]), np.uint16)
+    rows = np.zeros((array.shard, array.chunk[1]), f"u{np.dtype(array.dtype).itemsize}")
     for slot, row in zip(slots, told, strict=True):
         if row:
-            rows[slot] = np.frombuffer(row, np.uint16)
-    data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(np.int16))
+            rows[slot] = np.frombuffer(row, rows.dtype)
+    data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(array.dtype))
     return data + struct.pack("<I", google_crc32c.value(data))
 
 

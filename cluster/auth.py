@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from operators.errors import HilbertflowError
 
+COOKIE = "hilbertflow_key"
+"""Where a browser keeps the key that a person gave the page."""
 _RANK = {"metrics": 0, "read": 1, "write": 2, "admin": 3}
 
 

@@ -7,10 +7,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from fastapi import Request
 
-from cluster.auth import Key, Keys
+from cluster.auth import COOKIE, Key, Keys
 from cluster.config import Limits
 from cluster.encoding import Encoding
 from cluster.metrics import Metrics
@@ -100,11 +101,17 @@ class Services:
                 except Exception as error:
                     _log.warning("the recall of %s was not estimated: %s", service.name, type(error).__name__)
 
-    def key(self, request: Request) -> Key | None:
-        """The caller's key; None where keys are not used. Raises 401 for a missing or unknown one."""
+    def key(self, request: Request, action: str = "read") -> Key | None:
+        """The caller's key; None where keys are not used. Raises 401 for a missing or unknown one.
+
+        A browser's cookie (`cluster.page.key`) only reads: what changes something needs the header, which no other site
+        can make a browser send.
+        """
         if self.keys is None:
             return None
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if not scheme and action == "read":
+            scheme, token = "bearer", unquote(request.cookies.get(COOKIE, ""))
         key = self.keys.find(token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             bearer = {"WWW-Authenticate": "Bearer"}
@@ -113,7 +120,7 @@ class Services:
 
     def collection(self, request: Request, name: str, action: str = "read") -> CollectionService:
         """The collection, if the caller may do this to it; raises 401, 403 or 404."""
-        key = self.key(request)
+        key = self.key(request, action)
         if key is not None and not key.allows(action, name):
             raise Refused(403, f"key {key.name!r} may not {action} {name[:80]!r}")
         service = self.collections.get(name)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,17 @@ def ray_session() -> Iterator[None]:
     )  # fmt: skip
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, the machine's own, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install 'hilbertflow[dev]'")
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        pytest.skip("no Chromium on PATH: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        # As root, as in most containers, Chromium starts without its own sandbox only.
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield started
+        started.close()

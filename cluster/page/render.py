@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 _METRICS = {"ip": "inner product", "cosine": "cosine similarity", "l2": "squared distance"}
+
+
+VISITOR: ContextVar[str | None] = ContextVar("visitor", default=None)
+"""Name of the key that a page is shown for; empty without one, None where the service has no keys."""
 
 
 def show(template: str, status: int = 200, **values: Any) -> Response:
@@ -60,6 +65,7 @@ def environment() -> Environment:
         "duration": _duration,
         "short": lambda text, most: text if len(text) <= most else text[: most - 1].rstrip() + "…",
     }
+    made.globals["visitor"] = VISITOR.get
     made.globals["asset"] = lambda name: f"/assets/{name}?v={_hash(name)}"
     return made
 

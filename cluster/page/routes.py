@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cluster.page import home, model, reference, search, state, tensor
-from cluster.page.render import asset, show
+from cluster.page import home, key, model, reference, search, state, tensor
+from cluster.page.render import VISITOR, asset, show
 from cluster.problems import Refused
 from cluster.service import Unavailable
 from cluster.services import Services
@@ -22,6 +22,12 @@ VIEWS: dict[str, View] = {
     "/models/{m}/tensors/{t:path}": tensor.view,
     "/state": state.view,
     "/docs": reference.view,
+    "/key": key.view,
+}
+SENT: dict[str, View] = {
+    "/collections/{c}": search.upload,
+    "/key": key.enter,
+    "/key/forget": key.forget,
 }
 
 
@@ -30,9 +36,8 @@ def page_routes(app: FastAPI, services: Services) -> None:
     for path, view in VIEWS.items():
         app.add_api_route(path, _shown(view, services), methods=["GET"], include_in_schema=False)
 
-    app.add_api_route(
-        "/collections/{c}", _shown(search.upload, services), methods=["POST"], include_in_schema=False
-    )  # fmt: skip
+    for path, view in SENT.items():
+        app.add_api_route(path, _shown(view, services), methods=["POST"], include_in_schema=False)
 
     @app.get("/assets/{name}", include_in_schema=False)
     async def assets(name: str) -> Response:
@@ -43,10 +48,11 @@ def _shown(view: View, services: Services) -> Callable[[Request], Awaitable[Resp
     """The view as a route; what cannot be shown is said on a page too."""
 
     async def shown(request: Request) -> Response:
+        VISITOR.set(key.visitor(services, request))
         try:
             return await view(services, request)
         except Refused as refused:
-            return problem_page(refused)
+            return key.form(request, refused) if refused.status == 401 else problem_page(refused)
         except HilbertflowError as error:
             return problem_page(Refused(422, error.what, where=error.where, remedy=error.remedy))
         except Unavailable as error:

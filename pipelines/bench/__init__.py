@@ -2,7 +2,6 @@
 
 MODULES = {
     "cold": "pipelines.bench.cold",
-    "embeddings": "pipelines.bench.embeddings",
     "lineage": "pipelines.bench.lineage",
     "memory": "pipelines.bench.memory",
     "search": "pipelines.bench.search",

@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from cluster.models import MEDIA, ModelService
+from cluster.nearest_models import index_of, nearest
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 
@@ -82,6 +83,27 @@ class ModelWhole(ModelAbout):
     tensor_list: list[TensorAbout] = Field(description="In order of position.")
 
 
+class NearModel(BaseModel):
+    """A model and how like the asked one it is."""
+
+    name: str = Field(description="Its name here.")
+    score: float = Field(description="About 0 for an unrelated model, 1 for the same weights, in any order of neurons.")
+    distance: float | None = Field(
+        description="Length of the difference over that of the asked model's weights; null if no shape is shared."
+    )
+    layers: int = Field(description="Layers of the asked model that have a counterpart there.")
+    parameters: int = Field(description="Values of all its tensors.")
+    by_kind: dict[str, float] = Field(description="Score of each kind of tensor.")
+
+
+class NearModels(BaseModel):
+    """Other models that the caller may read, most like one first."""
+
+    model: str = Field(description="The one that was asked about.")
+    method: str = Field(description="How they were compared: `signature`.")
+    models: list[NearModel] = Field(description="Best first.")
+
+
 _FILES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}
                                                   for kind in MEDIA.values()}},
@@ -117,6 +139,21 @@ def model_routes(app: FastAPI, services: Services) -> None:
         chosen = services.model(request, m)
         about, tensors = await asyncio.to_thread(lambda: (chosen.about, chosen.tensors))
         return ModelWhole(**about, tensor_list=tensors)
+
+    @app.get("/v1/models/{m}/similar", summary="Find models like one", tags=["models"], responses=few)
+    async def similar(
+        m: Name, request: Request, k: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 10
+    ) -> NearModels:
+        """Compared by their signatures: no weights are read."""
+        chosen = services.model(request, m)
+        others = {other.name: other for other in services.readable_models(request)}
+
+        def find() -> list[NearModel]:
+            index = index_of({name: other.signature.code for name, other in others.items()})
+            found = nearest(chosen.signature, index, lambda name: others[name].signature, k, without=m)
+            return [NearModel(**item.as_dict()) for item in found]
+
+        return NearModels(model=m, method="signature", models=await asyncio.to_thread(find))
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],

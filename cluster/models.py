@@ -10,7 +10,8 @@ from math import prod
 from typing import Any
 
 from operators.errors import HilbertflowError
-from storage import archive, picture
+from operators.signature import Signature
+from storage import archive, picture, signatures
 from storage.handle import Level
 from storage.model import ModelArchive, Tensor
 from storage.tensor_file import Format, TensorFile
@@ -56,6 +57,11 @@ class ModelService:
              "exact_at_every_level": p.opaque}
             for p in self.archive.layout.placements
         ]  # fmt: skip
+
+    @cached_property
+    def signature(self) -> Signature:
+        """By which its relatives are found; a model archived before there were signatures is read whole, once."""
+        return signatures.of_archive(self.archive)
 
     def file(self, tensor: str, level: str, rows: str, kind: Format) -> TensorFile:
         """Some rows (`first:last`, both optional) of a tensor at a level, as a file; raises `HilbertflowError`."""

@@ -45,7 +45,7 @@ class Ladder:
         return refine.Lattice(self.step, reach, self.fine_bits)
 
     def cells(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
+        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], dtype: str
     ) -> npt.NDArray[np.int32]:
         """Cells of level ``len(levels) - 1``, source order, (height, width) int32, from the arrays of levels 0 … k.
 
@@ -64,14 +64,14 @@ class Ladder:
         return cells
 
     def values(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], dtype: str
+        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], dtype: str
     ) -> npt.NDArray[np.float32]:
         """One plane at level ``len(levels) - 1``: (height, width) float32 in source order."""
         cells = self.cells(levels, codes, dtype)
         return refine.reconstruct(cells, dtype, codes, self.lattice, len(levels) - 1)
 
     def bits(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint16], residual: npt.NDArray[Any], dtype: str
+        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], residual: npt.NDArray[Any], dtype: str
     ) -> npt.NDArray[Any]:
         """One plane bit for bit: its words (height·width,) in source order, from all levels and the exact residual."""
         cells = self.cells(levels, codes, dtype)

@@ -23,8 +23,9 @@ from operators.errors import HilbertflowError
 from operators.floats import Words, dtype_info, from_ordered, round_to, to_float32, to_ordered
 from operators.operator import Operator, Over
 from operators.planes import with_arrays, with_column
+from operators.scales import APART
 
-Codes = npt.NDArray[np.uint16]
+Codes = npt.NDArray[np.uint32]
 _OCTAVE, _ZERO = 8, 1280
 """Codes of spreads an octave, and that of a spread of 1; 0 is for rows that follow the forecast to the bit."""
 _FACTORS = 32
@@ -35,7 +36,7 @@ _SMALLEST = np.float32(2.0**-100)  # shorter forecasts are none, so that no subn
 
 
 def encode(bits: Words, parent: Words, before: Words | None, dtype: str) -> tuple[Words, Codes]:
-    """Symbols (rows, side) of the words' own type and codes (2·rows,): spreads, then factors.
+    """Symbols (rows, side) of the words' own type and codes (2·rows,), in the form of scales: spreads, then factors.
 
     Parameters
     ----------
@@ -43,20 +44,20 @@ def encode(bits: Words, parent: Words, before: Words | None, dtype: str) -> tupl
     before: words of the parent's parent, or None.
     """
     if not dtype_info(dtype).lossy:
-        return _zigzag(bits - parent), np.zeros(2 * len(bits), np.uint16)
+        return _zigzag(bits - parent), np.zeros(2 * len(bits), np.uint32)
     factors = np.zeros(len(bits), np.int64) if before is None else _factors(bits, parent, before, dtype)
     guess = _forecast(parent, before, factors, dtype)
     spreads = _spreads(bits, guess, dtype)
     steps = _zigzag(to_ordered(bits, dtype) - to_ordered(guess, dtype))
     symbols = steps.reshape(-1)[_order(guess, spreads, dtype)].reshape(bits.shape)
-    return symbols, np.concatenate([spreads, factors]).astype(np.uint16)
+    return symbols, np.concatenate([spreads, factors]).astype(np.uint32) * APART
 
 
 def decode(symbols: Words, codes: Codes, parent: Words, before: Words | None, dtype: str) -> Words:
     """Inverse of :func:`encode`: the words (rows, side), bit for bit."""
     if not dtype_info(dtype).lossy:
         return np.asarray(_unzigzag(symbols) + parent, parent.dtype)
-    spreads, factors = codes[: len(parent)].astype(np.int64), codes[len(parent) :].astype(np.int64)
+    spreads, factors = np.split(codes.astype(np.int64) // APART, [len(parent)])
     if factors.size != len(parent) or int(factors.max(initial=0)) >= _FACTORS:
         raise HilbertflowError("the codes of rows are not those of a delta", where="delta", remedy="they are damaged")
     guess = _forecast(parent, before, factors, dtype)

@@ -78,7 +78,7 @@ class Layerize(Operator):
             return _Split(nothing, plane.tobytes(), crc, 0.0, [0.0] * (self.refinements + 1), b"")
         shape = row["height"], row["width"]
         values = to_float32(bits, dtype).reshape(shape)
-        codes = np.frombuffer(row["scales"], np.uint16)
+        codes = np.frombuffer(row["scales"], np.uint32)
         index = np.frombuffer(row["index"], np.int32).reshape(shape)
         lattice = refine.Lattice(row["step"], row["reach"], self.fine_bits)
         refinements, errors = [], [_squared_error(values, refine.reconstruct(index, dtype, codes, lattice, 0))]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from numba import njit
 
 from operators.floats import dtype_info
-from operators.scales import GRAIN, ZERO, Codes, row_steps
+from operators.scales import GRAIN, PER_OCTAVE, ZERO, Codes, row_steps
 
 NONE = 1 << 16
 """Exponent of a row without refinements: its format is coarser than the base lattice; the exact level starts there."""
@@ -76,12 +76,12 @@ class Rows:
 
 def rows_of(codes: Codes, dtype: str, lattice: Lattice, level: int) -> Rows:
     """The rows of a plane at a level; 0 is the base."""
-    return _rows_of(np.asarray(codes, np.uint16).tobytes(), dtype, lattice, level)
+    return _rows_of(np.asarray(codes, np.uint32).tobytes(), dtype, lattice, level)
 
 
 @lru_cache(maxsize=256)
 def _rows_of(packed: bytes, dtype: str, lattice: Lattice, level: int) -> Rows:
-    codes, form = np.frombuffer(packed, np.uint16), dtype_info(dtype)
+    codes, form = np.frombuffer(packed, np.uint32), dtype_info(dtype)
     floats, whole = np.empty((3, codes.size), np.float32), np.empty((4, codes.size), np.int64)
     extra = 2 * (lattice.reach > 1)  # on a trellis a value chooses between points that lie four steps apart
     bits = lattice.fine_bits
@@ -97,7 +97,7 @@ def _derive(codes, steps, mantissa, lowest, extra, bits, level, floats, whole): 
     ranks = np.empty(codes.size, np.int64)
     for r in range(codes.size):
         word = np.int64(steps[r : r + 1].view(np.uint32)[0])
-        octave, grain = (np.int64(codes[r]) % GRAIN - ZERO) >> 3, np.int64(codes[r]) // GRAIN
+        octave, grain = (np.int64(codes[r]) % GRAIN - ZERO) // PER_OCTAVE, np.int64(codes[r]) // GRAIN
         base = (word >> 23) - 127 + extra
         coarse = max(octave + 2, lowest) - (mantissa - grain)
         k, above, rank = NONE, NONE, 0

@@ -28,7 +28,7 @@ from operators.planes import with_column
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
-Codes = npt.NDArray[np.uint16]
+Codes = npt.NDArray[np.uint32]
 TRAINING = 1 << 18
 """Runs of values that the codebook is trained on, at most."""
 

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipelines import console
-from pipelines.commands import archives, flow, packing, rows, searching, serving, upkeep, uses
+from pipelines.commands import archives, flow, models, packing, rows, searching, serving, upkeep, uses
 
 app = typer.Typer(
     name="hilbertflow",
@@ -35,7 +35,7 @@ COMMANDS = {
         flow.run, flow.submit, flow.status, flow.stop,
         archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
         upkeep.cp, upkeep.gc, upkeep.repair,
-        searching.search, searching.similar,
+        searching.search, models.similar,
         rows.upsert, rows.delete, rows.compact,
         uses.duplicates, uses.clusters, uses.outliers, uses.recommend,
         archives.export,

@@ -35,7 +35,7 @@ def child_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
     side, shard, planes = source.layout.side, source.layout.per_unit, source.layout.planes
     arrays = (
         ArraySpec("exact", (planes, side, side), f"uint{8 * source.layout.word}", (1, side, side), shard, "rans"),
-        ArraySpec("scales", (planes, 2 * side), "int16", (1, 2 * side), shard, "rans"),
+        ArraySpec("scales", (planes, 2 * side), "int32", (1, 2 * side), shard, "rans"),
     )
     # Its ladder says only how many levels there are: they are read from the parent.
     ladder = {"method": "parent", "step": 0.0, "fine_bits": 0, "refinements": parent.ladder.refinements, "exact": True,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from math import prod
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +27,7 @@ from storage.layout import place
 from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
 from storage.safetensors_file import safetensors_metadata
+from storage.signatures import frame_of
 from storage.spec import ArraySpec
 
 
@@ -49,9 +52,10 @@ def model_plan(recipe: Recipe) -> Plan:
         stream, arrays, own, trials = _scalar_parts(recipe, source)
     attributes = own | {
         "side": layout.side, "per_unit": layout.per_unit, "trials": trials.report, "config": dict(checkpoint.config),
-        "metadata": _metadata(checkpoint),
+        "metadata": _metadata(checkpoint), "parameters": sum(prod(p.shape) for p in layout.placements),
     }  # fmt: skip
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
+    source = dataclasses.replace(source, frame=frame_of(checkpoint))
     return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table))
 
 
@@ -80,7 +84,7 @@ def _arrays(
     arrays = [ArraySpec(n, shape, t, chunk, shard, encoder.coder_of(n)) for n, t in dtypes.items()]
     planes = -(-shape[0] // chunk[0])
     height = chunk[-2]
-    scales = ArraySpec("scales", (planes, height), "int16", (1, height), shard, "rans")
+    scales = ArraySpec("scales", (planes, height), "int32", (1, height), shard, "rans")
     return (*arrays, scales, ArraySpec("means", (planes, ENTRIES), "int16", (1, ENTRIES), shard, "rans"))
 
 

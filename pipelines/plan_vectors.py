@@ -50,7 +50,7 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
         ArraySpec(name, (planes, side, width), types[name], (1, side, width), shard, kinds[name])
         for name, width in widths.items()
     )
-    arrays = (*arrays, ArraySpec("scales", (planes, side), "int16", (1, side), shard, "rans"))
+    arrays = (*arrays, ArraySpec("scales", (planes, side), "int32", (1, side), shard, "rans"))
     objects = code_arrays.documents(tree.to_arrays())
     attributes = {"vector": {"dim": vq.dim, "step": ladder.step, "objects": sorted(objects)}}
     coders = {name: CODERS[kind] for name, kind in kinds.items()}

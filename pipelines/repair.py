@@ -24,7 +24,7 @@ from pipelines.plan import Pass, Plan
 from pipelines.plan_rows import trained_key
 from pipelines.recipe import Recipe
 from pipelines.run import missing
-from storage import code_arrays
+from storage import code_arrays, signatures
 from storage import manifest as manifests
 from storage.codecs import coder_of
 from storage.collection import CollectionArchive
@@ -35,7 +35,7 @@ from storage.manifest import Manifest, Object
 from storage.spec import ArchiveSpec
 from storage.upkeep import BESIDE, copy_object
 from storage.verify import damages
-from storage.writer import Receipt, clear, coded_unit, gathered, journalled, written_units
+from storage.writer import SKETCHES, Receipt, clear, coded_unit, gathered, journalled, written_units
 
 Runner = Callable[[Pass, list[range]], None]
 """Streams some units of a pass to its writer."""
@@ -72,8 +72,11 @@ class BrokenOnly:
     def write(self, table: pa.Table) -> Receipt:
         """One whole unit."""
         receipt, payloads = coded_unit(self.spec, table)
-        put(Location(self.spec.url), payloads, self.wanted)
+        place = Location(self.spec.url)
+        put(place, payloads, self.wanted)
         if self.journal:
+            for key in [key for key in payloads if key.startswith(SKETCHES)]:  # the signature is made of them
+                place.write_atomic(key, payloads[key])
             journalled(self.spec, receipt)
         return receipt
 
@@ -192,7 +195,7 @@ def _made_again(place: Location, source: str, manifest: Manifest, broken: list[O
     if plan.recipe.collection:
         _keep_code(place, manifest)
     plan = prepare(plan, lambda step: run(step, missing(step.source.units, step.writer.written())))
-    whole = "planes.parquet" in wanted  # it tells of every chunk
+    whole = bool({"planes.parquet", signatures.KEY} & set(wanted))  # they tell of every unit
     writer = BrokenOnly(plan.spec, wanted, whole)
     units = set(range(plan.spec.units)) if whole else {item.unit for item in broken if item.unit >= 0}
     done = (set(range(plan.spec.units)) - units) | writer.written()

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from storage.fs import Location
 
-FORMAT = 3
+FORMAT = 4
 """Archives of format 1 kept the scales of rows in another form, and collections without a transform; those of format 2
-had no checksums of what a reader opens first."""
+had no checksums of what a reader opens first; those of format 3 kept coarser scales."""
 NAME = "manifest.json"
 OBJECTS = "objects.parquet"
 _REMEDY = "restore it from a copy, or remove it and run the recipe again"

@@ -13,6 +13,7 @@ from storage.checkpoint import Checkpoint
 from storage.layout import Layout
 from storage.lineage import contexts
 from storage.model import ModelArchive
+from storage.signatures import Frame, unit_sums
 from storage.tensors import TensorSpec
 
 
@@ -20,12 +21,14 @@ from storage.tensors import TensorSpec
 class PlaneUnits:
     """The units of a checkpoint under a layout; picklable, so that each worker reads its own.
 
-    With a ``parent``, planes bring the words of the same tensors there, and those of its own parent.
+    With a ``parent``, planes bring the words of the same tensors there, and those of its own parent. With a ``frame``,
+    the first plane of a unit brings what the unit adds to the model's signature.
     """
 
     checkpoint: Checkpoint
     layout: Layout
     parent: ModelArchive | None = None
+    frame: Frame | None = None
 
     @property
     def units(self) -> int:
@@ -53,10 +56,14 @@ class PlaneUnits:
             for tensor, source, target, words in layout.pieces(plane):
                 runs.setdefault(tensor.name, []).append((source, plane - first, target, words))
                 counts[plane - first] = max(counts[plane - first], target + words)
+        read: list[tuple[TensorSpec, int, bytes]] = []
         for name, parts in runs.items():
             # The parts of a tensor on neighbouring planes are neighbours in the source: one request for all.
             low, high = parts[0][0], parts[-1][0] + parts[-1][3]
-            data = np.frombuffer(self.checkpoint.read(self._specs[name], low * word, high * word), np.uint8)
+            read.append(
+                (self._specs[name], low * word, self.checkpoint.read(self._specs[name], low * word, high * word))
+            )
+            data = np.frombuffer(read[-1][2], np.uint8)
             for source, plane, target, words in parts:
                 piece = data[(source - low) * word : (source - low + words) * word]
                 planes[plane, target * word : (target + words) * word] = piece
@@ -76,6 +83,9 @@ class PlaneUnits:
                 "bits": pa.array([row.tobytes() for row in planes], pa.binary()),
             }
         )
+        if self.frame is not None:
+            sketch = unit_sums(self.checkpoint, self.frame, read)
+            table = with_arrays(table, "sketch", [sketch, *[b""] * (n - 1)][:n])
         if self.parent is None:
             return table
         pairs = list(contexts(layout, self.parent, first, stop))

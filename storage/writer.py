@@ -16,7 +16,7 @@ import pyarrow as pa
 from operators.coders import CODERS
 from operators.errors import HilbertflowError
 from operators.scales import stored
-from storage import id_frames
+from storage import id_frames, signatures
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.manifest import Manifest, Object, dump_objects, parquet_bytes
@@ -26,6 +26,8 @@ from storage.spec import TOGETHER, ArchiveSpec, ArraySpec, identity_at, open_for
 SUMMED = ("energy", "error", "cosine")
 """Beginnings of the columns of planes that are summed over the archive."""
 NUMBERS = ("plane", "crc", "count", "residual")
+SKETCHES = "scratch/sketches"
+"""What the units add to a model's signature, until the archive is finished."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def coded_unit(spec: ArchiveSpec, table: pa.Table) -> tuple[Receipt, dict[str, b
             data = pack(chunks, array.shard)
         if data is not None:
             payloads[array.key(unit)] = data
+    if "sketch" in table.column_names:
+        payloads[f"{SKETCHES}/{unit:08d}.npz"] = table.column("sketch")[0].as_py()
     if "attributes" in table.column_names:
         rows = payloads[f"rows/{unit:08d}.parquet"] = parquet_bytes(_rows(table))
         sizes["crc_rows"] = [google_crc32c.value(rows)] * len(planes)
@@ -172,13 +176,21 @@ def gathered(spec: ArchiveSpec, extra: dict[str, bytes]) -> tuple[Manifest, dict
     objects = [Object.of(key, data) for key, data in spec.metadata().items()]
     columns: dict[str, list[Any]] = {}
     source_bytes = 0
+    sketches: list[str] = []
     for receipt in _journal(spec):
-        objects += receipt.objects
+        for item in receipt.objects:
+            if item.key.startswith(SKETCHES):
+                sketches.append(item.key)
+            else:
+                objects.append(item)
         source_bytes += receipt.source_bytes
         for name, values in receipt.planes.items():
             columns.setdefault(name, []).extend(values)
     planes = _chunk_table(columns) if spec.kind == "collection" else pa.table(columns)
     tables = extra | {"planes.parquet": parquet_bytes(planes)}
+    if sketches:
+        held = (Location(spec.url).read(key) for key in sketches)
+        tables[signatures.KEY] = signatures.dump(signatures.merged(held, spec.attributes.get("parameters", 0)))
     objects += [Object.of(key, data) for key, data in tables.items()]
     listing = dump_objects(objects)
     manifest = Manifest(
@@ -207,11 +219,11 @@ def _together(array: ArraySpec, table: pa.Table, slots: list[int]) -> bytes | No
     told = table.column(array.name).to_pylist()
     if not any(told):
         return None
-    rows = np.zeros((array.shard, array.chunk[1]), np.uint16)
+    rows = np.zeros((array.shard, array.chunk[1]), f"u{np.dtype(array.dtype).itemsize}")
     for slot, row in zip(slots, told, strict=True):
         if row:
-            rows[slot] = np.frombuffer(row, np.uint16)
-    data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(np.int16))
+            rows[slot] = np.frombuffer(row, rows.dtype)
+    data: bytes = CODERS[array.coder].encode(stored(rows) if array.name == "scales" else rows.view(array.dtype))
     return data + struct.pack("<I", google_crc32c.value(data))
 
 

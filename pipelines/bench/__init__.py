@@ -2,6 +2,7 @@
 
 MODULES = {
     "cold": "pipelines.bench.cold",
+    "embeddings": "pipelines.bench.embeddings",
     "lineage": "pipelines.bench.lineage",
     "memory": "pipelines.bench.memory",
     "search": "pipelines.bench.search",

@@ -24,8 +24,13 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
             xs, ys = zip(*points, strict=True)
             axes.plot(xs, ys, "o-" if len(points) > 1 else "s", label=name, markersize=5)
         axes.set(xlabel=table.chart.x, ylabel=("1 − " if table.chart.complement else "") + table.chart.y)
-        if table.chart.log_y:
-            axes.set_yscale("log")
+        axes.set(xscale="log" if table.chart.log_x else "linear", yscale="log" if table.chart.log_y else "linear")
+        if table.chart.log_x:
+            low, high = axes.get_xlim()
+            round_ones = (digit * 10**power for power in range(7) for digit in (1, 1.5, 2, 3, 5, 7))
+            ticks = [tick for tick in round_ones if low <= tick <= high]
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
         axes.set_title(table.title, fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

@@ -68,7 +68,7 @@ def encode(
     material = material.cut(side)
     table = HilbertMap(side=side, layout=layout).apply(planes_table(material))  # type: ignore[arg-type]
     table = layers.apply(quantizer.apply(table))
-    codes = np.stack([np.frombuffer(row, np.uint16) for row in table.column("scales").to_pylist()])
+    codes = np.stack([np.frombuffer(row, np.uint32) for row in table.column("scales").to_pylist()])
     symbols = [np.frombuffer(row, np.int16).reshape(side, side) for row in table.column("level0").to_pylist()]
     coded = FrameEncode(coder="rans").apply(table)
     names = [name for name in coded.column_names if name == "exact" or name.startswith("level")]

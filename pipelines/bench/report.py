@@ -18,13 +18,14 @@ class Chart:
     ----------
     x, y: columns of numbers.
     series: column whose equal values are joined by a line.
-    log_y: a logarithmic axis.
+    log_x, log_y: a logarithmic axis.
     complement: draw one minus ``y``, for shares near one.
     """
 
     x: str
     y: str
     series: str
+    log_x: bool = False
     log_y: bool = False
     complement: bool = False
 

@@ -1,4 +1,4 @@
-"""Commands that search: search, similar."""
+"""Commands that search: search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from operators.errors import HilbertflowError
 from pipelines import console
-from pipelines.commands.options import Json, Tier, Url, later, level
+from pipelines.commands.options import Json, Tier, Url, level
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,16 +82,6 @@ def search(
     print_results(handle, found)
     if explain:
         print_explained(found.explain)
-
-
-def similar(
-    url: Url,
-    model: Annotated[str, typer.Argument(help="Name of an archived model.")],
-    method: Annotated[str, typer.Option(help="signature, features, hybrid or exact.")] = "signature",
-    as_json: Json = False,
-) -> None:
-    """Find the models most like one."""
-    raise later("similar", "comparing models")
 
 
 def _level(text: str | None, handle: CollectionArchive) -> int | None:

@@ -1,6 +1,6 @@
-"""Prepare the data sets of the embedding and search benchmarks, and cache them.
+"""Prepare the data sets of the benchmarks, and cache them.
 
-python tests/benchmarks/prepare.py [gloss|fashion|PATH.hdf5]...
+python tests/benchmarks/prepare.py [gloss|fashion|models|PATH.hdf5]...
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ def main(names: list[str]) -> int:
     """Prepare the named data sets (both by default) and say what lies where."""
     for name in names or list(PREPARE):
         try:
+            if name == "models":
+                from pipelines.bench.zoo_make import make
+
+                made = make()
+                print(f"models: {len(made)} of {len({m.family for m in made})} families, in {made[0].path.parents[1]}")
+                continue
             data = load(name)
         except HilbertflowError as error:
             print(error, file=sys.stderr)

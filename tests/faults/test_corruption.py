@@ -18,7 +18,7 @@ from cluster.build import build_indexes
 from cluster.engine import SearchEngine
 from operators.errors import HilbertflowError
 from pipelines.cli import call
-from storage import archive, catalog
+from storage import archive, catalog, signatures
 from storage.fs import Location
 from storage.rowlog import RowLog
 from storage.verify import verify
@@ -52,6 +52,7 @@ def readings(url: str) -> dict[str, Reading]:
             found[f"level {level}"] = lambda h, at=level: [h[name].read(at).tobytes() for name in h.names]
         found["rows"] = lambda h: h["layer.0.weight"].read(0, rows=slice(40, 70)).tobytes()
         found["index"] = lambda h: [means.tobytes() for means in h.means(0, h.layout.planes)]
+        found["signature"] = lambda h: signatures.dump(signatures.of_archive(h))
         found["names"] = lambda h: [(h[name].shape, h[name].dtype) for name in h.names]
     else:
         for level in handle.levels:

@@ -56,7 +56,7 @@ def test_any_bits_come_back(dtype: str, layout: Any, data: st.DataObject) -> Non
     quantizer = Quantize(method=method, sqnr_db=data.draw(st.floats(3, 60)), states=states)  # type: ignore[arg-type]
     out = layers.apply(quantizer.apply(HilbertMap(side=SIDE, layout=layout).apply(plane(words, dtype))))
     ladder = Ladder(method, quantizer.step, fine_bits, refinements, True, layout, states)
-    dtypes = {"level0": "i2", "scales": "u2", "exact": f"u{word}"} | {f"level{k + 1}": "i1" for k in range(refinements)}
+    dtypes = {"level0": "i2", "scales": "u4", "exact": f"u{word}"} | {f"level{k + 1}": "i1" for k in range(refinements)}
     read = levels_of(out, dtypes)
     levels = [read[f"level{k}"].reshape(SIDE, SIDE) for k in range(refinements + 1)]
     restored = ladder.bits(levels, read["scales"], read["exact"].reshape(SIDE, SIDE), dtype)

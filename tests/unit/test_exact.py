@@ -14,7 +14,7 @@ from operators import exact, rans, single, trellis
 from operators.capacity import entropy
 from operators.floats import dtype_info, round_to, to_float32
 from operators.refine import Lattice, reconstruct, refine, refined
-from operators.scales import encode
+from operators.scales import GRAIN, encode
 
 Levels = tuple[npt.NDArray[Any], npt.NDArray[Any], list[npt.NDArray[Any]], npt.NDArray[Any]]
 
@@ -109,8 +109,8 @@ GOLDEN = {
 def test_stored_levels_decode_alike_for_ever(dtype: str) -> None:
     form, lattice = dtype_info(dtype), Lattice(0.078125, trellis.REACH, 4)
     draws = numbers(32 * 64 * 3 + 32)
-    codes = (1200 + draws[:32] % 90).astype(np.uint16)
-    codes[7], codes[20] = 0, 1240 + 2432 * 2
+    codes = (8 * (1200 + draws[:32] % 90)).astype(np.uint32)
+    codes[7], codes[20] = 0, 8 * 1240 + GRAIN * 2
     bell = (draws[32:].reshape(3, 32, 64) >> 4) % 64 + draws[32:].reshape(3, 32, 64) % 64 - 64
     base, fine = bell[0].astype(np.int16) // 2, bell[1].astype(np.int8)
     residual = (bell[2] & 15).astype(f"u{form.word}")

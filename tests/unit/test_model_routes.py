@@ -56,6 +56,26 @@ def test_models_are_described(client: TestClient, source: Arrays) -> None:
     assert client.get("/v1/models/other").status_code == 404
 
 
+def test_the_nearest_models_are_told(service: ModelService, tmp_path: Path) -> None:
+    """Best first, of those that the caller may read, never the model itself."""
+    models = {name: ModelService(name, service.archive) for name in ("small", "twin", "hidden")}
+    with TestClient(build_api(Services({}, models))) as client:
+        found = client.get("/v1/models/small/similar?k=5").json()
+        assert client.get("/v1/models/none/similar").status_code == 404
+        assert client.get("/v1/models/small/similar?k=0").status_code == 422
+    assert (found["model"], found["method"]) == ("small", "signature")
+    assert {item["name"] for item in found["models"]} == {"twin", "hidden"}
+    assert all(item["score"] == pytest.approx(1, abs=1e-3) and item["distance"] == 0 for item in found["models"])
+    token, digest = new_key()
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"keys:\n- {{name: some, sha256: {digest}, scopes: ['read:small', 'read:twin']}}\n")
+    with TestClient(build_api(Services({}, models, keys=Keys(str(path))))) as client:
+        bearer = {"Authorization": f"Bearer {token}"}
+        (only,) = client.get("/v1/models/small/similar", headers=bearer).json()["models"]
+        assert only["name"] == "twin"
+        assert client.get("/v1/models/hidden/similar", headers=bearer).status_code == 403
+
+
 def test_tensors_come_back_exactly(client: TestClient, source: Arrays) -> None:
     """Both formats, whole and by rows, read by the formats' own readers."""
     for name, array in source.items():

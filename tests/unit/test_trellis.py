@@ -22,7 +22,7 @@ def gaussian(rows: int) -> npt.NDArray[np.float32]:
 
 def coded(values: npt.NDArray[np.float32], asked: float, states: int) -> tuple[float, float]:
     """Entropy of the symbols and decibels reached, rows taken as they are."""
-    codes, step = np.full(len(values), scales.ZERO, np.uint16), trellis.step_for(asked, states)
+    codes, step = np.full(len(values), scales.ZERO, np.uint32), trellis.step_for(asked, states)
     symbols = trellis.quantize(values, codes, step, states)
     back = trellis.index(symbols, states).astype(np.float32) * scales.row_steps(codes, step)[:, None]
     return entropy(symbols), sqnr_db(float(np.square(values).sum()), float(np.square(values - back).sum()))
@@ -63,7 +63,7 @@ def test_viterbi_finds_the_best_path() -> None:
     rng, step, states = np.random.default_rng(4), trellis.step_for(12.0, 4), 4
     values = np.zeros((1, 192), np.float32)  # 6 turns of 32 lanes
     values[0, ::32] = rng.standard_normal(6)
-    codes = np.array([scales.ZERO], np.uint16)
+    codes = np.array([scales.ZERO], np.uint32)
     rate, _, _ = trellis._rates(2 * step)
     u = (values[0, ::32] / np.float32(2 * step)).astype(np.float64)
 
@@ -104,7 +104,7 @@ def test_same_symbols_in_other_threads_and_strides() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     values = gaussian(64)
-    codes = np.full(64, scales.ZERO, np.uint16)
+    codes = np.full(64, scales.ZERO, np.uint32)
     here = trellis.quantize(values, codes, 0.1, 16)
     with ThreadPoolExecutor(3) as pool:
         there = list(pool.map(lambda _: trellis.quantize(np.asfortranarray(values), codes, 0.1, 16), range(3)))

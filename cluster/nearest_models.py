@@ -1,0 +1,72 @@
+"""The models most like one: found by their codes, ordered by their signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.model_index import ModelIndex
+from operators.relation import Relation, relate
+from operators.signature import Signature
+
+CANDIDATES = 32
+"""So many are compared by their whole signatures, or twice as many as are asked for."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """One of the nearest.
+
+    Parameters
+    ----------
+    name: of the model.
+    score: about 0 for an unrelated one, 1 for the same weights in whatever order of neurons.
+    distance: length of the difference over that of the model asked about, neurons as they lie; None without tensors of
+        one shape.
+    layers: of the model asked about, how many have a counterpart there.
+    parameters: values of all its tensors.
+    by_kind: score of each kind of tensor.
+    """
+
+    name: str
+    score: float
+    distance: float | None
+    layers: int
+    parameters: int
+    by_kind: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def index_of(codes: Mapping[str, Any]) -> ModelIndex:
+    """An index over codes (992,) int8 by name."""
+    index = ModelIndex()
+    if codes:
+        index.add(list(codes), np.stack(list(codes.values())))
+    return index
+
+
+def nearest(
+    own: Signature, index: ModelIndex, signature: Callable[[str], Signature], k: int, without: str = ""
+) -> list[Nearest]:
+    """The ``k`` models most like one of signature ``own``, best first; ``signature`` reads those of the candidates."""
+    found = index.search(own.code, max(CANDIDATES, 2 * k) + 1)
+    listed = []
+    for name, _ in found:
+        if name != without:
+            listed.append(described(name, own, signature(name)))
+    return sorted(listed, key=lambda item: (-item.score, item.name))[:k]
+
+
+def described(name: str, own: Signature, other: Signature, relation: Relation | None = None) -> Nearest:
+    """How a model relates to the one asked about."""
+    found = relate(own, other) if relation is None else relation
+    distance = found.distance
+    return Nearest(
+        name, found.score, distance if np.isfinite(distance) else None, found.layers, other.parameters, found.by_kind()
+    )  # fmt: skip

@@ -1,0 +1,257 @@
+"""Signatures of checkpoints: gathered while their planes stream by, kept as one small table beside the archive.
+
+What a unit adds lies under ``scratch/`` until the archive is finished; then the sums are added in the order of units
+and `signature.parquet` is written. Models archived before there were signatures have theirs computed from the archive.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from operators.errors import HilbertflowError
+from operators.floats import dtype_info, to_float32
+from operators.signature import Collector, Signature, TensorSketch
+from operators.sketch import MOMENTS, PROBES, Matrix, Sums, anchors, sums
+from storage.checkpoint import Checkpoint
+from storage.gguf import BLOCKS, dequantize, logical_shape
+from storage.model import ModelArchive
+from storage.tensors import TensorSpec
+
+F32 = npt.NDArray[np.float32]
+KEY = "signature.parquet"
+TOKENS = 4096
+"""The anchors are made of the embeddings of so many tokens."""
+LEAST = 8
+"""Matrices with a shorter side have no sketch."""
+_READABLE_BLOCKS = ("Q8_0", "Q4_0", "Q4_1")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the sketches of a model's tensors have in common.
+
+    Parameters
+    ----------
+    width: of the residual stream; 0 where the model has no table of embeddings.
+    anchor: (width, 32) probes that turn with it; None without.
+    """
+
+    width: int = 0
+    anchor: F32 | None = None
+
+
+def frame_of(checkpoint: Checkpoint) -> Frame:
+    """Read the first tokens' embeddings: at most 4,096 rows of one tensor."""
+    tables = [spec for spec in checkpoint.tensors if spec.kind == "embedding" and shape_of(spec) is not None]
+    if not tables:
+        return Frame()
+    table = max(tables, key=lambda spec: prod(logical_shape(spec)))
+    shape = logical_shape(table)
+    if len(shape) != 2 or shape[0] < shape[1] // 4:
+        return Frame()
+    rows = min(shape[0], TOKENS)
+    return _frame(values_of(table, checkpoint.read(table, 0, table.nbytes // shape[0] * rows)).reshape(rows, shape[1]))
+
+
+def shape_of(spec: TensorSpec) -> tuple[int, ...] | None:
+    """Shape of the values of a tensor that has a sketch; None for vectors, integers and unknown blocks."""
+    shape = logical_shape(spec)
+    if len(shape) < 2 or min(shape[0], prod(shape[1:])) < LEAST:
+        return None
+    if spec.blocks:
+        return shape if spec.blocks in _READABLE_BLOCKS else None
+    return shape if dtype_info(spec.dtype).lossy or spec.dtype == "I8" else None
+
+
+def values_of(spec: TensorSpec, data: bytes) -> F32:
+    """Bytes of a tensor, whole words or blocks, as float32; int8 as they are: their scale is of no account."""
+    if spec.blocks:
+        return dequantize(data, spec.blocks)
+    if spec.dtype == "I8":
+        return np.frombuffer(data, np.int8).astype(np.float32)
+    word = np.frombuffer(data, f"<u{dtype_info(spec.dtype).width}")
+    return to_float32(word, spec.dtype)
+
+
+def matrix_of(shape: tuple[int, ...], kind: str, frame: Frame) -> Matrix:
+    """Which sums a tensor of this shape gets: neurons lie along the axis that is not the residual stream."""
+    rows, columns = shape[0], prod(shape[1:])
+    along, across = bool(frame.width) and columns == frame.width, bool(frame.width) and rows == frame.width
+    if kind == "embedding" and along:
+        across = False
+    known = along or across
+    return Matrix(rows, columns, along or not known, across or not known, along, across)
+
+
+def unit_sums(checkpoint: Checkpoint, frame: Frame, runs: Iterable[tuple[TensorSpec, int, bytes]]) -> bytes:
+    """Sums over what a unit holds of its tensors, as bytes.
+
+    runs: a tensor, at which byte of it the bytes begin, and the bytes. Blocks that begin in a run belong to it, and
+    their end is read if it lies beyond.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    for spec, start, data in runs:
+        shape = shape_of(spec)
+        if shape is None:
+            continue
+        width, per = _grain(spec)
+        low, high = -(-start // width) * width, min(spec.nbytes, -(-(start + len(data)) // width) * width)
+        piece = data[low - start : high - start]
+        if start + len(data) < high:
+            piece += checkpoint.read(spec, start + len(data), high)
+        part = sums(matrix_of(shape, spec.kind, frame), values_of(spec, piece), low // width * per, frame.anchor)
+        found |= {f"{field}\n{spec.kind}\n{spec.name}": array for field, array in _arrays(part).items()}
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **found)
+    return sink.getvalue()
+
+
+def merged(units: Iterable[bytes], parameters: int) -> Signature:
+    """The signature from what :func:`unit_sums` gave, in the order of units."""
+    collector = Collector(parameters)
+    for data in units:
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            grouped: dict[tuple[str, str], dict[str, npt.NDArray[Any]]] = {}
+            for key in held.files:
+                part, kind, name = key.split("\n", 2)
+                grouped.setdefault((kind, name), {})[part] = held[key]
+        for (kind, name), arrays in grouped.items():
+            collector.add(name, kind, _sums(arrays))
+    return collector.finish()
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> Signature:
+    """The signature of a checkpoint that is not archived; a few megabytes of each tensor are held at a time."""
+    frame = frame_of(checkpoint)
+    collector = Collector(sum(prod(logical_shape(spec)) for spec in checkpoint.tensors))
+    for spec in checkpoint.tensors:
+        shape = shape_of(spec)
+        if shape is None:
+            continue
+        width, per = _grain(spec)
+        step = max(1, (4 << 20) // width) * width
+        for low in range(0, spec.nbytes, step):
+            data = checkpoint.read(spec, low, min(spec.nbytes, low + step))
+            part = sums(matrix_of(shape, spec.kind, frame), values_of(spec, data), low // width * per, frame.anchor)
+            collector.add(spec.name, spec.kind, part)
+    return collector.finish()
+
+
+def of_archive(handle: ModelArchive) -> Signature:
+    """The signature kept with an archive; computed from its finest level where there is none."""
+    if KEY in handle.manifest.heads:
+        return load(handle.head(KEY), handle.url)
+    level, layout = handle.levels[-1], handle.layout
+    frame = Frame()
+    kept = [p for p in layout.placements if _sketched(p.shape, p.dtype)]
+    tables = [p for p in kept if p.kind == "embedding" and len(p.shape) == 2 and p.shape[0] >= p.shape[1] // 4]
+    if tables:
+        table = max(tables, key=lambda p: p.words)
+        rows = handle[table.name].read(level, slice(0, TOKENS))
+        frame = _frame(np.asarray(rows, np.float32))
+    collector = Collector(sum(prod(p.shape) for p in layout.placements))
+    done: dict[str, int] = {}
+    sketched = {p.name for p in kept}
+    for place, piece in handle.pieces(level):
+        if place.name not in sketched:
+            continue
+        values = piece if piece.dtype == np.float32 else to_float32(piece, place.dtype)
+        matrix = matrix_of(place.shape, place.kind, frame)
+        collector.add(place.name, place.kind, sums(matrix, values, done.get(place.name, 0), frame.anchor))
+        done[place.name] = done.get(place.name, 0) + values.size
+    return collector.finish()
+
+
+def dump(signature: Signature) -> bytes:
+    """As Parquet: a row a tensor, the code among the schema's metadata."""
+    rows = signature.tensors
+    table = pa.table(
+        {
+            "name": pa.array([t.name for t in rows], pa.string()),
+            "kind": pa.array([t.kind for t in rows], pa.string()),
+            "rows": pa.array([t.rows for t in rows], pa.int64()),
+            "columns": pa.array([t.columns for t in rows], pa.int64()),
+            "moments": pa.array([t.moments.tobytes() for t in rows], pa.binary()),
+            "linear": pa.array([t.linear.tobytes() for t in rows], pa.binary()),
+            "views": pa.array([sum(1 << view for view in t.views) for t in rows], pa.int8()),
+            "products": pa.array(
+                [b"".join(v.tobytes() for _, v in sorted(t.views.items())) for t in rows], pa.binary()
+            ),
+        },
+        metadata={"code": signature.code.tobytes(), "parameters": str(signature.parameters)},
+    )
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=["kind"], write_statistics=False)
+    return sink.getvalue()
+
+
+def load(data: bytes, where: str = "") -> Signature:
+    """What :func:`dump` wrote; raises for anything else."""
+    try:
+        table = pq.read_table(io.BytesIO(data))
+        about = table.schema.metadata
+        code = np.frombuffer(about[b"code"], np.int8)
+        rows = [_tensor(row) for row in table.to_pylist()]
+        return Signature(tuple(rows), code, int(about[b"parameters"]))
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise HilbertflowError(
+            "is no signature", where=f"{where}/{KEY}", remedy="`hilbertflow verify` compares checksums"
+        ) from error  # fmt: skip
+
+
+def _tensor(row: dict[str, Any]) -> TensorSketch:
+    numbers = [view for view in range(4) if row["views"] >> view & 1]
+    products = np.frombuffer(row["products"], np.int8)
+    split = np.split(products, len(numbers)) if numbers else []
+    return TensorSketch(
+        row["name"], row["kind"], row["rows"], row["columns"], np.frombuffer(row["moments"], np.float32),
+        np.frombuffer(row["linear"], np.float32), dict(zip(numbers, split, strict=True)),
+    )  # fmt: skip
+
+
+def _frame(rows: F32) -> Frame:
+    return Frame(rows.shape[1], anchors(rows)) if rows.shape[1] >= 2 * PROBES else Frame()
+
+
+def _sketched(shape: tuple[int, ...], dtype: str) -> bool:
+    return len(shape) > 1 and min(shape[0], prod(shape[1:])) >= LEAST and dtype_info(dtype).lossy
+
+
+def _grain(spec: TensorSpec) -> tuple[int, int]:
+    """Bytes that stand for values together, and how many values."""
+    for name, values, width in BLOCKS.values():
+        if name == spec.blocks:
+            return width, values
+    return dtype_info(spec.dtype).width, 1
+
+
+def _arrays(part: Sums) -> dict[str, npt.NDArray[Any]]:
+    m = part.matrix
+    shape = [m.rows, m.columns, m.along_rows, m.along_columns, m.anchored_rows, m.anchored_columns]
+    broken = sorted(part.broken.items())
+    return {
+        "matrix": np.array(shape, np.int64), "moments": part.moments, "rows": part.rows, "linear": part.linear,
+        "columns": part.columns, "squares": part.squares,
+        "broken": np.array([row for row, _ in broken], np.int64),
+        "probes": np.array([probes for _, (probes, _) in broken], np.float32).reshape(-1, 2, PROBES),
+        "lengths": np.array([square for _, (_, square) in broken], np.float64),
+    }  # fmt: skip
+
+
+def _sums(held: dict[str, npt.NDArray[Any]]) -> Sums:
+    rows, columns, *flags = held["matrix"].tolist()
+    broken = zip(held["broken"].tolist(), held["probes"], held["lengths"].tolist(), strict=True)
+    assert held["moments"].size == MOMENTS
+    return Sums(
+        Matrix(rows, columns, *map(bool, flags)), held["moments"].copy(), held["rows"].copy(), held["linear"].copy(),
+        held["columns"], held["squares"], {row: (probes, square) for row, probes, square in broken},
+    )  # fmt: skip

@@ -28,8 +28,10 @@ class Coder(ABC):
         """Code an integer array, (rows, columns); the chunk is at most 5 bytes longer than the values."""
 
     @abstractmethod
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Plane:
-        """The array of ``shape`` and ``dtype`` that was coded."""
+    def decode(
+        self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
+    ) -> Plane:
+        """The array of ``shape`` and ``dtype`` that was coded; ``out``, if given one to fill and the coder can."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ class RansCoder(Coder):
         """Code an array of any shape."""
         return rans.encode(plane, Tables.from_bytes(self.tables) if self.tables else None)
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Plane:
+    def decode(
+        self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
+    ) -> Plane:
         """The array that was coded."""
-        return rans.decode(data, shape, dtype, Tables.from_bytes(self.tables) if self.tables else None)
+        return rans.decode(data, shape, dtype, Tables.from_bytes(self.tables) if self.tables else None, out)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ class VideoCoder(Coder):
         """Code a plane; its last axis is a row of pixels."""
         return video.encode_plane(plane, self.kind)
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Plane:
+    def decode(
+        self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
+    ) -> Plane:
         """The plane that was coded."""
         return video.decode_plane(data, shape, dtype, self.kind)
 
@@ -79,7 +85,9 @@ class RawCoder(Coder):
         raw.checked(plane.dtype)
         return raw.encode(plane)
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Plane:
+    def decode(
+        self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
+    ) -> Plane:
         """The array that was stored."""
         return raw.decode(data, shape, raw.checked(dtype))
 

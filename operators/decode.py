@@ -64,15 +64,27 @@ class Ladder:
         return cells
 
     def values(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], dtype: str
+        self,
+        levels: Sequence[npt.NDArray[Any]],
+        codes: npt.NDArray[np.uint32],
+        dtype: str,
+        out: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """One plane at level ``len(levels) - 1``: (height, width) float32 in source order."""
+        """One plane at level ``len(levels) - 1``: (height, width) float32 in source order, in ``out`` if given."""
         cells = self.cells(levels, codes, dtype)
-        return refine.reconstruct(cells, dtype, codes, self.lattice, len(levels) - 1)
+        return refine.reconstruct(cells, dtype, codes, self.lattice, len(levels) - 1, out)
 
     def bits(
-        self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], residual: npt.NDArray[Any], dtype: str
+        self,
+        levels: Sequence[npt.NDArray[Any]],
+        codes: npt.NDArray[np.uint32],
+        residual: npt.NDArray[Any],
+        dtype: str,
+        out: npt.NDArray[Any] | None = None,
     ) -> npt.NDArray[Any]:
-        """One plane bit for bit: its words (height·width,) in source order, from all levels and the exact residual."""
+        """One plane bit for bit: its words (height·width,) in source order, from all levels and the exact residual.
+
+        ``out`` (height, width) is where they go: a fresh array by default.
+        """
         cells = self.cells(levels, codes, dtype)
-        return exact.decode(residual, dtype, cells, codes, self.lattice, self.refinements).reshape(-1)
+        return exact.decode(residual, dtype, cells, codes, self.lattice, self.refinements, out).reshape(-1)

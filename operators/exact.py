@@ -33,6 +33,7 @@ from operators.scales import Codes
 from operators.scratch import scratch
 
 _ZERO_CELL, _SPARSE, _NEAR, _FAR, _VERBATIM = 24, 25, 26, 32, 191
+_PARTS = 4
 
 
 def encode(
@@ -57,14 +58,25 @@ def encode(
 
 
 def decode(
-    symbols: Words, dtype: str, cells: npt.NDArray[np.integer], codes: Codes, lattice: Lattice, level: int
+    symbols: Words,
+    dtype: str,
+    cells: npt.NDArray[np.integer],
+    codes: Codes,
+    lattice: Lattice,
+    level: int,
+    out: Words | None = None,
 ) -> Words:
-    """Inverse of :func:`encode`: the words (rows, side) of the source, bit for bit. Any symbols give some words."""
+    """Inverse of :func:`encode`: the words (rows, side) of the source, bit for bit. Any symbols give some words.
+
+    ``out`` is where they go: a fresh array by default.
+    """
     form, rows = dtype_info(dtype), rows_of(codes, dtype, lattice, level)
     cells = np.ascontiguousarray(cells, dtype=np.int32)
     base, keys = _geometry(dtype, cells, rows, lattice)
-    bits = np.empty(cells.shape, f"<u{form.word}")
-    _unsort(np.ascontiguousarray(symbols, bits.dtype).reshape(-1), keys.reshape(-1), bits.reshape(-1))
+    bits = np.empty(cells.shape, f"<u{form.word}") if out is None else out
+    stored = scratch("symbols", symbols.shape, bits.dtype)
+    np.copyto(stored, symbols, casting="unsafe")
+    _unsort(stored.reshape(-1), keys.reshape(-1), bits.reshape(-1))
     _to_bits(bits, base, keys, cells, rows.exponents, rows.grain, form.mantissa, 8 * form.width)
     return bits
 
@@ -206,35 +218,49 @@ def _to_words(bits, base, keys, cells, sign, mask, grain):  # type: ignore[no-un
 
 @njit(cache=True, nogil=True)
 def _sort(symbols, keys, stored):  # type: ignore[no-untyped-def]
-    place = _starts(keys)
-    for i in range(keys.size):
-        at = place[keys[i]]
-        place[keys[i]] = at + np.uint32(1)
-        stored[at] = symbols[i]
+    place, part = _starts(keys)
+    for i in range(part):
+        for j in range(_PARTS):
+            key = keys[j * part + i]
+            stored[place[j, key]] = symbols[j * part + i]
+            place[j, key] += np.uint32(1)
+    for i in range(_PARTS * part, keys.size):
+        stored[place[_PARTS - 1, keys[i]]] = symbols[i]
+        place[_PARTS - 1, keys[i]] += np.uint32(1)
 
 
 @njit(cache=True, nogil=True)
 def _unsort(stored, keys, symbols):  # type: ignore[no-untyped-def]
-    place = _starts(keys)
-    for i in range(keys.size):
-        at = place[keys[i]]
-        place[keys[i]] = at + np.uint32(1)
-        symbols[i] = stored[at]
+    place, part = _starts(keys)
+    one = np.uint32(1)
+    p0, p1, p2, p3 = place
+    k0, k1, k2, k3 = keys[:part], keys[part : 2 * part], keys[2 * part : 3 * part], keys[3 * part :]
+    s0, s1, s2, s3 = symbols[:part], symbols[part : 2 * part], symbols[2 * part : 3 * part], symbols[3 * part :]
+    for i in range(part):
+        a, b, c, d = p0[k0[i]], p1[k1[i]], p2[k2[i]], p3[k3[i]]
+        p0[k0[i]], p1[k1[i]], p2[k2[i]], p3[k3[i]] = a + one, b + one, c + one, d + one
+        s0[i], s1[i], s2[i], s3[i] = stored[a], stored[b], stored[c], stored[d]
+    for i in range(part, k3.size):
+        s3[i] = stored[p3[k3[i]]]
+        p3[k3[i]] += one
 
 
 @njit(cache=True, nogil=True)
 def _starts(keys):  # type: ignore[no-untyped-def]
-    """Where the symbols of each key begin; counted in four places, so that a counter need not wait for itself."""
-    seen = np.zeros((4, _VERBATIM + 1), np.uint32)
-    whole = keys.size & ~3
-    for i in range(0, whole, 4):
-        for j in range(4):
-            seen[j, keys[i + j]] += np.uint32(1)
-    for i in range(whole, keys.size):
-        seen[0, keys[i]] += np.uint32(1)
-    starts, total = np.empty(_VERBATIM + 1, np.uint32), np.uint32(0)
+    """Where the symbols of each key begin, for each quarter of the plane, and how long a quarter is.
+
+    The quarters are sorted side by side, so that a counter need not wait for itself; the last has what is left over.
+    """
+    place, part = np.zeros((_PARTS, _VERBATIM + 1), np.uint32), keys.size // _PARTS
+    for i in range(part):
+        for j in range(_PARTS):
+            place[j, keys[j * part + i]] += np.uint32(1)
+    for i in range(_PARTS * part, keys.size):
+        place[_PARTS - 1, keys[i]] += np.uint32(1)
+    total = np.uint32(0)
     for key in range(_VERBATIM + 1):
-        starts[key] = total
-        for j in range(4):
-            total += seen[j, key]
-    return starts
+        for j in range(_PARTS):
+            count = place[j, key]
+            place[j, key] = total
+            total += count
+    return place, part

@@ -17,6 +17,7 @@ A chunk is::
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -24,11 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import rans_bits as k
+from operators import rans_chunk as chunks
 from operators import rans_lanes as lanes
 from operators import rans_tokens as tokens_of
 from operators import raw
-from operators.rans_side import choose, get_exceptions, put_exceptions, room, take, take_runs
-from operators.rans_tables import Tables, fold, group, padded_tokens, read, split, write
+from operators.rans_side import choose, get_exceptions, put_exceptions, room, take_runs
+from operators.rans_tables import Tables, fold, group, split, write
+from operators.scratch import scratch
 
 CONSTANT, OWN, SHARED, TRIMMED = 0x11, 0x12, 0x13, 0x14
 BLOCK = 1024  # symbols that are looked at together when tables are chosen
@@ -64,13 +67,17 @@ def encode(plane: npt.NDArray[Any], tables: Tables | None = None) -> bytes:
 
 
 def decode(
-    data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, tables: Tables | None = None
+    data: bytes | memoryview,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    tables: Tables | None = None,
+    out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
     """The array of ``shape`` and ``dtype`` that was coded, or HilbertflowError when the bytes are not its chunk.
 
-    Memory is bounded by ``shape``, whatever the bytes say.
+    Memory is bounded by ``shape``, whatever the bytes say. ``out``, of that shape and dtype, may be what is returned.
     """
-    kind, count = raw.checked(dtype), int(np.prod(shape, dtype=np.int64))
+    kind, count = raw.checked(dtype), math.prod(shape)
     source = np.frombuffer(data, np.uint8)
     if source.size == 0:
         raise raw.damaged("rANS", "an empty chunk")
@@ -83,11 +90,12 @@ def decode(
         return _from_trimmed(data, shape, kind, tables)
     if mode == SHARED and tables is None:
         raise raw.damaged("rANS", "the chunk was coded with shared tables, and none were given")
-    if mode not in (OWN, SHARED) or count == 0:
+    if mode not in (OWN, SHARED) or count == 0 or count >= 1 << 31:
         raise raw.damaged("rANS", f"chunk mode {mode:#x} for {count} values")
     if source.ctypes.data & 1:  # words are read as 16-bit numbers
         source = source.copy()
-    return _from_coded(source, count, kind, tables if mode == SHARED else None).reshape(shape)
+    source.flags.writeable = False  # of one type to the compiled code
+    return _from_coded(source, np.empty(shape, kind) if out is None else out, tables if mode == SHARED else None)
 
 
 def _lanes_log(count: int) -> int:
@@ -152,80 +160,33 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     return b"".join((head[:size].data, state.data, words[begin:].data, rest.data))
 
 
-def _from_coded(source: k.U8, count: int, dtype: np.dtype[Any], shared: Tables | None) -> npt.NDArray[Any]:
-    lanes_log, at, limit = take(source, 8, 2), 10, (1 << 8 * dtype.itemsize) - 1
-    if lanes_log < 1:
-        raise raw.damaged("rANS", "the header is malformed")
+def _from_coded(source: k.U8, out: npt.NDArray[Any], shared: Tables | None) -> npt.NDArray[Any]:
+    count, signed, limit = out.size, out.dtype.kind == "i", (1 << 8 * out.itemsize) - 1
+    sizes = chunks.work_sizes(count)
+    tokens = scratch("rans tokens", sizes[:1], np.uint8)
+    values, extra = scratch("rans values", sizes[1:2], np.uint32), scratch("rans extra", sizes[2:3], np.uint32)
+    exceptions: dict[int, int] = {}
     if shared is None:
-        at, tables = read(source, at + 6, take(source, at, 6) + 1)
+        table = scratch("rans table", sizes[3:], np.uint32)
+        found = chunks.decode_own(source, count, tokens, values, extra, table)
     else:
-        tables = shared
-    ends, ids = np.empty(0, np.int32), tables.plan
-    if not ids.size:
-        at, ends, ids = take_runs(source, at, count, tables.count)
-    at, exceptions = get_exceptions(source, at, count, limit) if shared is not None else (at, {})
-    head = source[: (at + 7) // 8].copy()
-    if at & 7:
-        head[-1] &= (1 << (at & 7)) - 1
-    width = take(source, at, 5)
-    number = take(source, at + 5, width)
-    size = (at + 5 + width + 15) // 16 * 2
-    begin = size + (4 << lanes_log)
-    end = begin + 2 * number
-    if end > source.size:
-        raise raw.damaged("rANS", k.ERRORS[k.CUT])
-    state, words = source[size:begin].copy().view(np.uint32), source[begin:end].view(np.uint16)
-
-    tokens = padded_tokens(count)
-    start, width, each = _tail(count, lanes_log, tables.top)
-    if ends.size:
-        used = lanes.decode_lanes(words, start, ends, ids, tables.decoder(), state, tokens)
-    else:
-        used = lanes.decode_columns(words, start, ids, tables.decoder(), state, tokens)
-    check = int(state[0] & 0xFFFF) | int(state[1] & 0xFFFF) << 16
-    failed = k.CUT if used != number else lanes.get_tail(state, start, width, each, tables.present, tokens)
-    if failed:
-        raise raw.damaged("rANS", k.ERRORS[failed])
-    size = source.size - end
-    extra = np.zeros(size // 4 + 3 if size else 0, np.uint32)
-    extra.view(np.uint8)[:size] = source[end:]
-    if check != _check(head, tokens, extra[: (size + 3) // 4]):
-        raise raw.damaged("rANS", k.ERRORS[k.BAD_SUM])
-    values = _assembled(tokens, extra, size, ends, tables.shifts[ids], tables, dtype)
+        at, ends, ids = 10, np.empty(0, np.int32), shared.plan
+        if not ids.size:
+            at, ends, ids = take_runs(source, at, count, shared.count)
+        at, exceptions = get_exceptions(source, at, count, limit)
+        found = chunks.decode_rest(
+            source, at, count, ends, ids, shared.freq, shared.shifts, tokens, values, extra, shared.decoder()
+        )
+    flat = out.reshape(-1).view(f"i{out.itemsize}")
+    if found == chunks.IN_TOKENS:
+        tokens_of.unfold(tokens[:count], signed, flat)
+    elif found == chunks.IN_VALUES:
+        found = tokens_of.unzigzag(values, signed, limit, flat)
+    if found < 0:
+        raise raw.damaged("rANS", k.ERRORS[int(found)])
     for place, value in exceptions.items():
-        values[place] = _unfold(value, dtype)
-    return values
-
-
-def _assembled(
-    tokens: k.U8, extra: k.U32, size: int, ends: k.I32, shifts: k.I32, tables: Tables, dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
-    """Tokens and ``size`` bytes of raw bits to values of ``dtype``."""
-    signed = dtype.kind == "i"
-    out = np.empty(tokens.size, f"i{dtype.itemsize}")
-    if not tables.shifted and tables.top < k.DIRECT and size == 0:
-        tokens_of.unfold(tokens, signed, out)
-        return out.view(dtype)
-    low_bits = _low_bits(tokens.size, ends, shifts) if tables.shifted else 0
-    if low_bits > 8 * size:
-        raise raw.damaged("rANS", k.ERRORS[k.CUT])
-    values = np.empty(tokens.size, np.uint32)
-    bits = tokens_of.highs_of(tokens, extra, low_bits, 8 * size, values)
-    failed = bits if bits < 0 else 0 if (bits + 7) // 8 == size else k.CUT
-    if not failed and tables.shifted:
-        failed = tokens_of.join_low_parts(values, ends, shifts, extra)
-    failed = failed or tokens_of.unzigzag(values, signed, (1 << 8 * dtype.itemsize) - 1, out)
-    if failed:
-        raise raw.damaged("rANS", k.ERRORS[failed])
-    return out.view(dtype)
-
-
-def _low_bits(count: int, ends: k.I32, shifts: k.I32) -> int:
-    """How many low bits ``count`` values have."""
-    if ends.size:
-        return int(np.diff(ends, prepend=0).astype(np.int64) @ shifts.astype(np.int64))
-    rows, rest = divmod(count, len(shifts))
-    return int(shifts.sum(dtype=np.int64)) * rows + int(shifts[:rest].sum(dtype=np.int64))
+        out.reshape(-1)[place] = _unfold(value, out.dtype)
+    return out
 
 
 def _check(head: k.U8, tokens: k.U8, extra: k.U32) -> int:

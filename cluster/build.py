@@ -32,7 +32,7 @@ from cluster.index_store import (
     save_index,
 )
 from cluster.indexes import index_kind
-from cluster.tune import tune
+from cluster.tune import Questions, tune
 from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 
@@ -63,6 +63,25 @@ def build_indexes(
     wanted = [index_kind({"kind": kind} | common) if isinstance(kind, str) else kind for kind in kinds]
     names = {kind.kind: build_name(collection, kind) for kind in wanted}
     published = current_names(place)
+    builds = make_builds(collection, wanted, actors=actors, threads=threads, progress=progress)
+    changed = {kind: name for kind, name in names.items() if published.get(kind) != name}
+    if changed:
+        publish(place, changed)
+    return builds | {kind: load_build(place, name) for kind, name in changed.items() if kind not in builds}
+
+
+def make_builds(
+    collection: CollectionArchive,
+    wanted: Sequence[IndexKind],
+    *,
+    actors: int | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+    asked: Questions | None = None,
+) -> dict[str, Build]:
+    """Those builds that are missing, complete and tuned but not yet current; see `build_indexes`."""
+    place = indexes_of(collection)
+    names = {kind.kind: build_name(collection, kind) for kind in wanted}
     missing = [kind for kind in wanted if not has_build(place, names[kind.kind])]
     trained = {names[kind.kind]: _artefact(collection, kind, names[kind.kind], threads) for kind in missing}
     work = [
@@ -78,14 +97,12 @@ def build_indexes(
     builds = {}
     for name, (artefact, file) in trained.items():
         build = _complete(collection, name, artefact, file, done[name])
-        builds[artefact.kind.kind] = tune(collection, build) if artefact.kind.target_recall is not None else build
+        tuned = artefact.kind.target_recall is not None
+        builds[artefact.kind.kind] = tune(collection, build, asked) if tuned else build
     for build in builds.values():
         save_build(place, build)
         forget_journal(place, build)
-    changed = {kind: name for kind, name in names.items() if published.get(kind) != name}
-    if changed:
-        publish(place, changed)
-    return builds | {kind: load_build(place, name) for kind, name in changed.items() if kind not in builds}
+    return builds
 
 
 def are_current(

@@ -166,9 +166,9 @@ class Cold:
         nprobe, refine, level = settings.nprobe or 1, settings.refine or 1, settings.level or 0
         code, before, turned = self.collection.code, self._traffic(), self._scan.turn(queries)
         squares, spread = self._lists
-        ranked = probing.rank(self._scan.products(self._scan.centroids, turned).T, squares, spread, self._scan.metric)
-        probe = Probe(nprobe, max(KEPT * k, nprobe * int(counts.sum()) // max(len(counts), 1)))
-        probed = [probe.lists(order, counts) for order in ranked]
+        near = probing.nearness(self._scan.products(self._scan.centroids, turned).T, squares, spread, self._scan.metric)
+        probe = Probe.of(nprobe, counts, self.collection.count, KEPT * k)
+        probed = [probe.lists(of_query, counts) for of_query in near]
         mine = [self._chunks_of(lists, matches) for lists in probed]
         steps = plan(level, code.depth)
         held = self._begun(np.unique(np.concatenate(mine)))
@@ -191,8 +191,12 @@ class Cold:
                 effort = Effort(sum(map(len, probed)), rows, len(steps), requests, read,
                                 _level_name(level, code.depth), tuple(by_step))  # fmt: skip
                 return *self._best(held, found, turned, mine, matches, k), effort
-            keep = max(refine if number == 0 else KEPT, 1) * k
-            mine = [self._narrowed(held, found[:, q], chunks, matches, keep) for q, chunks in enumerate(mine)]
+            # Where a filter has many more lists read, their rows lie closer together as seen from the query.
+            keeps = [
+                math.ceil(k * (refine * math.sqrt(max(1, len(lists) / nprobe)) if number == 0 else KEPT))
+                for lists in probed
+            ]
+            mine = [self._narrowed(held, found[:, q], mine[q], matches, keep) for q, keep in enumerate(keeps)]
         raise AssertionError("a plan has a last step")
 
     def _fetch(self, wanted: Mapping[str, I64]) -> dict[str, list[bytes]]:

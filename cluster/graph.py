@@ -7,6 +7,7 @@ on cache lines.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -21,7 +22,7 @@ from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
 ENTRIES = 16
-SCAN_SHARE, SCAN_WIDTH = 8, 8192  # a walk that keeps so many nodes costs more than comparing all of them
+SCAN_WIDTH = 5  # a walk that keeps so many times the root of the rows costs more than comparing all of them
 QUERIES_A_THREAD = 8
 
 
@@ -98,24 +99,32 @@ class Graph:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
     def search(
-        self, queries: F32, k: int, width: int, again: int, allowed: npt.NDArray[np.uint8] | None, threads: int
-    ) -> tuple[F32, I64, int]:
+        self, queries: F32, k: int, width: int, again: int, allowed: npt.NDArray[np.uint8] | None, threads: int,
+        own: I64 | None = None,
+    ) -> tuple[F32, I64, int]:  # fmt: skip
         """Best k rows of each query: scores and rows (q, k), -1 where fewer were met; and nodes compared.
 
-        width: nodes kept on the way; again: those of them compared by the stored vectors; allowed: bitmap of the rows
-        that may be answered; threads: that share the batch.
+        width: nodes kept on the way, of those that may be answered; again: those of them compared by the stored
+        vectors; allowed: bitmap of the rows that may be answered; threads: that share the batch; own: (q,) a row that
+        each walk passes by as if it were not there, -1 for none.
         """
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        whole = width > min(SCAN_WIDTH, self.ntotal // SCAN_SHARE)
         bitmap = np.empty(0, np.uint8) if allowed is None else allowed
+        eligible = self.ntotal if allowed is None else int(np.bitwise_count(allowed).sum())
+        widest = int(SCAN_WIDTH * math.sqrt(eligible))
+        width = min(width, max(self.ntotal, 1))
+        first = math.ceil(width * math.sqrt(self.ntotal / max(eligible, 1)))
+        absent = np.empty(0, np.int32) if own is None else np.where(own >= 0, self._place[own], np.int32(-1))
         graph = (
             self.middle, self.head_step, self.links, self.codes, self.bias, self.entries, self.order, self.stored,
-            self.low, self.step, self.product, whole, min(width, max(self.ntotal, 1)), again, bitmap,
+            self.low, self.step, self.product, width, first, widest, again, bitmap,
         )  # fmt: skip
 
         def part(low: int, high: int) -> int:
             batch = queries[low:high]
-            return int(walk.search(batch, self.turn.apply(batch), *graph, scores[low:high], rows[low:high]))
+            return int(
+                walk.search(batch, self.turn.apply(batch), *graph, absent[low:high], scores[low:high], rows[low:high])
+            )
 
         parts = max(1, min(threads, len(queries) // QUERIES_A_THREAD))
         borders = [len(queries) * i // parts for i in range(parts + 1)]

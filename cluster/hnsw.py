@@ -94,12 +94,13 @@ class Hnsw(IndexKind):
         return Overrides(ef=self.ef, refine=self.refine_factor)
 
     def search(
-        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None
-    ) -> tuple[F32, I64, Effort]:
+        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
+        own: I64 | None = None,
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
         """Best-first search of width max(ef, k), the nearest of it compared by their stored vectors."""
         width = max(overrides.ef or 1, k)
         again = min(width, k * (overrides.refine or 1))
-        scores, rows, compared = index.search(queries, k, width, again, allowed, faiss.omp_get_max_threads())
+        scores, rows, compared = index.search(queries, k, width, again, allowed, faiss.omp_get_max_threads(), own)
         return scores, rows, Effort(0, compared)
 
     def stored(self, index: Any, rows: I64) -> F32 | None:
@@ -114,6 +115,11 @@ class Hnsw(IndexKind):
             widths += [Overrides(ef=ef, refine=refine) for refine in (2, 4, 8) if refine == 2 or refine * k < 2 * ef]
             ef = ef * 3 // 2
         return widths
+
+    def resident(self, trained: Any, count: int, dim: int) -> int:
+        """Links, heads, vectors, and three numbers a row."""
+        head = int(faiss.downcast_index(trained.base_index).index.d)
+        return count * (2 * self.links * 4 + head + BYTES[self.store] * dim + 12)
 
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Heads of the nodes visited, stored vectors of those compared again."""

@@ -108,12 +108,19 @@ class IndexKind(ABC):
 
     @abstractmethod
     def search(
-        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None
-    ) -> tuple[F32, I64, Effort]:
+        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
+        own: I64 | None = None,
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
         """Best k local rows of prepared queries (q, d): scores and rows (q, k), -1 where fewer were reached.
 
-        `allowed` is a little-endian bitmap of the local rows that may be answered; None allows all.
+        `allowed` is a little-endian bitmap of the local rows that may be answered; None allows all. `own` names, where
+        queries are rows themselves, each one's local row (-1 for none), which must not lead to its neighbours; it may
+        be among the answers.
         """
+
+    @abstractmethod
+    def resident(self, trained: Any, count: int, dim: int) -> int:
+        """Bytes of memory that `count` rows of `dim` values take, given the trained, empty index."""
 
     @abstractmethod
     def stored(self, index: Any, rows: I64) -> F32 | None:

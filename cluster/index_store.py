@@ -1,9 +1,10 @@
 """Index builds on storage: shard files with checksums, one manifest a build, one small file that names the current
 builds.
 
-    indexes/CURRENT.json                  {"builds": {"ivfpq": "ivfpq-1f0c…", "hnsw": "hnsw-77ab…"}}; replaced in one
-    write indexes/BUILD/manifest.json           options, fingerprint of the collection, artefact hash, shards; written
-    last indexes/BUILD/artefact.faiss          the trained, empty index
+    indexes/CURRENT.json                  {"builds": {"ivfpq": "ivfpq-1f0c…", "hnsw": "hnsw-77ab…"}}, and what was
+                                          `chosen` and tried, where that was left open; replaced in one write
+    indexes/BUILD/manifest.json           options, fingerprint of the collection, artefact hash, shards; written last
+    indexes/BUILD/artefact.faiss          the trained, empty index
     indexes/BUILD/shard-K.KIND.faiss      rows start … stop - 1 under local numbers
     indexes/BUILD/{artefact,shard-K}.json  journal: the file is whole; a resumed build skips it
 """
@@ -191,10 +192,31 @@ def files_in_use(place: Location) -> set[str]:
     return used
 
 
-def publish(place: Location, builds: dict[str, str]) -> None:
-    """Make builds (kind to name) current in one swap; kinds not named stay as they are."""
-    body = {"format": FORMAT, "builds": current_names(place) | builds}
+def publish(place: Location, builds: dict[str, str], chosen: dict[str, Any] | None = None) -> None:
+    """Make builds (kind to name) current in one swap; kinds not named stay as they are.
+
+    chosen: what `cluster.autotune` decided; with it only the builds named are current.
+    """
+    body: dict[str, Any] = {"format": FORMAT, "builds": builds if chosen else current_names(place) | builds}
+    if (kept := chosen or current_choice(place)) is not None:
+        body["chosen"] = kept
     place.write_atomic(CURRENT, _sealed(body))
+
+
+def current_choice(place: Location) -> dict[str, Any] | None:
+    """What `cluster.autotune` decided; None where it was not asked."""
+    if not place.exists(CURRENT):
+        return None
+    chosen: dict[str, Any] | None = _unsealed(place.join(CURRENT)).get("chosen")
+    return chosen
+
+
+def cold_settings(collection: CollectionArchive) -> Overrides:
+    """What the tier `cold` was tuned to, where it was chosen for these very rows."""
+    chosen = current_choice(indexes_of(collection))
+    if chosen is None or chosen["tier"] != "cold" or chosen["fingerprint"] != collection.fingerprint:
+        return Overrides()
+    return Overrides(**chosen["settings"])
 
 
 def remember(place: Location, build: str, what: str, artefact: str, stored: StoredFile) -> None:

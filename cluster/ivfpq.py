@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.index_kind import FAISS_METRIC, Effort, IndexKind, Overrides, selector
+from cluster.inverted import Inverted
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
@@ -92,15 +93,37 @@ class IvfPq(IndexKind):
         index.train(sample)
         return index
 
+    def opened(self, index: Any) -> Inverted:
+        """FAISS's own structure."""
+        return Inverted(index)
+
     def defaults(self, index: Any) -> Overrides:
         """From the recipe, or as resolved."""
         return Overrides(nprobe=self.nprobe, refine=None if self.refine == "none" else self.refine_factor)
 
     def search(
-        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None
-    ) -> tuple[F32, I64, Effort]:
-        """Scan `nprobe` lists; for refine `archive` the k answers are candidates, ordered by their codes."""
+        self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
+        own: I64 | None = None,
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
+        """Scan `nprobe` lists, more under a filter; for refine `archive` the k answers are candidates, ordered by their
+        codes.
+        """
         nprobe = min(overrides.nprobe or 1, self.lists or 1)
+        if allowed is None:
+            return self._searched(index, queries, k, overrides, nprobe, None)
+        needed = index.probes(queries, nprobe, k, allowed)
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        probed, scanned = 0, 0
+        for number in np.unique(needed):
+            some = np.flatnonzero(needed == number)
+            scores[some], rows[some], effort = self._searched(index, queries[some], k, overrides, int(number), allowed)
+            probed, scanned = probed + effort.lists_probed, scanned + effort.rows_scanned
+        return scores, rows, Effort(probed, scanned)
+
+    def _searched(
+        self, index: Inverted, queries: F32, k: int, overrides: Overrides, nprobe: int,
+        allowed: npt.NDArray[np.uint8] | None,
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
         chosen = selector(allowed)
         params = faiss.SearchParametersIVF(nprobe=nprobe, sel=chosen)
         if self.rotation:
@@ -110,7 +133,7 @@ class IvfPq(IndexKind):
             params = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=params)
         stats = faiss.cvar.indexIVF_stats
         stats.reset()
-        scores, rows = index.search(queries, k, params=params)
+        scores, rows = index.index.search(queries, k, params=params)
         return scores, rows, Effort(nprobe * len(queries), int(stats.ndis))
 
     def candidates(self, k: int, overrides: Overrides, count: int) -> int:
@@ -121,7 +144,7 @@ class IvfPq(IndexKind):
         """From the refine store."""
         if self.refine not in ("fp16", "sq8"):
             return None
-        vectors: F32 = faiss.downcast_index(index.refine_index).reconstruct_batch(rows)
+        vectors: F32 = faiss.downcast_index(index.index.refine_index).reconstruct_batch(rows)
         return vectors
 
     def ladder(self, index: Any, k: int) -> list[Overrides]:
@@ -131,6 +154,12 @@ class IvfPq(IndexKind):
             probes.append(min(lists, math.ceil(probes[-1] * 1.5)))
         factors = (None,) if self.refine == "none" else (2, 4, 8, 16, 32)
         return [Overrides(nprobe=p, refine=f) for p in probes for f in factors]
+
+    def resident(self, trained: Any, count: int, dim: int) -> int:
+        """Codes, numbers and finer vectors of the rows; centroids and tables of the lists."""
+        width = (dim + 1) // 2
+        row = width * (self.bits or 4) / 8 + 12 + {"fp16": 2, "sq8": 1}.get(self.refine, 0) * dim
+        return int(count * row) + (self.lists or 1) * 4 * (dim + (width << (self.bits or 4)))
 
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Centroids, codes of the probed lists, vectors of the candidates (an archived row costs its block)."""

@@ -38,11 +38,15 @@ class Shard:
         index = build.kind.opened(load_shard(indexes_of(collection), build, number))
         return cls(collection, build, index, build.shards[number].start, build.shards[number].stop)
 
-    def search(self, queries: F32, k: int, overrides: Overrides, matches: I64 | None = None) -> tuple[F32, I64, Effort]:
+    def search(
+        self, queries: F32, k: int, overrides: Overrides, matches: I64 | None = None, own: I64 | None = None
+    ) -> tuple[F32, I64, Effort]:
         """Best rows of prepared queries (q, d): scores and global row numbers (q, w), w = min(k, rows that may be
         answered).
 
         `matches` holds the global numbers, ascending, of the rows that a filter lets through; None lets all through.
+        `own` holds the global number of each query's own row, where queries are rows (see `IndexKind.search`).
+
         Where the index reaches fewer than w rows (few lists probed, a filter, a graph in pieces), those queries are
         answered by comparing every row that matches.
         """
@@ -59,10 +63,10 @@ class Shard:
         if local is not None and eligible <= max(FEW_ROWS, k, int(count * FEW_SHARE)):
             scores, rows = self._compare(queries, width, local)
             return scores, rows + self.start, Effort(0, len(queries) * eligible)
-        effective = self._widened(
-            self.build.kind.effective(self.index, self.build_overrides(overrides)), count, eligible
-        )
-        scores, rows, effort = self._indexed(queries, width, effective, local)
+        effective = self.build.kind.effective(self.index, self.build_overrides(overrides))
+        if own is not None:
+            own = np.where((own >= self.start) & (own < self.stop), own - self.start, NO_ROW)
+        scores, rows, effort = self._indexed(queries, width, effective, local, own)
         short = np.flatnonzero((rows == NO_ROW).any(axis=1))
         if len(short):
             scores[short], rows[short] = self._compare(queries[short], width, local)
@@ -73,23 +77,15 @@ class Shard:
         """What was asked, over what tuning found for this build."""
         return Overrides(**(self.build.tuned.given() | asked.given()))
 
-    def _widened(self, overrides: Overrides, count: int, eligible: int) -> Overrides:
-        """Look harder in proportion to what a filter takes away."""
-        if count == eligible:
-            return overrides
-        factor, given = count / eligible, overrides.given()
-        for name in ("nprobe", "ef"):
-            if name in given:
-                given[name] = min(int(np.ceil(given[name] * factor)), count)
-        return Overrides(**given)
-
-    def _indexed(self, queries: F32, k: int, overrides: Overrides, local: I64 | None) -> tuple[F32, I64, Effort]:
+    def _indexed(
+        self, queries: F32, k: int, overrides: Overrides, local: I64 | None, own: I64 | None
+    ) -> tuple[F32, I64, Effort]:
         kind, allowed = self.build.kind, None if local is None else bitmap(local, self.stop - self.start)
         if not (isinstance(kind, IvfPq) and kind.refine == "archive"):
-            scores, rows, effort = kind.search(self.index, queries, k, overrides, allowed)
+            scores, rows, effort = kind.search(self.index, queries, k, overrides, allowed, own)
             return *((scores, rows) if kind.ordered else merge([(scores, rows)], k, self.build.metric)), effort
         wide = kind.candidates(k, overrides, self.index.ntotal)
-        _, rows, effort = kind.search(self.index, queries, wide, overrides, allowed)
+        _, rows, effort = kind.search(self.index, queries, wide, overrides, allowed, own)
         query, column = np.nonzero(rows != NO_ROW)
         wanted, place = np.unique(rows[query, column], return_inverse=True)
         vectors = self._vectors(wanted)

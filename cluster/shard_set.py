@@ -17,7 +17,7 @@ import pyarrow as pa
 from cluster.cold import Cold, Effort
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.identity import Ids
-from cluster.index_store import Build
+from cluster.index_store import Build, cold_settings
 from cluster.matching import Matching
 from cluster.planner import choose
 from cluster.query import Query
@@ -130,6 +130,7 @@ class ShardSet:
                 numbers = range(self.group, len(build.shards), self.groups) if build else range(0)
                 self._shards[tier] = [Shard.load(self.collection, build, n) for n in numbers] if build else []
                 if tier == "cold":
+                    self._cold = Cold(self.collection, cold_settings(self.collection))
                     self._cold.open()
             return self._shards[tier]
 

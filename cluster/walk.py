@@ -26,6 +26,8 @@ AHEAD = 4  # codes fetched before they are compared
 NOWHERE = np.int64(0x7FFFFFFFFFFFFFFF)  # sorts behind every node
 _LOW = np.int64(0x7FFFFFFF)
 TINY = np.float32(1e-30)
+ENOUGH = 0.75  # of the width that is asked for
+LEAST, MOST = 1.5, 4.0  # how much wider a walk is walked again that met too few
 
 
 def _prefetched(typing: Any, array: Any, offset: Any) -> Any:
@@ -136,14 +138,19 @@ def _insert(pool: Any, size: Any, key: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _walk(query: Any, scale: Any, links: Any, codes: Any, bias: Any, entries: Any, pool: Any, seen: Any) -> Any:
+def _walk(
+    query: Any, scale: Any, links: Any, codes: Any, bias: Any, entries: Any, absent: Any, pool: Any, seen: Any
+) -> Any:  # fmt: skip
     """Fill `pool` with the nodes nearest to a query; how many, and how many were compared.
 
-    A key is the sortable score, the node, and a last bit that says that it was expanded.
+    absent: a node that counts as not being there, -1 for none. A key is the sortable score, the node, and a last bit
+    that says that it was expanded.
     """
     full, degree = pool.shape[0], links.shape[1]
     fresh = np.empty(degree + 1, np.int32)
     seen[:] = 0
+    if absent >= 0:
+        seen[absent >> 5] |= np.uint32(1) << np.uint32(absent & 31)
     size = compared = at = 0
     node = np.int64(-1)  # the first round takes the entries for neighbours
     while True:
@@ -182,23 +189,41 @@ def _walk(query: Any, scale: Any, links: Any, codes: Any, bias: Any, entries: An
 
 
 @njit(cache=True, nogil=True)
-def _scan(query: Any, scale: Any, codes: Any, bias: Any, pool: Any) -> Any:
-    """Fill `pool` from all nodes: what a walk that keeps a large share of them would come to, faster."""
-    count = codes.shape[0]
-    keys = np.empty(count, np.int64)
-    for node in range(count):
-        score = bias[node] - scale * np.float32(_dot(query, codes, node))
-        keys[node] = (_sortable(score) << 32) | (np.int64(node) << 1)
+def _may(allowed: Any, row: Any) -> Any:
+    """Whether a row's bit is set; an empty bitmap allows all."""
+    return allowed.shape[0] == 0 or (allowed[row >> 3] >> (row & 7)) & 1
+
+
+@njit(cache=True, nogil=True)
+def _inside(pool: Any, size: Any, order: Any, allowed: Any) -> Any:
+    """How many of the nodes met may be answered."""
+    count = 0
+    for i in range(size):
+        count += _may(allowed, order[(pool[i] >> 1) & _LOW])
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _scan(query: Any, scale: Any, codes: Any, bias: Any, order: Any, allowed: Any, keys: Any, pool: Any) -> Any:
+    """Fill `pool` from all nodes that may be answered: what a walk that keeps a large share of them would come to,
+    faster. keys: (n,) int64, overwritten."""
+    count = 0
+    for node in range(codes.shape[0]):
+        if _may(allowed, order[node]):
+            score = bias[node] - scale * np.float32(_dot(query, codes, node))
+            keys[count] = (_sortable(score) << 32) | (np.int64(node) << 1)
+            count += 1
     size = min(count, pool.shape[0])
-    pool[:size] = np.sort(np.partition(keys, size - 1)[:size])
+    if size:
+        pool[:size] = np.sort(np.partition(keys[:count], size - 1)[:size])
     return size, count
 
 
 @njit(cache=True, nogil=True)
 def search(
     queries: Any, heads: Any, middle: Any, head_step: Any, links: Any, codes: Any, bias: Any, entries: Any,
-    order: Any, stored: Any, low: Any, step: Any, product: Any, whole: Any, width: Any, again: Any, allowed: Any,
-    scores: Any, rows: Any,
+    order: Any, stored: Any, low: Any, step: Any, product: Any, width: Any, first: Any, widest: Any, again: Any,
+    allowed: Any, absent: Any, scores: Any, rows: Any,
 ) -> Any:  # fmt: skip
     """Answer a batch: fills `scores` and `rows` (q, k), best first, rows -1 where fewer were met; nodes compared.
 
@@ -209,26 +234,40 @@ def search(
     links: (n, degree) int32, -1 behind the last; codes: (n, h) uint8; bias: (n,) float32, the part of a score that
     depends on the node alone. entries: nodes to start from. order: (n,) int32, the row of each node.
     stored, low, step: (n, d) uint8, uint16 or float32 numbers, (d,) and (d,) float32: the finer vectors.
-    product: a score is a similarity (negated here) and no squared distance. whole: compare all nodes, do not walk.
-    width: nodes kept on the way; again: those of them compared by the finer vectors; allowed: little-endian bitmap of
-    the rows that may be answered, empty for all.
+    product: a score is a similarity (negated here) and no squared distance.
+    width: nodes kept on the way that may be answered; first and widest: nodes of any kind that a walk keeps at first
+    and at most, beyond which every node that may be answered is compared instead; again: those of them compared by the
+    finer vectors; allowed: little-endian bitmap of the rows that may be answered, empty for all. absent: (q,) int32, a
+    node for each query that a walk passes by as if it were not there; empty for none.
+
+    Under a filter a walk that met too few such nodes is walked again, wider by what share it met: near a query that
+    share can be far from the filter's own, where what it asks for goes along with the vectors.
     """
     k, compared = rows.shape[1], 0
-    pool, best = np.empty(width, np.int64), np.empty(k, np.int64)
+    pool, best = np.empty(max(width, widest), np.int64), np.empty(k, np.int64)
+    keys = np.empty(0, np.int64)
     seen = np.empty((links.shape[0] + 31) // 32, np.uint32)
     head = np.empty(codes.shape[1], np.int16)
     for q in range(queries.shape[0]):
         scale = _weigh(heads[q], middle, head_step, head) * np.float32(1 if product else 2)
-        if whole:
-            size, met = _scan(head, scale, codes, bias, pool)
-        else:
-            size, met = _walk(head, scale, links, codes, bias, entries, pool, seen)
-        compared += met
+        size, wide = 0, first
+        node_absent = absent[q] if absent.shape[0] else np.int32(-1)
+        while wide <= widest:
+            size, met = _walk(head, scale, links, codes, bias, entries, node_absent, pool[:wide], seen)
+            compared += met
+            inside = size if allowed.shape[0] == 0 else _inside(pool, size, order, allowed)
+            if inside >= ENOUGH * width or size < wide:  # enough, or all that can be reached
+                break
+            wide = np.int64(wide * min(max(width / max(inside, 1), LEAST), MOST)) + 1
+        if wide > widest:
+            if keys.shape[0] == 0:
+                keys = np.empty(codes.shape[0], np.int64)
+            size, met = _scan(head, scale, codes, bias, order, allowed, keys, pool[:width])
+            compared += met
         kept = 0
         for i in range(size):  # only rows that may be answered are worth a second look
             node = (pool[i] >> 1) & _LOW
-            row = order[node]
-            if allowed.shape[0] == 0 or (allowed[row >> 3] >> (row & 7)) & 1:
+            if _may(allowed, order[node]):
                 pool[kept] = node
                 kept += 1
                 if kept <= again:

@@ -30,8 +30,10 @@ def compact_recipe(handle: CollectionArchive, home: Location) -> Recipe:
 
 def _index(handle: CollectionArchive) -> dict[str, Any] | None:
     """The kinds that are built over it, as they were asked for."""
-    from cluster.index_store import current_builds, indexes_of
+    from cluster.index_store import current_builds, current_choice, indexes_of
 
+    if (chosen := current_choice(indexes_of(handle))) is not None:
+        return {"kind": "auto"} | {key: chosen[key] for key in ("shards", "target_recall", "memory")}
     builds = current_builds(indexes_of(handle))
     if not builds:
         return None

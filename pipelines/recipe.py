@@ -155,16 +155,32 @@ IndexKind = Literal["ivfpq", "hnsw"]
 
 
 class Index(Part):
-    """In-memory indexes built over the collection once it is written."""
+    """In-memory indexes built over the collection once it is written.
 
-    kind: IndexKind | Annotated[tuple[IndexKind, ...], Field(min_length=1)] = "ivfpq"
+    `auto` takes the fastest that fits the memory and reaches the recall, or none where the archive itself must do.
+    """
+
+    kind: Literal["auto", "ivfpq", "hnsw"] | Annotated[tuple[IndexKind, ...], Field(min_length=1)] = "auto"
     shards: PositiveInt = 1
-    target_recall: float | None = Field(None, gt=0, lt=1, description="recall@10 that the settings are tuned to")
+    target_recall: float | None = Field(
+        None, gt=0, lt=1, description="recall@10 that the settings are tuned to; of auto 0.95 if left out"
+    )
+    memory: Bytes | None = Field(None, description="of the index in memory, all shards together; for auto only")
 
     @property
     def kinds(self) -> tuple[IndexKind, ...]:
-        """The kinds, one or several, in the order given."""
-        return (self.kind,) if isinstance(self.kind, str) else tuple(dict.fromkeys(self.kind))
+        """The kinds, one or several, in the order given; none where they are to be chosen."""
+        if isinstance(self.kind, tuple):
+            return tuple(dict.fromkeys(self.kind))
+        return () if self.kind == "auto" else (self.kind,)
+
+    @model_validator(mode="after")
+    def _memory_is_for_auto(self) -> Index:
+        if self.memory is not None and self.kind != "auto":
+            raise HilbertflowError(
+                "a kind that is named takes what memory it takes", where="index.memory", remedy="remove memory or kind"
+            )
+        return self
 
 
 class Compute(Part):

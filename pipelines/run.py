@@ -237,8 +237,11 @@ def _indexed(plan: Plan) -> bool:
     index = plan.recipe.index
     if index is None:
         return True
-    from cluster.build import are_current
+    from cluster.autotune import is_chosen
+    from cluster.build import are_current, open_collection
 
+    if index.kind == "auto":
+        return is_chosen(open_collection(plan.spec.url), index.target_recall, index.memory, index.shards)
     return are_current(plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall)
 
 
@@ -246,9 +249,14 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
     index = plan.recipe.index
     if index is None:
         return ()
+    from cluster.autotune import choose_index
     from cluster.build import build_indexes
 
-    built = build_indexes(plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall)
+    url, shards, target = plan.spec.url, index.shards, index.target_recall
+    if index.kind == "auto":
+        built = choose_index(url, shards=shards, target_recall=target, memory=index.memory)
+    else:
+        built = build_indexes(url, index.kinds, shards=shards, target_recall=target)
     if json_log:
         emit("indexed", url=plan.spec.url, kinds=list(built))
     return tuple(built)

@@ -1,6 +1,7 @@
 """Figures: every number the project claims comes out of ``hilbertflow bench NAME``, beside peers and controls."""
 
 MODULES = {
+    "build": "pipelines.bench.build",
     "cold": "pipelines.bench.cold",
     "embeddings": "pipelines.bench.embeddings",
     "lineage": "pipelines.bench.lineage",

@@ -65,7 +65,7 @@ def info(
         console.print_json(described)
         return
     source, rows = described["source_bytes"], described.get("rows")
-    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials")
+    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials", "chosen")
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
     told = described["quality"]
     heads, cells = ["level", "bytes", "of the source", "SQNR dB"], []
@@ -97,6 +97,23 @@ def info(
         )
     for kind, index in described.get("indexes", {}).items():
         console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
+    if described.get("chosen"):
+        _tried(described["chosen"])
+
+
+def _tried(chosen: dict[str, Any]) -> None:
+    """What `index: {kind: auto}` tried, the chosen one marked."""
+    budget = f" in {console.size(chosen['memory'])}" if chosen["memory"] else ""
+    rows = []
+    for trial in chosen["trials"]:
+        setting = " ".join(f"{key}={trial[key]}" for key in ("nprobe", "ef", "refine", "level") if key in trial)
+        said = "chosen" if trial.get("chosen") else "" if trial["fits"] else "too large"
+        rows.append((trial["tier"], trial["kept"], console.size(trial["bytes"]) if trial["bytes"] else None, setting,
+                     _figure(trial.get("recall"), 4), said))  # fmt: skip
+    console.table(
+        ("tier", "re-ranked by", "memory", "setting", "recall@10", ""), rows,
+        title=f"tried for recall@10 of {chosen['target_recall']:g}{budget}, on held-out rows",
+    )  # fmt: skip
 
 
 def _measured(handle: Any, source: str) -> list[dict[str, Any]]:
@@ -144,12 +161,13 @@ def describe(handle: Any) -> dict[str, Any]:
         if handle.link is not None:
             told |= {"parent": handle.link.url, "chain": handle.link.depth}
     else:
-        from cluster.index_store import current_builds, indexes_of
+        from cluster.index_store import current_builds, current_choice, indexes_of
 
         builds = current_builds(indexes_of(handle))
         told |= {"rows": handle.count, "dim": handle.dim, "metric": handle.metric, "encoder": handle.encoder}
         told |= {"order": handle.attributes["order"], "lists": handle.attributes["lists"]}
         told["indexes"] = {kind: {"bytes": build.bytes, "shards": len(build.shards)} for kind, build in builds.items()}
+        told["chosen"] = current_choice(indexes_of(handle)) or {}
     return told | {
         "units": manifest.units, "source_bytes": manifest.source_bytes,
         "archive_bytes": sum(manifest.levels.values()), "fingerprint": manifest.fingerprint,

@@ -9,7 +9,7 @@ import typer
 from pipelines import console
 from pipelines.commands.options import later
 
-BENCHES = "weights, lineage, embeddings, search, cold, serve, soak, pipeline, memory, models, or all"
+BENCHES = "weights, lineage, embeddings, search, build, cold, serve, soak, pipeline, memory, models, or all"
 
 
 def serve(

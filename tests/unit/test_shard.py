@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster import shard as shard_module
 from cluster.build import build_indexes, open_collection
 from cluster.exact import ExactScan
-from cluster.hnsw import Hnsw
+from cluster.hnsw import Hnsw, principal
 from cluster.index_kind import IndexKind, Overrides
 from cluster.index_store import Build, current_builds, indexes_of
 from cluster.ivfpq import IvfPq
@@ -98,6 +99,38 @@ def test_a_filter_never_costs_rows(collection: CollectionArchive, name: str, sha
     assert rows.shape == (len(QUERIES), min(10, len(matches)))
     assert np.isin(rows, matches).all()
     assert recall(rows, exact(collection, 10, matches)[1]) >= LEAST[name]
+
+
+@pytest.mark.parametrize("name", ["fp16", "archive", "hnsw", "hnsw8"])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_filter_that_goes_along_with_the_vectors(
+    collection: CollectionArchive, name: str, share: float, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One side of the first principal component: the rows near half of the queries are all of them, or none."""
+    monkeypatch.setattr(shard_module, "FEW_ROWS", 50)  # let the index answer
+    monkeypatch.setattr(shard_module, "FEW_SHARE", 0)
+    _, (shard,) = shards(collection, KINDS[name])
+    vectors = collection.read(0, ROWS)
+    along = side * ((vectors - vectors.mean(axis=0)) @ principal(vectors, 1)[0])
+    matches = np.sort(np.argsort(along)[: int(ROWS * share)])
+    _, rows, effort = shard.search(prepared(QUERIES, collection.metric), 10, Overrides(), matches)
+    assert np.isin(rows, matches).all()
+    assert recall(rows, exact(collection, 10, matches)[1]) >= LEAST[name]
+    assert effort.rows_scanned > 0
+
+
+@pytest.mark.parametrize("name", ["fp16", "hnsw"])
+def test_a_deleted_row_does_not_widen_the_search(
+    collection: CollectionArchive, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows but three: about what all rows cost."""
+    monkeypatch.setattr(shard_module, "FEW_ROWS", 50)
+    _, (shard,) = shards(collection, KINDS[name])
+    queries = prepared(QUERIES, collection.metric)
+    whole = shard.search(queries, 10, Overrides())[2].rows_scanned
+    most = shard.search(queries, 10, Overrides(), np.setdiff1d(np.arange(ROWS), [5, 700, 2000]))[2].rows_scanned
+    assert most < 1.6 * whole
 
 
 @pytest.mark.parametrize("name", ["fp16", "codes", "hnsw"])

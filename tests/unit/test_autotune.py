@@ -1,0 +1,110 @@
+"""The index that chooses itself: by recall and memory, held to on queries that it has not seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from cluster.autotune import choose_index, is_chosen
+from cluster.build import build_indexes, open_collection
+from cluster.engine import SearchEngine
+from cluster.hnsw import Hnsw
+from cluster.index_store import current_builds, current_choice, indexes_of
+from cluster.results import recall
+from cluster.shard import Shard
+from cluster.tune import Questions
+from operators.errors import HilbertflowError
+from pipelines.cli import app
+from pipelines.recipe import Recipe
+from pipelines.run import run_here
+from tests.collection_fixtures import archive_vectors, clustered
+
+ROWS, DIM = 4500, 48
+FRESH = clustered(400, DIM, seed=77, centres=400, spread=0.8)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Rows of many wide clusters, so that no setting finds everything."""
+    return archive_vectors(tmp_path_factory.mktemp("auto"), clustered(ROWS, DIM, centres=400, spread=0.8), "ip")
+
+
+def reached(url: str) -> tuple[str, float]:
+    """The tier that answers, and its recall@10 on fresh queries."""
+    engine = SearchEngine.open(url)
+    tier = str(current_choice(indexes_of(engine.collection))["tier"])  # type: ignore[index]
+    found = engine.search(FRESH, 10, None if tier != "cold" else "cold")
+    assert found.explain["tier"] == tier
+    return tier, recall(found, engine.search(FRESH, 10, "exact"))
+
+
+@pytest.mark.parametrize(
+    ("memory", "tier", "kept"),
+    [(None, "hnsw", "fp16"), (1_200_000, "hnsw", "sq8"), (600_000, "ivfpq", None), (1_000, "cold", "the archive")],
+)
+def test_the_fastest_that_fits_is_taken_and_holds_on_fresh_queries(
+    url: str, memory: int | None, tier: str, kept: str | None
+) -> None:
+    """Within .01 of the target on queries that tuning has not seen; what it holds in memory fits."""
+    choose_index(url, target_recall=0.95, memory=memory, actors=0)
+    taken, found = reached(url)
+    assert taken == tier
+    assert found >= 0.94
+    collection = open_collection(url)
+    chosen = current_choice(indexes_of(collection))
+    assert chosen is not None
+    (trial,) = [trial for trial in chosen["trials"] if trial.get("chosen")]
+    assert kept is None or trial["kept"] == kept
+    assert memory is None or all(t["bytes"] > memory for t in chosen["trials"] if not t["fits"])
+    for build in current_builds(indexes_of(collection)).values():
+        shard = Shard.load(collection, build, 0)
+        resident = getattr(shard.index, "bytes", build.bytes)
+        assert 0.8 * resident <= trial["bytes"] <= 1.5 * resident
+    assert choose_index(url, target_recall=0.95, memory=memory, actors=0) == {}
+    assert is_chosen(collection, 0.95, memory, 1) and not is_chosen(collection, 0.9, memory, 1)
+
+
+def test_a_row_does_not_lead_to_its_own_neighbours(url: str) -> None:
+    """Rows asked as queries are found as hard as queries from elsewhere: their own links are not followed."""
+    build = build_indexes(url, [Hnsw(links=8, ef_construction=40)], actors=0).get("hnsw")
+    collection = open_collection(url)
+    shard = Shard.load(collection, build or current_builds(indexes_of(collection))["hnsw"], 0)
+    from cluster.index_kind import Overrides
+
+    asked = Questions.of(collection)
+    with_links = asked.recall(shard.search(asked.queries, 11, Overrides(ef=12, refine=2))[1])
+    without = asked.recall(shard.search(asked.queries, 11, Overrides(ef=12, refine=2), own=asked.own)[1])
+    assert without < with_links
+
+
+def test_the_recipe_and_what_info_tells(tmp_path: Path) -> None:
+    """`index: {target_recall, memory}` chooses; `info` shows what was tried."""
+    vectors = clustered(5000, 32)
+    np.save(tmp_path / "v.npy", vectors)
+    body = {
+        "name": "v", "source": {"kind": "vectors", "path": str(tmp_path / "v.npy")},
+        "operators": [{"kind": "row_blocks"}, {"kind": "row_code"}, {"kind": "frame_encode", "coder": "rans"}],
+        "sink": {"path": str(tmp_path / "a")}, "index": {"target_recall": 0.9, "memory": "200MB"},
+    }  # fmt: skip
+    report = run_here(Recipe.model_validate_json(json.dumps(body)), indexes=True)
+    assert report.indexes == ("hnsw",)
+    assert run_here(Recipe.model_validate_json(json.dumps(body)), indexes=True).indexes == ()
+    said = CliRunner().invoke(app, ["info", report.url]).output
+    assert "tried for recall@10 of 0.9 in 200 MB" in said and "chosen" in said
+    told = json.loads(CliRunner().invoke(app, ["info", report.url, "--json"]).output)
+    assert told["chosen"]["memory"] == 200_000_000 and told["chosen"]["trials"][0]["recall"] >= 0.9
+
+
+def test_memory_is_for_auto_only(tmp_path: Path) -> None:
+    """A kind that is named has the memory that it has."""
+    body = {
+        "name": "v", "source": {"kind": "vectors", "path": "v.npy"},
+        "operators": [{"kind": "row_blocks"}, {"kind": "row_code"}, {"kind": "frame_encode"}],
+        "sink": {"path": "a"}, "index": {"kind": "hnsw", "memory": "200MB"},
+    }  # fmt: skip
+    with pytest.raises((HilbertflowError, ValueError), match="takes what memory it takes"):
+        Recipe.model_validate_json(json.dumps(body))

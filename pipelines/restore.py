@@ -17,7 +17,7 @@ from storage import archive
 from storage.collection import CollectionArchive
 from storage.fs import Location
 from storage.handle import Level
-from storage.model import ModelArchive
+from storage.model import ModelArchive, seen
 from storage.tensor_file import TensorFile, safetensors_header
 
 Tick = Callable[[int, int], None]
@@ -67,7 +67,7 @@ def _safetensors(handle: ModelArchive, level: Level, file: BinaryIO, tick: Tick 
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name in handle:
-        place = handle[name].place
+        place = seen(handle[name].place, level)
         header[name] = {
             "dtype": place.dtype, "shape": list(place.shape), "data_offsets": [offset, offset + place.nbytes]
         }  # fmt: skip

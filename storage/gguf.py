@@ -7,6 +7,7 @@ ggml-quants.c; dequantized here with the same single multiplications and additio
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -28,6 +29,8 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 20: ("IQ4_NL", 32, 18),
     23: ("IQ4_XS", 256, 136), 39: ("MXFP4", 32, 17),
 }  # fmt: skip
+DEQUANTIZED = ("Q8_0", "Q4_0", "Q4_1")
+"""Block formats whose values :func:`dequantize` knows."""
 # Type number of a metadata value -> bytes and struct letter; 8 is a string, 9 an array.
 _VALUES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 
@@ -195,10 +198,30 @@ def _stored(shape: tuple[int, ...], number: int, where: str) -> tuple[str, tuple
 
 def logical_shape(spec: TensorSpec) -> tuple[int, ...]:
     """Shape of the values that a tensor stands for; that of the spec itself when it is not block-quantized."""
-    if not spec.blocks:
-        return spec.shape
-    _, values, width = _block(spec.blocks)
-    return (*spec.shape[:-1], spec.shape[-1] // width * values)
+    return values_shape(spec.shape, spec.blocks) if spec.blocks else spec.shape
+
+
+def values_shape(stored: tuple[int, ...], blocks: str) -> tuple[int, ...]:
+    """Shape of the values of blocks, whose bytes the last axis of ``stored`` counts."""
+    _, values, width = _block(blocks)
+    return (*stored[:-1], stored[-1] // width * values)
+
+
+def block_size(blocks: str) -> tuple[int, int]:
+    """Values and bytes of a block."""
+    _, values, width = _block(blocks)
+    return values, width
+
+
+def dequantized(pieces: Iterable[npt.NDArray[np.uint8]], blocks: str) -> Iterator[npt.NDArray[np.float32]]:
+    """Values of blocks whose bytes come in consecutive pieces, cut anywhere."""
+    (_, width), left = block_size(blocks), b""
+    for piece in pieces:
+        data = left + piece.tobytes()
+        whole = len(data) // width * width
+        left = data[whole:]
+        if whole:
+            yield dequantize(data[:whole], blocks)
 
 
 def dequantize(data: bytes, blocks: str) -> npt.NDArray[np.float32]:

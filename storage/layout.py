@@ -34,6 +34,7 @@ class Placement:
     start: global position of its first word; plane ``start // side²``.
     words: how many words it takes (8-byte dtypes take two a value).
     opaque: exact at every level.
+    blocks: block format of a quantized tensor of a GGUF file, kept as the bytes (``U8``) it is; empty for others.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Placement:
     start: int
     words: int
     opaque: bool
+    blocks: str = ""
 
     @property
     def word(self) -> int:
@@ -136,7 +138,9 @@ class Layout:
                 yield tensor, a - tensor.start, a - low, b - a
 
     def table(self) -> pa.Table:
-        """The table of tensors as stored in ``tensors.parquet``."""
+        """The table of tensors as stored in ``tensors.parquet``; ``blocks`` where a tensor has any."""
+        blocks = [p.blocks for p in self.placements]
+        more = {"blocks": pa.array(blocks, pa.string())} if any(blocks) else {}
         return pa.table(
             {
                 "name": pa.array([p.name for p in self.placements], pa.string()),
@@ -146,31 +150,32 @@ class Layout:
                 "start": pa.array([p.start for p in self.placements], pa.int64()),
                 "words": pa.array([p.words for p in self.placements], pa.int64()),
                 "opaque": pa.array([p.opaque for p in self.placements], pa.bool_()),
+                **more,
             }
         )
 
 
 def place(tensors: pa.Table, side: int, per_unit: int) -> Layout:
-    """Lay out a sampled table of tensors (``name``, ``kind``, ``dtype``, ``shape``, ``keep``)."""
+    """Lay out a sampled table of tensors (``name``, ``kind``, ``dtype``, ``shape``, ``keep``; maybe ``blocks``)."""
     rows = tensors.to_pylist()
     names = [row["name"] for row in rows]
     if len(set(names)) < len(names):
         raise HilbertflowError("two tensors have the same name", remedy="rename one in the source")
-    grouped: dict[tuple[bool, str], list[tuple[str, str, tuple[int, ...]]]] = {}
+    grouped: dict[tuple[bool, str], list[tuple[str, str, tuple[int, ...], str]]] = {}
     for row in rows:
         shape = (row["keep"], *row["shape"][1:]) if row["shape"] else ()
         size = int(np.prod(shape, dtype=np.int64))
         opaque = not dtype_info(row["dtype"]).lossy or size < SMALL
-        grouped.setdefault((opaque, row["dtype"]), []).append((row["name"], row["kind"], shape))
+        grouped.setdefault((opaque, row["dtype"]), []).append((row["name"], row["kind"], shape, row.get("blocks", "")))
     area, placements, groups, plane = side * side, [], [], 0
     for (opaque, dtype), members in sorted(grouped.items()):
         plane = -(-plane // per_unit) * per_unit
         position = first = plane * area
-        for name, kind, shape in members:
+        for name, kind, shape, blocks in members:
             align = 1 if opaque else side
             position = -(-position // align) * align
             words = int(np.prod(shape, dtype=np.int64)) * max(1, dtype_info(dtype).width // 4)
-            placements.append(Placement(name, dtype, shape, kind, position, words, opaque))
+            placements.append(Placement(name, dtype, shape, kind, position, words, opaque, blocks))
             position += words
         count = -(-(position - first) // area)
         if count:
@@ -182,9 +187,10 @@ def place(tensors: pa.Table, side: int, per_unit: int) -> Layout:
 def from_table(table: pa.Table, side: int, per_unit: int) -> Layout:
     """The layout that :meth:`Layout.table` describes."""
     placements = tuple(
-        Placement(r["name"], r["dtype"], tuple(r["shape"]), r["kind"], r["start"], r["words"], r["opaque"])
+        Placement(r["name"], r["dtype"], tuple(r["shape"]), r["kind"], r["start"], r["words"], r["opaque"],
+                  r.get("blocks", ""))
         for r in table.to_pylist()
-    )
+    )  # fmt: skip
     groups: list[Group] = []
     area = side * side
     for p in placements:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from math import prod
+from operator import itemgetter
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +22,7 @@ from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
 from operators.vector_code import VectorLadder
 from storage import code_arrays, lineage, plane_reader
+from storage.gguf import DEQUANTIZED, block_size, dequantized, values_shape
 from storage.handle import Archive, Level, read_table
 from storage.layout import Layout, Placement, from_table
 from storage.lineage import Link
@@ -126,6 +130,15 @@ class ModelArchive(Archive):
 
     def pieces(self, level: Level) -> Iterator[tuple[Placement, npt.NDArray[Any]]]:
         """All tensors in order of position, in consecutive pieces of words or float32 values; each plane read once."""
+        for stored, parts in groupby(self._stored(level), key=itemgetter(0)):
+            place = seen(stored, level)
+            if place is stored:
+                yield from parts
+            else:
+                for values in dequantized((piece for _, piece in parts), stored.blocks):
+                    yield place, values
+
+    def _stored(self, level: Level) -> Iterator[tuple[Placement, npt.NDArray[Any]]]:
         placements = iter(self.layout.placements)
         tensor, area = next(placements, None), self.layout.area
         for group in self.layout.groups:
@@ -138,6 +151,14 @@ class ModelArchive(Archive):
                     if tensor.start + tensor.words > high:
                         break
                     tensor = next(placements, None)
+
+
+def seen(place: Placement, level: Level) -> Placement:
+    """A tensor as it reads at a level: below the exact one, quantized blocks are the float32 values they stand for."""
+    if level == "exact" or place.blocks not in DEQUANTIZED:
+        return place
+    shape = values_shape(place.shape, place.blocks)
+    return replace(place, dtype="F32", shape=shape, words=prod(shape))
 
 
 @dataclass(frozen=True)
@@ -167,30 +188,45 @@ class Tensor:
         """The tensor, or some leading rows (step 1), as an array.
 
         Level ``exact`` gives the source's dtype (bfloat16 and float8 through ``ml_dtypes``), other levels float32;
-        without a level the finest one. Opaque tensors (small ones, integers) give their own dtype at every level.
+        without a level the finest one. Opaque tensors (small ones, integers) give their own dtype at every level, and
+        quantized blocks of a GGUF file their bytes at level ``exact``, their values at others.
         """
         level = self.archive.check_level(self.archive.levels[-1] if level is None else level)
-        first, stop, shape = self._rows(rows)
-        per_row = self.place.words // max(1, self.shape[0]) if self.shape else self.place.words
+        place = seen(self.place, level)
+        first, stop, shape = _rows(place, rows)
+        per_row = place.words // max(1, place.shape[0]) if place.shape else place.words
         parts = list(self.chunks(level, first * per_row, stop * per_row))
-        flat = np.concatenate(parts) if parts else np.empty(0, f"u{self.place.word}")
-        if level != "exact" and not self.place.opaque:
+        flat = np.concatenate(parts) if parts else np.empty(0, f"u{place.word}")
+        if level != "exact" and not place.opaque:
             return flat.astype(np.float32, copy=False).reshape(shape)
-        return flat.view(NUMPY[self.dtype]).reshape(shape)
+        return flat.view(NUMPY[place.dtype]).reshape(shape)
 
     def as_bytes(self, level: Level = "exact") -> Iterator[bytes]:
         """The tensor in its own dtype as consecutive pieces; levels below exact are rounded to that dtype."""
-        for part in self.chunks(level, 0, self.place.words):
-            lossy = level != "exact" and not self.place.opaque
-            yield (round_to(part, self.dtype) if lossy else part).tobytes()
+        place = seen(self.place, level)
+        for part in self.chunks(level, 0, place.words):
+            lossy = level != "exact" and not place.opaque
+            yield (round_to(part, place.dtype) if lossy else part).tobytes()
 
     def values(self, level: Level, most: int | None = None) -> Iterator[npt.NDArray[np.float32]]:
         """Consecutive pieces as float32, of all values or the first ``most``; for float dtypes only."""
-        for part in self.chunks(level, 0, self.place.words if most is None else most):
-            yield part if part.dtype == np.float32 else to_float32(part, self.dtype)
+        place = seen(self.place, level)
+        for part in self.chunks(level, 0, place.words if most is None else most):
+            yield part if part.dtype == np.float32 else to_float32(part, place.dtype)
 
     def chunks(self, level: Level, low: int, high: int) -> Iterator[npt.NDArray[Any]]:
         """Words or float32 values ``low … high - 1`` of the tensor, plane by plane."""
+        if seen(self.place, level) is self.place:
+            yield from self._words(level, low, high)
+            return
+        values, width = block_size(self.place.blocks)
+        first, last = low // values, -(-high // values)
+        at = first * values
+        for part in dequantized(self._words(level, first * width, last * width), self.place.blocks):
+            yield part[max(low - at, 0) : high - at]
+            at += part.size
+
+    def _words(self, level: Level, low: int, high: int) -> Iterator[npt.NDArray[Any]]:
         if low >= high:
             return
         area = self.archive.layout.area
@@ -199,12 +235,13 @@ class Tensor:
             base = plane * area
             yield values[max(begin - base, 0) : min(end - base, area)]
 
-    def _rows(self, rows: slice | None) -> tuple[int, int, tuple[int, ...]]:
-        if rows is None or not self.shape:
-            length = self.shape[0] if self.shape else 1
-            return 0, length, self.shape
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise HilbertflowError("rows are read with step 1", where=self.place.name)
-        stop = max(start, stop)
-        return start, stop, (stop - start, *self.shape[1:])
+
+def _rows(place: Placement, rows: slice | None) -> tuple[int, int, tuple[int, ...]]:
+    if rows is None or not place.shape:
+        length = place.shape[0] if place.shape else 1
+        return 0, length, place.shape
+    start, stop, step = rows.indices(place.shape[0])
+    if step != 1:
+        raise HilbertflowError("rows are read with step 1", where=place.name)
+    stop = max(start, stop)
+    return start, stop, (stop - start, *place.shape[1:])

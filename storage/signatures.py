@@ -22,7 +22,7 @@ from operators.floats import dtype_info, to_float32
 from operators.signature import Collector, Signature, TensorSketch
 from operators.sketch import MOMENTS, PROBES, Matrix, Sums, anchors, sums
 from storage.checkpoint import Checkpoint
-from storage.gguf import BLOCKS, dequantize, logical_shape
+from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
 from storage.model import ModelArchive
 from storage.tensors import TensorSpec
 
@@ -32,7 +32,6 @@ TOKENS = 4096
 """The anchors are made of the embeddings of so many tokens."""
 LEAST = 8
 """Matrices with a shorter side have no sketch."""
-_READABLE_BLOCKS = ("Q8_0", "Q4_0", "Q4_1")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def shape_of(spec: TensorSpec) -> tuple[int, ...] | None:
     if len(shape) < 2 or min(shape[0], prod(shape[1:])) < LEAST:
         return None
     if spec.blocks:
-        return shape if spec.blocks in _READABLE_BLOCKS else None
+        return shape if spec.blocks in DEQUANTIZED else None
     return shape if dtype_info(spec.dtype).lossy or spec.dtype == "I8" else None
 
 

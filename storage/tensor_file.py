@@ -15,7 +15,8 @@ import numpy as np
 from operators.errors import HilbertflowError
 from operators.floats import round_to, to_float32
 from storage.handle import Level
-from storage.model import NUMPY, Tensor
+from storage.layout import Placement
+from storage.model import NUMPY, Tensor, seen
 
 Format = Literal["safetensors", "npy"]
 
@@ -37,20 +38,25 @@ class TensorFile:
 
     def __post_init__(self) -> None:
         self.tensor.archive.check_level(self.level)
-        rows = self.tensor.shape[0] if self.tensor.shape else 1
+        rows = self.place.shape[0] if self.place.shape else 1
         stop = rows if self.stop is None else self.stop
-        if not 0 <= self.start <= stop <= rows or (not self.tensor.shape and (self.start, stop) != (0, 1)):
+        if not 0 <= self.start <= stop <= rows or (not self.place.shape and (self.start, stop) != (0, 1)):
             raise HilbertflowError(
-                f"rows {self.start} to {stop} of {rows}", where=self.tensor.place.name, remedy=f"ask for 0:{rows}"
+                f"rows {self.start} to {stop} of {rows}", where=self.place.name, remedy=f"ask for 0:{rows}"
             )
         object.__setattr__(self, "stop", stop)
+
+    @cached_property
+    def place(self) -> Placement:
+        """The tensor as it reads at the level."""
+        return seen(self.tensor.place, self.level)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what the file holds."""
-        if not self.tensor.shape:
+        if not self.place.shape:
             return ()
-        return (int(self.stop or 0) - self.start, *self.tensor.shape[1:])
+        return (int(self.stop or 0) - self.start, *self.place.shape[1:])
 
     @cached_property
     def header(self) -> bytes:
@@ -62,7 +68,7 @@ class TensorFile:
             }  # fmt: skip
             np.lib.format.write_array_header_1_0(out, described)
             return out.getvalue()
-        place = self.tensor.place
+        place = self.place
         entry = {"dtype": place.dtype, "shape": list(self.shape), "data_offsets": [0, self._words * place.word]}
         return safetensors_header({place.name: entry})
 
@@ -87,7 +93,7 @@ class TensorFile:
 
     def _pieces(self, first: int, last: int) -> Iterator[bytes]:
         """Values first … last - 1 of the chosen rows."""
-        place = self.tensor.place
+        place = self.place
         lossy = self.level != "exact" and not place.opaque
         base = self.start * self._per_row
         for part in self.tensor.chunks(self.level, base + first, base + last):
@@ -100,16 +106,16 @@ class TensorFile:
 
     @property
     def _unnamed(self) -> bool:
-        return self.tensor.dtype.startswith(("BF", "F8"))
+        return self.place.dtype.startswith(("BF", "F8"))
 
     @property
     def _npy(self) -> np.dtype[Any]:
-        lossy = self.level != "exact" and not self.tensor.place.opaque
-        return np.dtype(np.float32) if lossy or self._unnamed else np.dtype(NUMPY[self.tensor.dtype])
+        lossy = self.level != "exact" and not self.place.opaque
+        return np.dtype(np.float32) if lossy or self._unnamed else np.dtype(NUMPY[self.place.dtype])
 
     @property
     def _per_row(self) -> int:
-        return self.tensor.place.words // max(1, self.tensor.shape[0]) if self.tensor.shape else self.tensor.place.words
+        return self.place.words // max(1, self.place.shape[0]) if self.place.shape else self.place.words
 
     @property
     def _words(self) -> int:
@@ -118,7 +124,7 @@ class TensorFile:
     @property
     def _width(self) -> int:
         """Bytes of one word in the file: 8-byte dtypes take two words a value."""
-        place = self.tensor.place
+        place = self.place
         lossy = self.level != "exact" and not place.opaque
         return 4 if self.format == "npy" and (lossy or self._unnamed) else place.word
 

@@ -10,9 +10,10 @@ from typing import Any
 from fastapi import Request
 
 from cluster.config import Limits
+from cluster.media import JSON
 from cluster.metrics import Metrics
 from cluster.problems import Refused
-from cluster.wire import JSON, OUTPUTS
+from cluster.wire import OUTPUTS
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

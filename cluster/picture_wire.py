@@ -17,7 +17,6 @@ from cluster.problems import Refused
 from operators.errors import HilbertflowError
 from operators.pictures import measured
 
-FORM, JPEG, PNG = "multipart/form-data", "image/jpeg", "image/png"
 FIELDS, FIELD_BYTES = 32, 1 << 16
 
 

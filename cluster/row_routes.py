@@ -9,11 +9,12 @@ import pyarrow as pa
 from fastapi import FastAPI, Header, Query, Request
 
 from cluster.http_edge import whole_body
+from cluster.media import ARROW, JSON
 from cluster.problems import RESPONSES, Refused
 from cluster.row_wire import DeleteRequest, RowsRequest, Written, parse_rows
 from cluster.search_route import Collection
 from cluster.services import Services
-from cluster.wire import ARROW, JSON, json_model
+from cluster.wire import json_model
 
 Key = Annotated[
     str | None,

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.wire import JSON, arrow_table, base64_bytes, floats, json_model, strings, vector_column
+from cluster.media import JSON
+from cluster.wire import arrow_table, base64_bytes, floats, json_model, strings, vector_column
 from operators.errors import HilbertflowError
 
 Ids = list[str]

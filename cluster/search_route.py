@@ -8,14 +8,11 @@ from fastapi import FastAPI, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
 from cluster.http_edge import accepted, whole_body
-from cluster.picture_wire import FORM, JPEG, PNG, read_form
+from cluster.media import ARROW, FLOATS, FORM, JPEG, JSON, NDJSON, PNG
+from cluster.picture_wire import read_form
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 from cluster.wire import (
-    ARROW,
-    FLOATS,
-    JSON,
-    NDJSON,
     Asked,
     SearchOptions,
     SearchRequest,

@@ -23,12 +23,11 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from cluster.media import ARROW, FLOATS, JSON, NDJSON
 from cluster.query import MAX_K, Query
 from cluster.results import Results
 from operators.errors import HilbertflowError
 
-JSON, NDJSON = "application/json", "application/x-ndjson"
-ARROW, FLOATS = "application/vnd.apache.arrow.stream", "application/octet-stream"
 OUTPUTS = (JSON, NDJSON, ARROW)
 
 M = TypeVar("M", bound=BaseModel)

@@ -20,7 +20,7 @@ import yaml
 
 from cluster.build import build_indexes
 from cluster.engine import SearchEngine
-from cluster.wire import ARROW, FLOATS
+from cluster.media import ARROW, FLOATS
 from pipelines.bench.collections import archived
 from pipelines.bench.datasets import Dataset, cache_dir, load
 from pipelines.bench.http_field import BATCH, CLIENTS, K, Seen, Target, asked, free_port, in_turns, server

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.wire import FLOATS, JSON
+from cluster.media import FLOATS, JSON
 from pipelines import console
 from pipelines.bench.datasets import Dataset
 from pipelines.bench.http_field import BATCH, K, Target, free_port, script, server

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+import time
 from contextlib import ExitStack
 from typing import Any
 
-from cluster.wire import FLOATS
+import httpx
+
+from cluster.media import FLOATS
 from operators.errors import HilbertflowError
 from pipelines.bench.http_field import CLIENTS, Seen, Target, asked, free_port, script, server
 from pipelines.bench.report import Table
@@ -28,10 +32,10 @@ def ways(seconds: float) -> Table:
         with ExitStack() as stack:
             try:
                 target = echo(way, stack, b"x" * BYTES)
+                seen = [_echoed(way, target, clients, seconds) for clients in (1, CLIENTS)]
             except HilbertflowError as error:
                 rows.append((name, None, None, None, None, error.what))
                 continue
-            seen = [_echoed(way, target, clients, seconds) for clients in (1, CLIENTS)]
         rates[way] = seen[1].rate
         rows.append((name, *(f"{s.rate:,.0f}" for s in seen), *(f"{s.p50:.2f} / {s.p99:.2f}" for s in seen), ""))
     best = max(rates, key=lambda way: rates[way])
@@ -47,7 +51,21 @@ def echo(way: str, stack: ExitStack, body: bytes) -> Target:
     """Start one, to be asked with this body."""
     port = free_port(2)
     stack.enter_context(server(script("echo_server.py", way, port), "ready"))
+    if way != "grpc":
+        _await_echo(port)
     return Target(f"echo, {way}", port, "/", {"Content-Type": FLOATS}, (body,))
+
+
+def _await_echo(port: int, patience: float = 30.0) -> None:
+    """Until it answers: HAProxy is started over when it learns of a replica."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.post(f"http://127.0.0.1:{port}/", content=b"x", trust_env=False, timeout=5).status_code == 200:
+                time.sleep(1)
+                return
+        time.sleep(0.2)
+    raise HilbertflowError("does not answer", where=f"port {port}")
 
 
 def _echoed(way: str, target: Target, clients: int, seconds: float) -> Seen:

@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +101,76 @@ def test_refusals_reach_the_client(service: serving.Running) -> None:
                 client.search("apart", QUERIES, **options)  # type: ignore[arg-type]
         with pytest.raises(HilbertflowError, match="there is no collection"):
             client.search("nothing", QUERIES)
-        with pytest.raises(HilbertflowError, match="either vectors or texts"):
+        with pytest.raises(HilbertflowError, match="one of vectors, texts and images"):
             client.search("here")
     with pytest.raises(HilbertflowError, match="does not answer"), Client("http://127.0.0.1:9", timeout=1) as nobody:
         nobody.collections()
+
+
+def test_the_client_changes_rows_and_sees_them(service: serving.Running, tmp_path: Path) -> None:
+    """Put in, found with its metadata, deleted, by both clients; an answer that got lost is asked for again."""
+    url = archive_vectors(tmp_path, clustered(200, DIM), "ip", {"lines": np.arange(200)})
+    running = serving.start({"collections": [{"name": "rows", "url": url}], "port": 0})
+    spot = np.full((1, DIM), 30, np.float32)
+    try:
+        with Client(running.url) as client:
+            assert client.upsert("rows", ["new"], spot, metadata={"lines": [7]}) == 1
+            found = client.search("rows", spot, k=2, metadata=True)
+            assert found.ids[0][0] == "new" and found.metadata is not None
+            assert found.metadata[0][0] == {"lines": 7}
+            assert client.search("rows", spot, k=2).metadata is None
+            with pytest.raises(HilbertflowError, match="exists"):
+                client.upsert("rows", ["row-3"], spot, op="append")
+        with lossy(running.url, answers_lost=2) as (address, taken), Client(address) as client:
+            assert client.upsert("rows", ["late"], spot + 1) == 2  # done once, though it was sent three times
+            assert taken() == 3
+        assert [item["rows_version"] for item in Client(running.url).collections()] == [2]
+
+        async def run() -> None:
+            async with AsyncClient(running.url) as client:
+                assert await client.delete("rows", ["late"]) == 3
+                assert (await client.search("rows", spot, k=1)).ids == [["new"]]
+            with lossy(running.url, answers_lost=1) as (address, _):
+                async with AsyncClient(address) as client:
+                    assert (await client.search("rows", spot, k=1)).ids == [["new"]]
+
+        asyncio.run(run())
+    finally:
+        running.stop()
+
+
+@contextmanager
+def lossy(url: str, answers_lost: int) -> Iterator[tuple[str, Callable[[], int]]]:
+    """A way to the service that hands requests on but loses the first answers; also how many requests it took."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    listening = socket.create_server(("127.0.0.1", 0))
+    taken = 0
+
+    def forward() -> None:
+        nonlocal taken
+        while True:
+            try:
+                client, _ = listening.accept()
+            except OSError:
+                return
+            taken += 1
+            with client, socket.create_connection((host, int(port))) as service:
+                client.settimeout(0.3)
+                with suppress(TimeoutError):
+                    while piece := client.recv(65536):
+                        service.sendall(piece)
+                answer = service.recv(1 << 20)
+                if taken > answers_lost:
+                    client.sendall(answer)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", lambda: taken
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(5)
 
 
 def test_many_clients_at_once(service: serving.Running, engine: SearchEngine) -> None:
@@ -160,6 +228,8 @@ def test_words_and_pictures_are_encoded_by_the_service(ray_session: None, tmp_pa
         with httpx.Client(base_url=running.url, trust_env=False, timeout=60) as http:
             reply = http.post("/v1/collections/photos/search", files={"image": ("a.png", files[4])}, data={"k": "1"})
             assert reply.json()["results"][0]["ids"] == ["row-4"], reply.text
+            with Client(running.url) as client:
+                assert client.search("photos", images=files[:2], k=1).ids == [["row-0"], ["row-1"]]
             body = {"images": [base64.b64encode(files[2]).decode()], "k": 1}
             assert http.post("/v1/collections/photos/search", json=body).json()["results"][0]["ids"] == ["row-2"]
             words = http.post("/v1/collections/photos/search", json={"texts": ["red shoe"], "k": 1})

@@ -29,6 +29,7 @@ from cluster.results import Results
 from operators.errors import HilbertflowError
 
 OUTPUTS = (JSON, NDJSON, ARROW)
+PIECE = 1 << 16  # bytes of lines that are sent together
 
 M = TypeVar("M", bound=BaseModel)
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -168,8 +169,14 @@ def render(kind: str, results: Results, metadata: list[list[Any]] | None, explai
         for i in range(len(rows))
     )  # fmt: skip
     if kind == NDJSON:
+        held, size = [], 0
         for hit in hits:
-            yield _json(hit) + b"\n"
+            held.append(_json(hit) + b"\n")
+            size += len(held[-1])
+            if size >= PIECE:
+                yield b"".join(held)
+                held, size = [], 0
+        yield b"".join(held)
         return
     yield _json({"results": list(hits)})
 

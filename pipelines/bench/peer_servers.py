@@ -4,8 +4,7 @@ Chroma's own HTTP server, filled through its client; LanceDB behind the least Fa
 `ready PORT NAME` when it answers and serves until its standard input ends. HNSW as ours is built: M 16, ef 200.
 """
 
-from __future__ import annotations
-
+# No postponed annotations: FastAPI reads those of a route that is made inside a function.
 import asyncio
 import subprocess
 import sys

@@ -70,7 +70,7 @@ def _chroma(port: int, collection: str, process: subprocess.Popen[str], data: Da
         process.stdin.flush()
         process.stdout.readline()
         reply = httpx.post(f"http://127.0.0.1:{port}{path}", content=body(data.test), headers=headers, timeout=300,
-                           trust_env=False)  # fmt: skip
+                           trust_env=False).raise_for_status()  # fmt: skip
         return data.recall(np.array([[int(name) for name in some] for some in reply.json()["ids"]]), K)
 
     headers = {"Content-Type": JSON}
@@ -86,7 +86,7 @@ def _lance(port: int, data: Dataset) -> Peer:
         reply = httpx.post(
             f"http://127.0.0.1:{port}{path(setting)}", content=data.test.astype("<f4").tobytes(), timeout=300,
             trust_env=False,
-        )  # fmt: skip
+        ).raise_for_status()  # fmt: skip
         table = pa.ipc.open_stream(reply.content).read_all()
         ids, numbers = table.column("id").to_numpy(), table.column("query_index").to_numpy()
         found = np.full((len(data.test), K), -1, np.int64)
@@ -98,7 +98,7 @@ def _lance(port: int, data: Dataset) -> Peer:
     def path(setting: tuple[int, int]) -> str:
         return f"/search?k={K}&ef={setting[0]}&refine={setting[1]}"
 
-    settings = [(ef, refine) for ef in EFS for refine in (0, 2)]
+    settings = [(ef, refine) for ef in EFS for refine in (0, 2) if ef >= K * refine]
     best, reached = settings[-1], 0.0
     for setting in settings:
         best, reached = setting, recall(setting)

@@ -31,7 +31,7 @@ from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from tests.collection_fixtures import archive_vectors, clustered
 from tests.model_fixtures import clip
-from tests.pictures import png
+from tests.pictures import bomb, png
 
 ROWS, DIM = 2000, 16
 QUERIES = clustered(20, DIM, seed=9)
@@ -234,6 +234,8 @@ def test_words_and_pictures_are_encoded_by_the_service(ray_session: None, tmp_pa
             assert http.post("/v1/collections/photos/search", json=body).json()["results"][0]["ids"] == ["row-2"]
             words = http.post("/v1/collections/photos/search", json={"texts": ["red shoe"], "k": 1})
             assert words.json()["results"][0]["ids"] == ["row-6"]
+            bombed = http.post("/v1/collections/photos/search", files={"image": ("a.png", bomb(30_000, 3000))})
+            assert (bombed.status_code, "pixels" in bombed.json()["detail"]) == (413, True)
             broken = http.post("/v1/collections/photos/search", files={"image": ("a.png", files[4][:200])})
             assert (broken.status_code, broken.json()["where"]) == (422, "images.0")
             assert http.post("/v1/collections/plain/search", json=body).status_code == 422

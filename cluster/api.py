@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from cluster.collection_routes import collection_routes
 from cluster.http_edge import Counted
 from cluster.model_routes import model_routes
+from cluster.openapi import describe
 from cluster.page.routes import page_routes
 from cluster.problems import RESPONSES, install
 from cluster.row_routes import row_routes
@@ -36,7 +37,9 @@ class Ready(BaseModel):
     """Whether every shard group of every collection answers."""
 
     ready: bool = Field(description="True when none is missing.")
-    missing_groups: dict[str, list[int]] = Field(description="Numbers of the groups that do not answer, by collection.")
+    missing_groups: dict[str, list[int]] = Field(
+        description="Numbers of the groups that do not answer, by collection.", examples=[{"docs": [1]}]
+    )
 
 
 def build_api(services: Services) -> FastAPI:
@@ -60,6 +63,7 @@ def build_api(services: Services) -> FastAPI:
     model_routes(app, services)
     _state_routes(app, services)
     page_routes(app, services)
+    describe(app, services)
     return app
 
 

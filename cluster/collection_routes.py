@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster import thumbnails
 from cluster.problems import RESPONSES, Refused
@@ -19,6 +19,13 @@ from storage.id_index import NO_ROW
 class IndexAbout(BaseModel):
     """An index over a collection."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"build": "hnsw-3f9c01d2", "shards": 2, "bytes": 6_291_456, "settings": {"ef": 48},
+                        "recall_at_10": 0.966}
+        }
+    )  # fmt: skip
+
     build: str = Field(description="Name of the build.")
     shards: int = Field(description="Files that it is made of; each can be searched in a process of its own.")
     bytes: int = Field(description="Bytes of its files.")
@@ -28,6 +35,16 @@ class IndexAbout(BaseModel):
 
 class CollectionAbout(BaseModel):
     """A served collection."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "name": "docs", "count": 4000, "dim": 384, "metric": "cosine", "tiers": ["exact", "hnsw"],
+                "tier": "auto", "groups": 1, "fingerprint": "5a1e0c3b9d", "version": "5a1e0c3b9d+hnsw-3f9c01d2",
+                "rows_version": 0, "indexes": {}, "columns": {"package": "string", "lines": "int64"},
+            }
+        }
+    )  # fmt: skip
 
     name: str = Field(description="Its name here.", examples=["docs"])
     count: int = Field(description="Rows.")
@@ -53,7 +70,7 @@ class Reloaded(BaseModel):
     """What a reload did."""
 
     swapped: bool = Field(description="True when another version answers now than before.")
-    version: str = Field(description="The version that answers now.")
+    version: str = Field(description="The version that answers now.", examples=["5a1e0c3b9d+hnsw-3f9c01d2"])
 
 
 RowId = Annotated[str, Path(max_length=10_000, description="Id of a row.", examples=["cats/001.jpg#0"])]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.models import MEDIA, ModelService
 from cluster.nearest_models import index_of, nearest
@@ -21,7 +21,9 @@ KEPT = {"Cache-Control": "private, max-age=3600"}
 PIECE = 1 << 20  # a tensor goes out in pieces of about this many bytes, each decoded when the last one was taken
 
 Name = Annotated[str, Path(description="Name of the model, as `GET /v1/models` lists it.", examples=["minilm"])]
-TensorName = Annotated[str, Path(description="Name of the tensor, as the checkpoint spells it.")]
+TensorName = Annotated[
+    str, Path(description="Name of the tensor, as the checkpoint spells it.", examples=["embeddings.LayerNorm.bias"])
+]
 LevelName = Annotated[
     str,
     Query(
@@ -45,8 +47,22 @@ Kind = Annotated[
 ]
 
 
+_MODEL: dict[str, Any] = {
+    "name": "minilm", "tensors": 104, "parameters": 22_713_728, "dtypes": ["F32", "I64"],
+    "source_bytes": 90_864_192, "archive_bytes": 74_200_000, "fingerprint": "c2a7d41f08",
+    "levels": ["0", "1", "exact"], "level_bytes": {"level0": 9_590_000, "level1": 13_000_000, "exact": 51_600_000},
+    "quality": {"level0": 20.1, "level1": 45.7},
+}  # fmt: skip
+_TENSOR: dict[str, Any] = {
+    "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
+    "bytes": 589_824, "exact_at_every_level": False,
+}  # fmt: skip
+
+
 class ModelAbout(BaseModel):
     """An archived model."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _MODEL})
 
     name: str = Field(description="Its name here.", examples=["minilm"])
     tensors: int = Field(description="How many tensors it has.")
@@ -69,6 +85,8 @@ class ModelList(BaseModel):
 class TensorAbout(BaseModel):
     """One tensor."""
 
+    model_config = ConfigDict(json_schema_extra={"example": _TENSOR})
+
     name: str = Field(description="As the checkpoint spells it.")
     kind: str = Field(description="embedding, attention, mlp, norm, head or other.")
     dtype: str = Field(description="In the spelling of safetensors.")
@@ -79,6 +97,8 @@ class TensorAbout(BaseModel):
 
 class ModelWhole(ModelAbout):
     """An archived model with its tensors."""
+
+    model_config = ConfigDict(json_schema_extra={"example": _MODEL | {"tensor_list": [_TENSOR]}})
 
     tensor_list: list[TensorAbout] = Field(description="In order of position.")
 

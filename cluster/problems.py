@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from cluster.service import Unavailable
@@ -20,6 +20,15 @@ MEDIA = "application/problem+json"
 
 class Problem(BaseModel):
     """What an error answer holds (RFC 9457)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "about:blank", "title": "Unprocessable Entity", "status": 422,
+                "detail": "unknown tier 'warm'", "where": "search", "remedy": "choose exact or cold or ivfpq or hnsw",
+            }
+        }
+    )  # fmt: skip
 
     type: str = Field(default="about:blank", description="Always about:blank: the status says it all.")
     title: str = Field(description="The status in words.")

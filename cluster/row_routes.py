@@ -22,6 +22,7 @@ Key = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
+        examples=["import-2026-01-31/17"],
         description="Any text of your own: the same key and content sent again change nothing.",
     ),
 ]
@@ -38,7 +39,10 @@ _PUT = {
         ARROW: {"schema": _STREAM},
     },
 }
-_DELETE = {"required": False, "content": {JSON: {"schema": DeleteRequest.model_json_schema()}}}
+_DELETE = {
+    "required": False,
+    "content": {JSON: {"schema": DeleteRequest.model_json_schema(), "example": {"ids": ["a"]}}},
+}
 
 
 def row_routes(app: FastAPI, services: Services) -> None:
@@ -77,7 +81,9 @@ def row_routes(app: FastAPI, services: Services) -> None:
     )  # fmt: skip
     async def delete(
         c: Collection, request: Request, key: Key = None,
-        id: Annotated[list[str] | None, Query(description="Ids to delete; or send them in the body.")] = None,
+        id: Annotated[
+            list[str] | None, Query(description="Ids to delete; or send them in the body.", examples=[["a", "b"]])
+        ] = None,
     ) -> Written:  # fmt: skip
         """By id, in the address or in a JSON body; an id that does not exist is no error. Needs the scope write."""
         services.changeable(request, c)

@@ -26,10 +26,14 @@ class RowsRequest(BaseModel):
     )
     ids: Ids = Field(description="Ids, each once, 1 to 10,000 characters.", min_length=1, examples=[["a", "b"]])
     vectors: list[list[float]] | str | None = Field(
-        default=None, description="A vector a row: arrays of numbers, or base64 of little-endian float32, all in one."
+        default=None,
+        examples=[[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]],
+        description="A vector a row: arrays of numbers, or base64 of little-endian float32, all in one.",
     )
     texts: list[str] | None = Field(
-        default=None, description="A text a row, which the service's encoder turns into the vector."
+        default=None,
+        examples=[["first text", "second text"]],
+        description="A text a row, which the service's encoder turns into the vector.",
     )
     metadata: dict[str, list[Any]] = Field(
         default_factory=dict, description="Metadata columns by name; those left out are null.",
@@ -48,8 +52,10 @@ class DeleteRequest(BaseModel):
 class Written(BaseModel):
     """What a change did. It is on durable storage, and every later search through this service sees it."""
 
-    version: int = Field(description="Version of the rows from now on. A search may ask for it with `version`.")
-    rows: int = Field(description="How many ids the change named.")
+    version: int = Field(
+        description="Version of the rows from now on. A search may ask for it with `version`.", examples=[17]
+    )
+    rows: int = Field(description="How many ids the change named.", examples=[2])
     repeated: bool = Field(description="True when this Idempotency-Key had been accepted before; nothing changed now.")
 
 

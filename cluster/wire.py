@@ -53,13 +53,21 @@ class SearchOptions(BaseModel):
         default=None, examples=[0.8],
         description="Only rows of at least this similarity (ip, cosine), or within this squared distance (l2).",
     )  # fmt: skip
-    nprobe: Whole | None = Field(default=None, le=1_000_000, description="Inverted lists read (tiers ivfpq and cold).")
-    ef: Whole | None = Field(default=None, le=1_000_000, description="Width of the graph search (tier hnsw).")
-    refine: Whole | None = Field(
-        default=None, le=1_000_000, description="Candidates re-ranked, as a multiple of k (tiers ivfpq and cold)."
+    nprobe: Whole | None = Field(
+        default=None, le=1_000_000, examples=[16], description="Inverted lists read (tiers ivfpq and cold)."
     )
+    ef: Whole | None = Field(
+        default=None, le=1_000_000, examples=[64], description="Width of the graph search in rows (tier hnsw)."
+    )
+    refine: Whole | None = Field(
+        default=None, le=1_000_000, examples=[4],
+        description="Candidates re-ranked, as a multiple of k (tiers ivfpq and cold).",
+    )  # fmt: skip
     level: Annotated[int, Field(strict=True, ge=0)] | None = Field(
-        default=None, le=64, description="Finest level read; the one behind the last lossy one is exact (tier cold)."
+        default=None,
+        le=64,
+        examples=[1],
+        description="Finest level read; the one behind the last lossy one is exact (tier cold).",
     )
     version: int = Field(
         default=0, ge=0, le=1 << 62, strict=True,
@@ -79,6 +87,7 @@ class SearchRequest(SearchOptions):
 
     vectors: list[list[float]] | str | None = Field(
         default=None,
+        examples=[[[0.1, 0.2, 0.3]], "zczMPc3MTD6amZk+"],
         description="Query vectors: arrays of numbers, or base64 of little-endian float32, one after another.",
     )
     texts: list[str] | None = Field(
@@ -87,12 +96,22 @@ class SearchRequest(SearchOptions):
     )  # fmt: skip
     images: list[str] | None = Field(
         default=None,
+        examples=[["iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="]],
         description="JPEG or PNG files in base64, which the service's encoder turns into vectors (CLIP models only).",
     )
 
 
 class Hits(BaseModel):
     """The answer to one query, best first; all lists have the same length."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "ids": ["numpy.linalg.svd", "torch.svd"], "scores": [0.7108, 0.6918], "rows": [411, 2093],
+                "metadata": [{"package": "numpy"}, {"package": "torch"}], "partial": False, "explain": None,
+            }
+        }
+    )  # fmt: skip
 
     ids: list[str | int | None] = Field(description="Row ids.")
     scores: list[float | None] = Field(
@@ -107,7 +126,7 @@ class Hits(BaseModel):
 class SearchResponse(BaseModel):
     """One entry a query, in the order asked."""
 
-    results: list[Hits]
+    results: list[Hits] = Field(description="One entry a query.")
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ _TENSOR: dict[str, Any] = {
     "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
     "bytes": 589_824, "exact_at_every_level": False,
 }  # fmt: skip
+_NEAR: dict[str, Any] = {
+    "name": "minilm-ft", "score": 0.993, "distance": 0.08, "layers": 6, "parameters": 22_713_728,
+    "by_kind": {"attention": 0.991, "mlp": 0.98},
+}  # fmt: skip
 
 
 class ModelAbout(BaseModel):
@@ -106,6 +110,8 @@ class ModelWhole(ModelAbout):
 class NearModel(BaseModel):
     """A model and how like the asked one it is."""
 
+    model_config = ConfigDict(json_schema_extra={"example": _NEAR})
+
     name: str = Field(description="Its name here.")
     score: float = Field(description="About 0 for an unrelated model, 1 for the same weights, in any order of neurons.")
     distance: float | None = Field(
@@ -118,6 +124,10 @@ class NearModel(BaseModel):
 
 class NearModels(BaseModel):
     """Other models that the caller may read, most like one first."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"model": "minilm", "method": "signature", "models": [_NEAR]}}
+    )
 
     model: str = Field(description="The one that was asked about.")
     method: str = Field(description="How they were compared: `signature`.")

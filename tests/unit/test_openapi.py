@@ -26,8 +26,10 @@ from tests.archived_model import archived_model
 from tests.collection_fixtures import archive_vectors, clustered
 
 DIM = 12
-UNSENT = ("/v1/collections/{c}/pictures/{row}", "/v1/models/{m}/similar")
-"""Routes that need rows made of pictures, or a second model."""
+UNSENT = (
+    "/v1/collections/{c}/pictures/{row}", "/v1/models/{m}/similar", "/v1/models/{m}/tensors/{t}/chain.mp4",
+)  # fmt: skip
+"""Routes that need rows made of pictures, a second model, a chain of models."""
 
 
 @pytest.fixture(scope="module")

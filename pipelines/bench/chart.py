@@ -20,9 +20,10 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
             continue
         figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
         axes = figure.subplots()
-        for name, points in _points(table, table.chart).items():
+        for i, (name, points) in enumerate(_points(table, table.chart).items()):
             xs, ys = zip(*points, strict=True)
-            axes.plot(xs, ys, "o-" if len(points) > 1 else "s", label=name, markersize=5)
+            colour, mark = f"C{i % 10}", "osD^"[i // 10 % 4]  # ten colours, then the next mark
+            axes.plot(xs, ys, f"{mark}-" if len(points) > 1 else mark, color=colour, label=name, markersize=5)
         axes.set(xlabel=table.chart.x, ylabel=("1 − " if table.chart.complement else "") + table.chart.y)
         axes.set(xscale="log" if table.chart.log_x else "linear", yscale="log" if table.chart.log_y else "linear")
         if table.chart.log_x:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from operators.frame_encode import FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.quantize import Quantize
+from pipelines.bench import nnc
 from pipelines.bench.block_formats import FORMATS
 from pipelines.bench.material import SIDE, Material, shuffled
 from pipelines.bench.report import Chart, Table
@@ -26,6 +28,9 @@ VIDEO = (("hevc", (20.0, 28.0, 36.0)), ("h264", (30.0, 38.0, 46.0)), ("av1", (28
 TARGETS = {"uniform": 0.27, "trellis, 8 states": 0.08, "trellis, 256 states": 0.05}
 ON_WEIGHTS = 0.03  # bits that the excess on weights may lie above that on the Gaussian control
 RIVAL = Quantize(states=32)
+NNC = (4, -2, -9, -15)  # quantization parameters: from half a bit to five on rows of unit deviation
+EXCESS = "bits above the bound"
+DB_A_BIT = 20 * math.log10(2)
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def ours(material: Material, decibels: tuple[float, ...]) -> list[Point]:
 
 
 def rivals(material: Material, quick: bool) -> Iterator[Point]:
-    """Block formats and video codecs on the same values."""
+    """Block formats, video codecs and the standard codec of neural networks on the same values."""
     for name, coder in FORMATS.items():
         decoded = coder(material.values)
         yield Point(name, decoded.bits, sqnr(material, decoded.values))
@@ -147,20 +152,31 @@ def rivals(material: Material, quick: bool) -> Iterator[Point]:
             data = video.encode_frames(frames, codec, quality, intra=True)  # type: ignore[arg-type]
             reached = row_sqnr(restore(frames), restore(video.decode_frames(data)))
             yield Point(f"{codec}, 10-bit intra", 8 * len(data) / frames.size, reached)
+    if nnc.installed():
+        values = scaled(material.values[:4] if quick else material.values)
+        for bits, back in nnc.coded(values, NNC[1:3] if quick else NNC):
+            yield Point("NNC, 8 states", bits, row_sqnr(values, back))
 
 
 def rate_distortion(material: Material, decibels: tuple[float, ...], quick: bool) -> Table:
     """Bits a value at the distortion reached, how far that lies above the Gaussian bound, and who wins."""
     own, others = ours(material, decibels), list(rivals(material, quick))
+    bits = [_bits_at(material, other.sqnr_db) for other in others]
+    rows = [(*point.row, "", "") for point in own]
+    for other, at in zip(others, bits, strict=True):
+        rows.append((*other.row, f"{at:.3f}", "beaten" if at < other.bits else "NOT BEATEN"))
+    beaten = sum(at < other.bits for at, other in zip(bits, others, strict=True))
     notes = [
         "scales and tables counted; bound: Shannon's for a Gaussian; SQNR: of the whole where values are independent,",
-        "else with the rows of a plane scaled to unit deviation",
-        *_targets(material, own), *(_verdict(material, other) for other in others),
+        "else with the rows of a plane scaled to unit deviation; video and NNC get rows scaled, the scales for nothing",
+        *_targets(material, own),
+        f"peers beaten at equal distortion by {RIVAL.states} states, planes of {SIDE}²: {beaten} of {len(others)}",
+        *([] if nnc.installed() else [nnc.MISSING]),
     ]  # fmt: skip
     return Table(
         f"rate against distortion: {material.name}, {material.count:,} values of {material.dtype}",
-        ("coder", "bits/value", "SQNR dB", "bound", "excess bits"), tuple(p.row for p in (*own, *others)), tuple(notes),
-        Chart("bits/value", "excess bits", "coder"),
+        ("coder", "bits/value", "SQNR dB", "bound", EXCESS, "ours at that dB", "verdict"), tuple(rows), tuple(notes),
+        Chart("bits/value", EXCESS, "coder"),
     )  # fmt: skip
 
 
@@ -171,16 +187,14 @@ def _targets(material: Material, points: list[Point]) -> Iterator[str]:
         target = next(t for prefix, t in TARGETS.items() if name.startswith(prefix)) + allowed
         worst = max(p.excess for p in points if p.coder == name)
         met = "met" if worst <= target + 5e-4 else "missed"
-        yield f"{name}: at most {worst:.3f} bit above the bound, target {target:.2f}: {met}"
+        yield f"{name}: at most {worst:.4f} bit above the bound, target {target:.2f}: {met}"
 
 
-def _verdict(material: Material, other: Point) -> str:
-    """The default quantizer at the error that a rival reaches."""
-    coded = encode(material, Quantize(states=RIVAL.states, sqnr_db=max(2.0, other.sqnr_db)), Layerize(levels=("base",)))
-    bits = 8 * coded.bytes / material.count
-    bits += gaussian_rate(other.sqnr_db) - gaussian_rate(coded.sqnr_db)  # a hundredth of a decibel apart
-    word = "beaten" if bits < other.bits else "NOT beaten"
-    return f"{other.coder}: {word} at {other.sqnr_db:.2f} dB, {bits:.3f} bits against {other.bits:.3f}"
+def _bits_at(material: Material, sqnr_db: float) -> float:
+    """Bits a value of the default quantizer at an error; the last hundredths of a decibel by the bound's slope."""
+    asked = min(max(2.0, sqnr_db), 60.0)
+    coded = encode(material, Quantize(states=RIVAL.states, sqnr_db=asked), Layerize(levels=("base",)))
+    return 8 * coded.bytes / material.count + (sqnr_db - coded.sqnr_db) / DB_A_BIT
 
 
 def order(material: Material, quantizer: Quantize) -> Table:
@@ -197,9 +211,14 @@ def order(material: Material, quantizer: Quantize) -> Table:
     return Table("order of the values", ("values", "layout", "base bits", "bits in all", "base SQNR dB"), tuple(rows))
 
 
-def pixels(values: F32) -> tuple[npt.NDArray[np.uint16], Callable[[npt.NDArray[np.uint16]], F32]]:
-    """Rows scaled to unit deviation as 10-bit pixels, 96 levels a deviation, and the way back to the scaled rows."""
+def scaled(values: F32) -> F32:
+    """Rows at unit deviation, (rows, width)."""
     rows = values.reshape(-1, values.shape[-1])
     deviation = np.sqrt(np.square(rows).mean(axis=1, keepdims=True))
-    scaled = np.clip(np.rint(512 + 96 * rows / np.maximum(deviation, 1e-30)), 0, 1023).astype(np.uint16)
-    return scaled.reshape(values.shape), lambda frames: (frames.astype(np.float32) - 512) / 96
+    return np.asarray(rows / np.maximum(deviation, 1e-30), np.float32)
+
+
+def pixels(values: F32) -> tuple[npt.NDArray[np.uint16], Callable[[npt.NDArray[np.uint16]], F32]]:
+    """Rows scaled to unit deviation as 10-bit pixels, 96 levels a deviation, and the way back to the scaled rows."""
+    frames = np.clip(np.rint(512 + 96 * scaled(values)), 0, 1023).astype(np.uint16).reshape(values.shape)
+    return frames, lambda frames: (frames.astype(np.float32) - 512) / 96

@@ -13,7 +13,7 @@ from pipelines.bench import block_formats, chart, rate, weights
 from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
-@pytest.mark.parametrize(("states", "most"), [(8, 0.09), (256, 0.05)])
+@pytest.mark.parametrize(("states", "most"), [(8, 0.085), (256, 0.045)])
 def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: float) -> None:
     material = gaussian("F32", 4)
     coded = rate.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]
@@ -47,6 +47,7 @@ def test_shuffling_keeps_the_values() -> None:
 def test_curves_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="draws")
     table = rate.rate_distortion(gaussian("F32", 4), (10.0,), quick=True)
-    assert any("NF4" in note and "beaten" in note and "NOT" not in note for note in table.notes)
+    verdicts = {row[0]: row[-1] for row in table.rows}
+    assert verdicts["NF4, blocks of 64"] == "beaten" and "NOT BEATEN" not in verdicts.values()
     (path,) = chart.draw([table, rate.order(model_planes("F32", 1), Quantize())], tmp_path)
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from operators import plane_index
 from operators.errors import HilbertflowError
 from operators.floats import Words, dtype_info, from_ordered, round_to, to_float32, to_ordered
 from operators.operator import Operator, Over
@@ -139,13 +140,14 @@ class Delta(Operator):
     def apply(self, batch: pa.Table) -> pa.Table:
         """From ``bits``, ``parent`` and ``before`` (binary; empty where there is none) to ``exact`` and ``scales``.
 
-        Adds ``crc`` of the words, ``energy`` and ``error_parent`` (sums of squares of the values and of what they
-        differ from the parent's by); planes are in raster order.
+        Adds ``means`` (:mod:`operators.plane_index`), ``crc`` of the words, ``energy`` and ``error_parent`` (sums of
+        squares of the values and of what they differ from the parent's by); planes are in raster order.
         """
         coded = [_plane(row) for row in batch.to_pylist()]
         batch = batch.drop_columns(["bits", "parent", "before"])
         batch = with_arrays(batch, "exact", [plane["exact"] for plane in coded])
         batch = with_arrays(batch, "scales", [plane["scales"] for plane in coded])
+        batch = with_arrays(batch, "means", [plane["means"] for plane in coded])
         for name, kind in (("crc", pa.uint32()), ("energy", pa.float64()), ("error_parent", pa.float64())):
             batch = with_column(batch, name, pa.array([plane[name] for plane in coded], kind))
         return batch
@@ -156,11 +158,14 @@ def _plane(row: dict[str, Any]) -> dict[str, Any]:
     bits, parent = (np.frombuffer(row[name], word).reshape(shape) for name in ("bits", "parent"))
     before = np.frombuffer(row["before"], word).reshape(shape) if row["before"] else None
     symbols, codes = encode(bits, parent, before, dtype)
-    energy = error = 0.0
+    energy, error, index = 0.0, 0.0, b""
+    if not row["opaque"]:
+        index = plane_index.means(to_float32(bits, dtype)).tobytes()
     if dtype_info(dtype).lossy:
         values = _finite(bits, dtype)
         energy, error = (float(np.square(part).sum()) for part in (values, values - _finite(parent, dtype)))
     return {
         "exact": symbols.tobytes(), "scales": codes.tobytes() if dtype_info(dtype).lossy else b"",
         "crc": google_crc32c.value(bits.tobytes()), "energy": energy, "error_parent": error,
+        "means": index,
     }  # fmt: skip

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import codetree, exact, refine, scales, uniform
+from operators import codetree, exact, plane_index, refine, scales, uniform
 from operators.coders import Coder
 from operators.codetree import CodeTree
 from operators.errors import HilbertflowError
@@ -174,10 +174,10 @@ class VectorCoding(Operator):
     over: ClassVar[Over] = "planes"
 
     def apply(self, batch: pa.Table) -> pa.Table:
-        """From planes of words in raster order to ``scales``, coded levels, ``crc``, ``energy`` and ``error0`` …"""
+        """From planes of words in raster order to ``scales``, ``means``, coded levels, ``crc``, ``energy``, errors."""
         coded = [self._plane(row) for row in batch.to_pylist()]
         batch = batch.drop_columns(["bits"])
-        for name in ("scales", *self.coders):
+        for name in ("scales", "means", *self.coders):
             batch = with_column(batch, name, pa.array([plane[name] for plane in coded], pa.binary()))
         batch = with_column(batch, "crc", pa.array([plane["crc"] for plane in coded], pa.uint32()))
         for name in ("energy", *(f"error{level}" for level in range(self.ladder.refinements + 1))):
@@ -190,7 +190,11 @@ class VectorCoding(Operator):
         out |= {name: None for name in self.coders} | {"crc": google_crc32c.value(bits.tobytes()), "energy": 0.0}
         wide, shape = f"u{row['exact_word']}", (row["height"], row["width"])
         if row["opaque"]:
-            return out | {"scales": b"", "exact": self.coders["exact"].encode(bits.astype(wide).reshape(shape))}
+            return out | {
+                "scales": b"",
+                "means": b"",
+                "exact": self.coders["exact"].encode(bits.astype(wide).reshape(shape)),
+            }
         ladder, tree = self.ladder, self.ladder.tree
         words = bits.reshape(shape)
         codes = scales.encode(words, dtype)
@@ -207,7 +211,7 @@ class VectorCoding(Operator):
             out[f"level{level}"] = self.coders[f"level{level}"].encode(levels[level].astype(level_dtype(tree, level)))
         residual = exact.encode(words, dtype, index.astype(np.int32), codes, ladder.lattice, 0)
         out["exact"] = self.coders["exact"].encode(residual.astype(wide, copy=False).reshape(shape))
-        return out | {"scales": codes.tobytes()}
+        return out | {"scales": codes.tobytes(), "means": plane_index.means(values).tobytes()}
 
     def _nearest(self, values: F32, codes: Codes) -> I32:
         """Flat codes (height, width / dim) of the runs of a plane."""

@@ -15,7 +15,7 @@ from storage.fs import Location
 from storage.lineage import link
 from storage.model import ModelArchive
 from storage.planes import PlaneUnits
-from storage.spec import ArraySpec
+from storage.spec import ArraySpec, index_array
 
 Parts = tuple[PlaneUnits, tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any]]
 
@@ -36,6 +36,7 @@ def child_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
     arrays = (
         ArraySpec("exact", (planes, side, side), f"uint{8 * source.layout.word}", (1, side, side), shard, "rans"),
         ArraySpec("scales", (planes, 2 * side), "int32", (1, 2 * side), shard, "rans"),
+        index_array(planes, shard),
     )
     # Its ladder says only how many levels there are: they are read from the parent.
     ladder = {"method": "parent", "step": 0.0, "fine_bits": 0, "refinements": parent.ladder.refinements, "exact": True,

@@ -12,7 +12,6 @@ from operators.frame_encode import LEVEL_DTYPES, FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.operator import Operator
-from operators.plane_index import ENTRIES
 from operators.quantize import Quantize
 from operators.sample import Sample, shares
 from operators.vector_code import VectorQuantize
@@ -28,7 +27,7 @@ from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
 from storage.safetensors_file import safetensors_metadata
 from storage.signatures import frame_of
-from storage.spec import ArraySpec
+from storage.spec import ArraySpec, index_array
 
 
 def model_plan(recipe: Recipe) -> Plan:
@@ -85,7 +84,7 @@ def _arrays(
     planes = -(-shape[0] // chunk[0])
     height = chunk[-2]
     scales = ArraySpec("scales", (planes, height), "int32", (1, height), shard, "rans")
-    return (*arrays, scales, ArraySpec("means", (planes, ENTRIES), "int16", (1, ENTRIES), shard, "rans"))
+    return (*arrays, scales, index_array(planes, shard))
 
 
 def _ladder(quantizer: Quantize, layers: Layerize, layout: str) -> dict[str, Any]:

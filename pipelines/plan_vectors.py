@@ -18,7 +18,7 @@ from pipelines.recipe import Recipe
 from pipelines.tune import sample
 from storage import code_arrays
 from storage.planes import PlaneUnits
-from storage.spec import ArraySpec
+from storage.spec import ArraySpec, index_array
 
 Parts = tuple[tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any], dict[str, bytes]]
 
@@ -50,7 +50,8 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
         ArraySpec(name, (planes, side, width), types[name], (1, side, width), shard, kinds[name])
         for name, width in widths.items()
     )
-    arrays = (*arrays, ArraySpec("scales", (planes, side), "int32", (1, side), shard, "rans"))
+    scale = ArraySpec("scales", (planes, side), "int32", (1, side), shard, "rans")
+    arrays = (*arrays, scale, index_array(planes, shard))
     objects = code_arrays.documents(tree.to_arrays())
     attributes = {"vector": {"dim": vq.dim, "step": ladder.step, "objects": sorted(objects)}}
     coders = {name: CODERS[kind] for name, kind in kinds.items()}

@@ -102,7 +102,7 @@ class ModelArchive(Archive):
         name, _, chunk = key.partition("/c/")
         if name not in TOGETHER or not chunk:
             return super().may_lack(key)
-        if self.link is not None:
+        if self.link is not None and name == "scales":
             return True  # what it decodes to has a checksum of its own
         group, _, _ = self.layout.unit_planes(int(chunk.split("/")[0]))
         return group.opaque

@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 
 from operators.coders import CoderKind
 from operators.errors import HilbertflowError
+from operators.plane_index import ENTRIES
 from storage.codecs import CODECS, RansCodec
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
@@ -49,6 +50,11 @@ class ArraySpec:
     def key(self, unit: int) -> str:
         """Key of the object that holds the unit's chunks."""
         return "/".join((self.name, "c", str(unit), *("0" for _ in self.shape[1:])))
+
+
+def index_array(planes: int, shard: int) -> ArraySpec:
+    """Where the multi-level index of each plane lies (:mod:`operators.plane_index`)."""
+    return ArraySpec("means", (planes, ENTRIES), "int16", (1, ENTRIES), shard, "rans")
 
 
 @dataclass(frozen=True)

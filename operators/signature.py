@@ -24,6 +24,7 @@ from operators.sketch import ANCHORED, FIXED, PROBES, Sums, centred, column_prod
 
 I8 = npt.NDArray[np.int8]
 F32 = npt.NDArray[np.float32]
+Views = dict[int, npt.NDArray[np.float64]]
 LARGEST = 64_000
 """Bytes of a stored signature."""
 VIEWS = ("rows", "rows, anchored", "columns", "columns, anchored")
@@ -117,36 +118,33 @@ class Signature:
 
 @dataclass
 class Collector:
-    """Gathers the sums of a model's tensors, in any order, into its signature."""
+    """Gathers the sums of a model's tensors, in any order, into its signature.
+
+    A tensor whose values are all there is reduced to its products at once: the sums of its columns are a hundred times
+    as large, and memory would grow with the model.
+    """
 
     parameters: int = 0
     _found: dict[str, tuple[str, Sums]] = field(default_factory=dict)
+    _whole: dict[str, tuple[TensorSketch, Views] | None] = field(default_factory=dict)
 
     def add(self, name: str, kind: str, part: Sums) -> None:
-        """Sums over some of a tensor's values."""
+        """Sums over some of a tensor's values, each value once."""
         if name in self._found:
             self._found[name][1].add(part)
         else:
             self._found[name] = kind, part
+        kind, found = self._found[name]
+        if found.moments[0] >= found.matrix.rows * found.matrix.columns:
+            self._whole[name] = _reduced(name, kind, found)
+            del self._found[name]
 
     def finish(self) -> Signature:
         """The signature; of very deep models only every second, fourth, … layer is kept."""
-        whole, code = [], np.zeros((2, CODE // 2))
-        for name, (kind, found) in sorted(self._found.items()):
-            found.close()
-            if not found.moments[2] > 0:
-                continue
-            views = _views(found)
-            tensor = TensorSketch(
-                name,
-                kind,
-                found.matrix.rows,
-                found.matrix.columns,
-                _moments(found),
-                found.linear.astype(np.float32),
-                {},
-            )
-            whole.append((tensor, views))
+        left = {name: _reduced(name, kind, found) for name, (kind, found) in self._found.items()}
+        whole = [reduced for _, reduced in sorted((self._whole | left).items()) if reduced is not None]
+        code = np.zeros((2, CODE // 2))
+        for tensor, views in whole:
             for view, products in views.items():
                 if products.shape[0] == PROBES:
                     code[view % 2] += _unit(_above(products)) * _mask(f"{tensor.role} {view // 2}")
@@ -161,13 +159,22 @@ class Collector:
         return Signature(kept, np.concatenate([small(half) for half in code]), self.parameters)
 
 
+def _reduced(name: str, kind: str, found: Sums) -> tuple[TensorSketch, Views] | None:
+    """What the signature takes of a tensor, its products not yet rounded; None where all values are zero."""
+    found.close()
+    if not found.moments[2] > 0:
+        return None
+    matrix, linear = found.matrix, found.linear.astype(np.float32)
+    return TensorSketch(name, kind, matrix.rows, matrix.columns, _moments(found), linear, {}), _views(found)
+
+
 def small(vector: npt.NDArray[np.float64]) -> I8:
     """A vector's direction as int8."""
     top = float(np.abs(vector).max(initial=0.0))
     return np.rint(vector * (127 / top)).astype(np.int8) if top > 0 else np.zeros(vector.shape, np.int8)
 
 
-def _views(found: Sums) -> dict[int, npt.NDArray[np.float64]]:
+def _views(found: Sums) -> Views:
     """Centred products of the probes by view."""
     matrix, out = found.matrix, {}
     whole = float(matrix.rows)

@@ -13,7 +13,8 @@ from cluster.model_index import ModelIndex
 from cluster.model_root import ModelRoot
 from operators.errors import HilbertflowError
 from operators.relation import code_score, relate
-from operators.signature import CODE, LARGEST, Signature
+from operators.signature import CODE, LARGEST, Collector, Signature
+from operators.sketch import Matrix, sums
 from pipelines.bench import zoo_derive as derive
 from pipelines.bench.local import archive_model
 from pipelines.bench.zoo_places import transformer
@@ -151,7 +152,6 @@ def test_an_index_grows_without_being_built_again() -> None:
 
 
 def test_very_deep_models_fit_too() -> None:
-    from operators.signature import Collector
     from operators.sketch import Matrix, sums
 
     collector, random = Collector(), np.random.default_rng(2)
@@ -162,3 +162,12 @@ def test_very_deep_models_fit_too() -> None:
     made = collector.finish()
     assert len(signatures.dump(made)) <= LARGEST
     assert {0, 499} <= set(made.layers)
+
+
+def test_a_collector_lets_go_of_the_sums_of_a_tensor_that_is_whole() -> None:
+    collector, matrix = Collector(), Matrix(64, 96)
+    values = np.random.default_rng(1).normal(size=64 * 96).astype(np.float32)
+    for number in range(5):
+        for low in range(0, values.size, 1000):
+            collector.add(f"t{number}", "mlp", sums(matrix, values[low : low + 1000], low, None))
+    assert not collector._found and len(collector.finish().tensors) == 5

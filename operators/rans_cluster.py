@@ -33,7 +33,8 @@ def n_log_n() -> I64:
 
 
 @njit(cache=True, nogil=True)
-def _n_log_n(lut: I64, n: int) -> int:
+def n_log2_n(lut: I64, n: int) -> int:
+    """n·log2(n) in 1/1024 bits, from the table that :func:`n_log_n` makes."""
     if n < lut.size:
         return lut[n]
     k = 0  # n = m·2^k (rounded): n·log2(n) ≈ 2^k·(m·log2 m + k·m)
@@ -106,10 +107,10 @@ def table_size(a: I32, b: I32, top: int, lut: I64) -> int:
         n = np.int64(a[t]) + np.int64(b[t])
         if n:
             total += n
-            logs += _n_log_n(lut, n)
+            logs += n_log2_n(lut, n)
             present += 1
             last = np.int64(t)
-    return _n_log_n(lut, total) - logs + UNIT * (20 + 2 * present + last // 2)
+    return n_log2_n(lut, total) - logs + UNIT * (20 + 2 * present + last // 2)
 
 
 @njit(cache=True, nogil=True)

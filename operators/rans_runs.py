@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
-from operators.rans_cluster import I64, UNIT, block_counts, table_size
+from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, SLOTS, SLOTS_LOG, TOKENS, U8, U32
+from operators.rans_cluster import I64, UNIT, block_counts, n_log2_n, table_size
 
 # mypy: disable-error-code="return-value, assignment, arg-type, no-any-return, operator, index"
 
@@ -127,6 +127,25 @@ def renumber(ids: U8, shifts: I32) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _rare(counts: I32, lut: I64) -> int:
+    """What it costs, in 1/1024 bits, that no token is given less than one slot of the table."""
+    total, rare, kept, entropy = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    for t in range(TOKENS):
+        total += np.int64(counts[t])
+    for t in range(TOKENS):
+        n = np.int64(counts[t])
+        if n and n * SLOTS < total:
+            rare += 1
+            kept += n
+            entropy += n_log2_n(lut, n)
+    if not 0 < rare < SLOTS:
+        return np.int64(0)
+    others, left = total - kept, SLOTS - rare
+    coded = UNIT * SLOTS_LOG * kept + others * (UNIT * SLOTS_LOG * left - n_log2_n(lut, left)) // left
+    return coded + n_log2_n(lut, others) - n_log2_n(lut, total) + entropy
+
+
+@njit(cache=True, nogil=True)
 def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
     """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was.
 
@@ -137,14 +156,14 @@ def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
     for c in range(shifts.size):
         for t in range(TOKENS):
             row[t] = counts[c, t]
-        size, raw = table_size(row, none, np.int64(TOKENS), lut), np.int64(0)
+        size, raw = table_size(row, none, np.int64(TOKENS), lut) + _rare(row, lut), np.int64(0)
         while shifts[c] < MAX_SHIFT:
             for t in range(DIRECT // 2, TOKENS):
                 half[t] = row[t] if t >= DIRECT else 0  # raw bits of large tokens stay as many
             for t in range(DIRECT // 2):
                 half[t] = row[2 * t] + row[2 * t + 1]
                 raw += half[t]
-            less = table_size(half, none, np.int64(TOKENS), lut) + UNIT * raw
+            less = table_size(half, none, np.int64(TOKENS), lut) + _rare(half, lut) + UNIT * raw
             if less >= size:
                 break
             size = less

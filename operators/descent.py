@@ -1,15 +1,18 @@
 """Who descends from whom among related models, told from their signatures alone.
 
-Weights move little from a parent to its child, so the tree is a minimum spanning tree of the distances (Horwitz et al.,
-"Unsupervised Model Tree Heritage Recovery", 2025, who direct it by kurtosis). It is directed here from its root, the
-model from which the fewest edges run against what cannot be undone: zeros, ties and dropped layers come, and do not go.
-A model that lies between two others, on the straight line, was merged of them.
+Weights move little from a parent to its child, so the tree is a minimum spanning tree of distances (Horwitz et al.,
+"Unsupervised Model Tree Heritage Recovery", 2025, who direct it by kurtosis). Here
+
+- its root is the model from which the fewest edges run against what cannot be undone: zeros and ties come, layers go;
+- models with zeros or ties that the root has not were compressed, and are ends of the tree;
+- a model that lies between others, on the straight line or the plane through them, was merged of them;
+- where several parents are as near as can be told, the one nearest to the root is taken.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,9 +23,13 @@ from operators.relation import Relation, relate
 from operators.signature import Signature
 
 F64 = npt.NDArray[np.float64]
+Tree = dict[int, list[int]]
 RELATED = 0.45
 """Least score of relatives; unrelated models of one small architecture come up to 0.4."""
-_EVIDENCE = (("zeros", 4, 0.01), ("ties", 5, 0.01))
+AS_NEAR = 1.05
+"""Distances within this factor are told apart by chance."""
+STRAIGHT = 0.1
+"""A merged model lies this close to the plane of its parts, of its distance to the nearest."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +39,35 @@ class Edge:
     Parameters
     ----------
     distance: as :func:`separation` measures it.
-    why: what speaks for the direction: zeros, ties, layers; empty where only the root does.
+    why: what the child has that does not go away again: zeros, ties, fewer layers; ``merged``; empty without.
+    others: of a merged child, its other parents.
     """
 
     parent: str
     child: str
     distance: float
     why: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """Of a model: shares of zeros and ties, layers, its linear sketch end to end and what tensors that is of."""
+
+    zeros: float
+    ties: float
+    layers: int
+    linear: F64
+    shapes: tuple[tuple[str, int, int], ...]
+
+    def compressed(self, root: _Facts) -> bool:
+        """Whether it has zeros or ties that the root has not."""
+        return self.zeros > root.zeros + 0.01 or self.ties > 2 * root.ties + 0.002
+
+    def after(self, other: _Facts) -> tuple[str, ...]:
+        """What it has that does not go away again, seen from another model."""
+        told = ("zeros", self.zeros > other.zeros + 0.01), ("ties", self.ties > 2 * other.ties + 0.002)
+        return tuple(name for name, holds in (*told, ("layers", self.layers < other.layers)) if holds)
 
 
 def separation(first: Signature, second: Signature, relation: Relation) -> float:
@@ -48,86 +77,154 @@ def separation(first: Signature, second: Signature, relation: Relation) -> float
     not mind the order of neurons; tensors that have no counterpart count as lost.
     """
     lost = 1 - len(relation.pairs) / max(1, len(first.tensors), len(second.tensors))
-    placed = relation.distance
     turned = float(np.sqrt(max(0.0, 1 - relation.score))) + 0.01
-    return float(np.hypot(min(placed, turned), np.sqrt(max(0.0, lost))))
+    return float(np.hypot(min(relation.distance, turned), np.sqrt(max(0.0, lost))))
 
 
 def descent(models: Mapping[str, Signature]) -> list[Edge]:
-    """Edges of the forest, children in the order of ``models``; strangers are its roots."""
+    """Edges of the forest, children in the order of ``models``; models without relatives are in none."""
     names = list(models)
-    near: list[tuple[float, int, int]] = []
+    distances = np.full((len(names), len(names)), np.inf)
     for i, j in combinations(range(len(names)), 2):
         first, second = models[names[i]], models[names[j]]
         relation = relate(first, second)
         if relation.score >= RELATED:
-            near.append((separation(first, second, relation), i, j))
-    links, family = _spanning(near, len(names))
+            distances[i, j] = distances[j, i] = separation(first, second, relation)
     facts = [_facts(models[name]) for name in names]
     edges: dict[int, Edge] = {}
-    for group in family:
-        root = _root(group, links, facts)
-        for parent, child, distance in _rooted(root, links):
-            why = tuple(what for what in _reasons(facts[parent], facts[child]))
-            edges[child] = Edge(names[parent], names[child], distance, why)
+    for family in _families(distances):
+        for child, parents in _parents(family, distances, facts).items():
+            first, *others = parents
+            why = ("merged",) if others else facts[child].after(facts[first])
+            edges[child] = Edge(
+                names[first], names[child], float(distances[first, child]), why, tuple(names[i] for i in others)
+            )
     return [edges[i] for i in range(len(names)) if i in edges]
 
 
-def _spanning(
-    near: Sequence[tuple[float, int, int]], count: int
-) -> tuple[dict[int, list[tuple[int, float]]], list[list[int]]]:
-    """Kruskal's minimum spanning forest: neighbours of each node, and the nodes of each tree."""
-    owner = list(range(count))
+def _parents(family: Sequence[int], distances: F64, facts: Sequence[_Facts]) -> dict[int, list[int]]:
+    """By child, its parents, the nearest first."""
+    root = _root(family, _spanning(family, distances), facts)
+    ends = {node for node in family if node != root and facts[node].compressed(facts[root])}
+    merged = _merged([node for node in family if node not in ends], distances, facts, root)
+    core = [node for node in family if node not in ends and node not in merged]
+    root = _root(core, _spanning(core, distances), facts) if root not in core else root
+    found: dict[int, list[int]] = {}
+    below = _below(root, _spanning(core, distances))
+    for child in core:
+        if child != root:
+            found[child] = [_nearest(child, (n for n in core if n not in below[child]), distances, root)]
+    for child in ends:
+        found[child] = [_nearest(child, (*core, *merged), distances, root)]
+    return found | {child: sorted(parts, key=lambda n: distances[child, n]) for child, parts in merged.items()}
+
+
+def _nearest(child: int, candidates: Iterable[int], distances: F64, root: int) -> int:
+    """Of the candidates that are as near as can be told, the one nearest to the root."""
+    listed = [n for n in candidates if n != child]
+    least = min(distances[child, n] for n in listed)
+    close = [n for n in listed if distances[child, n] <= AS_NEAR * least]
+    return min(close, key=lambda n: (0.0 if n == root else distances[root, n], n))
+
+
+def _merged(family: Sequence[int], distances: F64, facts: Sequence[_Facts], root: int) -> dict[int, list[int]]:
+    """Models that are a mean of two others, or the root and parts of what others added to it."""
+    found: dict[int, list[int]] = {}
+    for node in family:
+        if node == root:
+            continue
+        alike = [n for n in family if n != node and n not in found and facts[n].shapes == facts[node].shapes]
+        best = STRAIGHT
+        for parts in combinations(alike, 2):
+            for base in {parts[0], root if root in alike else parts[0]}:
+                axes = [n for n in parts if n != base]
+                if root in parts and base != root:
+                    continue
+                off, shares = _off_plane(facts[node].linear, facts[base].linear, [facts[n].linear for n in axes])
+                least = min(distances[node, n] for n in (base, *axes)) * float(np.linalg.norm(facts[base].linear))
+                inside = all(0.1 < share < 0.95 for share in shares) and (len(axes) > 1 or root not in (base, *axes))
+                if inside and off < best * least:
+                    best = off / least
+                    found[node] = [base, *axes]
+    return found
+
+
+def _off_plane(point: F64, base: F64, ends: Sequence[F64]) -> tuple[float, list[float]]:
+    """Distance of a point from the plane through ``base`` and ``ends``, and its shares of the ends."""
+    axes = np.stack([end - base for end in ends], axis=1)
+    shares, *_ = np.linalg.lstsq(axes, point - base, rcond=None)
+    return float(np.linalg.norm(point - base - axes @ shares)), [float(share) for share in shares]
+
+
+def _families(distances: F64) -> list[list[int]]:
+    """Groups of two or more that hang together."""
+    left, groups = set(range(len(distances))), []
+    while left:
+        group, front = set[int](), [left.pop()]
+        while front:
+            node = front.pop()
+            group.add(node)
+            reached = {int(n) for n in np.flatnonzero(np.isfinite(distances[node]))} & left
+            left -= reached
+            front += reached
+        if len(group) > 1:
+            groups.append(sorted(group))
+    return groups
+
+
+def _spanning(nodes: Sequence[int], distances: F64) -> Tree:
+    """Kruskal's minimum spanning forest: neighbours of each node."""
+    owner, links = {node: node for node in nodes}, defaultdict[int, list[int]](list)
 
     def top(node: int) -> int:
         while owner[node] != node:
-            owner[node] = owner[owner[node]]
             node = owner[node]
         return node
 
-    links: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for distance, i, j in sorted(near):
+    near = [(distances[i, j], i, j) for i, j in combinations(nodes, 2) if np.isfinite(distances[i, j])]
+    for _, i, j in sorted(near):
         if top(i) != top(j):
             owner[top(i)] = top(j)
-            links[i].append((j, distance))
-            links[j].append((i, distance))
-    groups: dict[int, list[int]] = defaultdict(list)
-    for node in range(count):
-        groups[top(node)].append(node)
-    return links, list(groups.values())
+            links[i].append(j)
+            links[j].append(i)
+    return links
 
 
-def _facts(signature: Signature) -> dict[str, float]:
-    weights = np.array([tensor.size for tensor in signature.tensors], np.float64)
-    moments = np.array([tensor.moments for tensor in signature.tensors], np.float64)
-    told = {name: float(moments[:, at] @ weights / weights.sum()) for name, at, _ in _EVIDENCE} if len(weights) else {}
-    return told | {"layers": float(len(signature.layers))}
+def _root(nodes: Sequence[int], links: Tree, facts: Sequence[_Facts]) -> int:
+    """The node whose tree has the fewest edges against the evidence; four neighbours weigh as much as one of those."""
+    against = {
+        root: sum(len(facts[parent].after(facts[child])) for parent, child in _rooted(root, links)) for root in nodes
+    }
+    return min(nodes, key=lambda node: (against[node] - len(links[node]) / 4, facts[node].zeros, node))
 
 
-def _reasons(parent: dict[str, float], child: dict[str, float]) -> list[str]:
-    """What the child has that does not go away again."""
-    found = [name for name, _, least in _EVIDENCE if child.get(name, 0) > parent.get(name, 0) + least]
-    return found + (["layers"] if child["layers"] < parent["layers"] else [])
-
-
-def _root(group: Sequence[int], links: dict[int, list[tuple[int, float]]], facts: list[dict[str, float]]) -> int:
-    """The node whose tree has the fewest edges against the evidence; among equals the one with most neighbours."""
-    against: Counter[int] = Counter()
-    for root in group:
-        for parent, child, _ in _rooted(root, links):
-            against[root] += len(_reasons(facts[child], facts[parent]))
-    spread = {node: sum(distance for _, distance in links[node]) / max(1, len(links[node])) for node in group}
-    return min(group, key=lambda node: (against[node], -len(links[node]), spread[node], node))
-
-
-def _rooted(root: int, links: dict[int, list[tuple[int, float]]]) -> list[tuple[int, int, float]]:
-    """Edges away from the root: parent, child, distance."""
+def _rooted(root: int, links: Tree) -> list[tuple[int, int]]:
+    """Edges away from the root, parents before children."""
     edges, seen, front = [], {root}, [root]
     while front:
         parent = front.pop()
-        for child, distance in links[parent]:
+        for child in links[parent]:
             if child not in seen:
                 seen.add(child)
                 front.append(child)
-                edges.append((parent, child, distance))
+                edges.append((parent, child))
     return edges
+
+
+def _below(root: int, links: Tree) -> dict[int, set[int]]:
+    """Every node with all that hang below it."""
+    below: dict[int, set[int]] = defaultdict(set)
+    for parent, child in reversed(_rooted(root, links)):
+        below[child].add(child)
+        below[parent] |= below[child]
+    return below
+
+
+def _facts(signature: Signature) -> _Facts:
+    sizes = np.array([tensor.size for tensor in signature.tensors], np.float64)
+    moments = np.array([tensor.moments for tensor in signature.tensors], np.float64).reshape(len(sizes), -1)
+    shares = sizes / max(1.0, sizes.sum())
+    zeros, ties = (float(moments[:, at] @ shares) if len(sizes) else 0.0 for at in (4, 5))
+    linear = [tensor.linear.astype(np.float64) / np.sqrt(max(1, tensor.linear.size)) for tensor in signature.tensors]
+    shapes = tuple((tensor.name, tensor.rows, tensor.columns) for tensor in signature.tensors)
+    return _Facts(zeros, ties, len(signature.layers), np.concatenate(linear) if linear else np.zeros(0), shapes)

@@ -30,6 +30,9 @@ LARGEST = 64_000
 VIEWS = ("rows", "rows, anchored", "columns", "columns, anchored")
 """Along which axis neurons lie, and which probes look along the other."""
 CODE = 2 * (PROBES * (PROBES - 1) // 2)
+# Probes and numbers of the linear sketch, from what small models get to what deep ones do.
+_SIZES = ((32, 512), (32, 256), (28, 256), (24, 256), (24, 128), (24, 64), (20, 64), (20, 32), (16, 32), (16, 16),
+          (12, 16), (10, 16), (8, 8))  # fmt: skip
 _FIXED_BYTES = 48  # of a tensor, about: name, shape, moments, compressed
 
 # The last word of a tensor's name by what it does, as transformers, Llama's release, GPT-2, timm and GGUF spell it.
@@ -58,7 +61,7 @@ class TensorSketch:
     rows, columns: of the tensor as a matrix.
     moments: (7,) float32: mean, deviation, skewness, excess kurtosis, share of zeros, share of ties (values of the
         magnitude of the one before: quantized weights have them), largest magnitude.
-    linear: (1 to 64,) float32; the mean square of the difference of two is that of the matrices, summed over values.
+    linear: (8 to 512,) float32; the mean square of the difference of two is that of the matrices, summed over values.
     views: by number of :data:`VIEWS`, products of the probes above the diagonal as int8, row after row.
     """
 
@@ -224,18 +227,7 @@ def _budget(tensors: Iterable[tuple[TensorSketch, int]]) -> tuple[list[bool], in
     while True:
         chosen = [t.layer < 0 or t.layer % stride == 0 or t.layer == deepest for t, _ in listed]
         views = [count for (_, count), keep in zip(listed, chosen, strict=True) if keep]
-        for probes, linear in (
-            (32, 64),
-            (28, 64),
-            (24, 64),
-            (24, 32),
-            (20, 32),
-            (16, 32),
-            (16, 16),
-            (12, 16),
-            (10, 16),
-            (8, 8),
-        ):
+        for probes, linear in _SIZES:
             entries = probes * (probes - 1) // 2
             if sum(_FIXED_BYTES + 4 * linear + entries * count for count in views) <= LARGEST - CODE - 4000:
                 return chosen, probes, linear

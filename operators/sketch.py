@@ -27,6 +27,7 @@ F64 = npt.NDArray[np.float64]
 PROBES = 32
 MOMENTS = 8
 """Count, sums of the values' powers 1 to 4, zeros, values of the magnitude of the one before, largest magnitude."""
+LINEAR = 512
 FIXED, ANCHORED = 0, 1
 WIDE = 2048
 """Matrices with more columns keep fewer probes along them, so that what a piece holds stays small."""
@@ -65,7 +66,7 @@ class Sums:
     matrix: what they are of.
     moments: (8,) as :data:`MOMENTS` says.
     rows: (2, 32, 32) products of the probes over whole rows of unit length, by fixed and anchored probes.
-    linear: (64,) of the linear sketch.
+    linear: (512,) of the linear sketch: signs of the rows, 16 sets of them, times every probe.
     columns: (2, columns, probes) of each column; squares: (columns,) of its length.
     broken: by number, rows of which only a part was seen: probes (2, 32) and squared length.
     """
@@ -73,7 +74,7 @@ class Sums:
     matrix: Matrix
     moments: F64 = field(default_factory=lambda: np.zeros(MOMENTS))
     rows: F64 = field(default_factory=lambda: np.zeros((2, PROBES, PROBES)))
-    linear: F64 = field(default_factory=lambda: np.zeros(2 * PROBES))
+    linear: F64 = field(default_factory=lambda: np.zeros(LINEAR))
     columns: F32 = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
     squares: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
     broken: dict[int, tuple[F32, float]] = field(default_factory=dict)
@@ -210,9 +211,10 @@ def _count_row(y, square, row, products, linear):  # type: ignore[no-untyped-def
             for b in range(probes):
                 products[basis, a, b] += left * y[basis, b]
     bits = _word(row + 1000003)
-    for k in range(probes):
-        linear[k] += y[0, k] if (bits >> np.uint64(k)) & np.uint64(1) else -y[0, k]
-        linear[probes + k] += y[0, k] if (bits >> np.uint64(probes + k)) & np.uint64(1) else -y[0, k]
+    for chosen in range(linear.size // probes):
+        sign = np.float32(1.0) if (bits >> np.uint64(chosen)) & np.uint64(1) else np.float32(-1.0)
+        for k in range(probes):
+            linear[chosen * probes + k] += sign * y[0, k]
 
 
 @njit(cache=True, nogil=True)

@@ -86,10 +86,10 @@ def descent(models: Mapping[str, Signature]) -> list[Edge]:
     names = list(models)
     distances = np.full((len(names), len(names)), np.inf)
     for i, j in combinations(range(len(names)), 2):
-        first, second = models[names[i]], models[names[j]]
-        relation = relate(first, second)
+        one, other = models[names[i]], models[names[j]]
+        relation = relate(one, other)
         if relation.score >= RELATED:
-            distances[i, j] = distances[j, i] = separation(first, second, relation)
+            distances[i, j] = distances[j, i] = separation(one, other, relation)
     facts = [_facts(models[name]) for name in names]
     edges: dict[int, Edge] = {}
     for family in _families(distances):

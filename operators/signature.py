@@ -82,9 +82,7 @@ class TensorSketch:
     @cached_property
     def role(self) -> str:
         """What it does in its layer, however its checkpoint spells that."""
-        stem = next((role for role, pattern in _ROLE if pattern.search(self.name)), "")
-        side = "decoder " if "decoder" in self.name and "encoder" in self.name else ""
-        return side + stem if stem else re.sub(r"\d+", "#", self.name)
+        return role_of(self.name)
 
     @property
     def size(self) -> int:
@@ -133,12 +131,14 @@ class Collector:
 
     def add(self, name: str, kind: str, part: Sums) -> None:
         """Sums over some of a tensor's values, each value once."""
+        if not part.moments[0]:
+            return
         if name in self._found:
             self._found[name][1].add(part)
         else:
             self._found[name] = kind, part
         kind, found = self._found[name]
-        if found.moments[0] >= found.matrix.rows * found.matrix.columns:
+        if found.moments[0] >= found.matrix.seen * found.matrix.columns:
             self._whole[name] = _reduced(name, kind, found)
             del self._found[name]
 
@@ -151,10 +151,10 @@ class Collector:
             for view, products in views.items():
                 if products.shape[0] == PROBES:
                     code[view % 2] += _unit(_above(products)) * _mask(f"{tensor.role} {view // 2}")
-        chosen, probes, linear = _budget([(t, len(v)) for t, v in whole])
+        chosen, probes, numbers = _budget([(t, len(v)) for t, v in whole])
         kept = tuple(
             TensorSketch(
-                t.name, t.kind, t.rows, t.columns, t.moments, t.linear[:linear],
+                t.name, t.kind, t.rows, t.columns, t.moments, t.linear[:numbers],
                 {view: small(_above(products[:probes, :probes])) for view, products in views.items()},
             )
             for (t, views), keep in zip(whole, chosen, strict=True) if keep
@@ -167,8 +167,16 @@ def _reduced(name: str, kind: str, found: Sums) -> tuple[TensorSketch, Views] | 
     found.close()
     if not found.moments[2] > 0:
         return None
-    matrix, linear = found.matrix, found.linear.astype(np.float32)
+    matrix = found.matrix
+    linear = (found.linear * np.sqrt(matrix.rows / matrix.seen)).astype(np.float32)
     return TensorSketch(name, kind, matrix.rows, matrix.columns, _moments(found), linear, {}), _views(found)
+
+
+def role_of(name: str) -> str:
+    """What a tensor does in its layer: ``query``, ``up``, …, or its name without numbers where that is not known."""
+    stem = next((role for role, pattern in _ROLE if pattern.search(name)), "")
+    side = "decoder " if "decoder" in name and "encoder" in name else ""
+    return side + stem if stem else re.sub(r"\d+", "#", name)
 
 
 def small(vector: npt.NDArray[np.float64]) -> I8:

@@ -40,6 +40,7 @@ class Matrix:
     Parameters
     ----------
     rows, columns: of the tensor as a matrix; all axes but the first are its columns.
+    first: only so many rows are looked at: a table of embeddings has a row a token, always in the same order.
     along_rows, along_columns: whether rows, and columns, are taken as neurons.
     anchored_rows, anchored_columns: whether the other axis is the residual stream, so that anchors look along it.
     """
@@ -50,6 +51,12 @@ class Matrix:
     along_columns: bool = True
     anchored_rows: bool = False
     anchored_columns: bool = False
+    first: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Rows that are looked at."""
+        return min(self.rows, self.first) if self.first else self.rows
 
     @property
     def column_probes(self) -> int:
@@ -110,6 +117,8 @@ def sums(matrix: Matrix, values: F32, start: int, anchor: F32 | None) -> Sums:
     """
     found = Sums(matrix)
     flat, n = np.ascontiguousarray(values, np.float32).reshape(-1), matrix.columns
+    if matrix.first:
+        flat = flat[: max(0, matrix.first * n - start)]
     if not flat.size or not n:
         return found
     first, last = start // n, (start + flat.size - 1) // n
@@ -203,13 +212,13 @@ def _overlap(probes, out):  # type: ignore[no-untyped-def]
 def _count_row(y, square, row, products, linear):  # type: ignore[no-untyped-def]
     if square <= 0.0:
         return
-    probes = y.shape[1]
+    wide, scale, probes = y.astype(np.float64), 1.0 / square, y.shape[1]
     for basis in range(2):
-        scale = 1.0 / square
         for a in range(probes):
-            left = y[basis, a] * scale
-            for b in range(probes):
-                products[basis, a, b] += left * y[basis, b]
+            left = wide[basis, a] * scale
+            if left != 0.0:
+                for b in range(probes):
+                    products[basis, a, b] += left * wide[basis, b]
     bits = _word(row + 1000003)
     for chosen in range(linear.size // probes):
         sign = np.float32(1.0) if (bits >> np.uint64(chosen)) & np.uint64(1) else np.float32(-1.0)
@@ -221,58 +230,27 @@ def _count_row(y, square, row, products, linear):  # type: ignore[no-untyped-def
 def _pass(  # type: ignore[no-untyped-def]
     values, start, n, fixed, along, across, by_rows, by_columns, moments, products, linear, columns, squares, head, tail
 ):
-    probes, words = fixed.shape[1], values.view(np.uint32)
-    few = columns.shape[2]
-    y = np.zeros((2, probes), np.float32)
+    few, at, first = columns.shape[2], 0, start // n
+    y, clean = np.zeros((2, fixed.shape[1]), np.float32), np.zeros(n, np.float32)
     mine, theirs = np.zeros(few, np.float32), np.zeros(few, np.float32)
-    at, first = 0, start // n
     while at < values.size:
         row, begin = (start + at) // n, (start + at) % n
         count = min(n - begin, values.size - at)
+        square = _moments(values[at : at + count], clean, moments)
         y[:] = np.float32(0.0)
-        square, s1, s2, s3, s4, zeros, ties, before = 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, np.float32(0.0)
+        _project(clean[:count], fixed[begin : begin + count], y[0])
+        if along.shape[0]:
+            _project(clean[:count], along[begin : begin + count], y[1])
         if by_columns:
             bits = _word(row)
             for k in range(few):
                 mine[k] = np.float32(1.0) if (bits >> np.uint64(k)) & np.uint64(1) else np.float32(-1.0)
-                theirs[k] = across[row, k] if across.shape[0] else np.float32(0.0)
-        for j in range(count):
-            if words[at + j] & np.uint32(0x7F800000) == np.uint32(0x7F800000):
-                continue
-            value = values[at + j]
-            if value == 0.0:
-                zeros += 1
-                continue
-            if abs(value) == before:
-                ties += 1
-            before = abs(value)
-            wide = np.float64(value)
-            power = wide * wide
-            s1 += wide
-            s2 += power
-            s3 += power * wide
-            s4 += power * power
-            moments[7] = max(moments[7], abs(wide))
-            for k in range(probes):
-                y[0, k] += value * fixed[begin + j, k]
-            if along.shape[0]:
-                for k in range(probes):
-                    y[1, k] += value * along[begin + j, k]
-            if by_columns:
-                squares[begin + j] += value * value
-                for k in range(few):
-                    columns[0, begin + j, k] += value * mine[k]
-                if across.shape[0]:
-                    for k in range(few):
-                        columns[1, begin + j, k] += value * theirs[k]
-        square = s2
-        moments[0] += count
-        moments[1] += s1
-        moments[2] += s2
-        moments[3] += s3
-        moments[4] += s4
-        moments[5] += zeros
-        moments[6] += ties
+            _spread(clean[:count], mine, columns[0, begin : begin + count])
+            if across.shape[0]:
+                theirs[:] = across[row, :few]
+                _spread(clean[:count], theirs, columns[1, begin : begin + count])
+            for i in range(count):
+                squares[begin + i] += clean[i] * clean[i]
         if count == n:
             _count_row(y, square, row, products, linear)
         else:
@@ -280,6 +258,83 @@ def _pass(  # type: ignore[no-untyped-def]
             head[side] = y
             tail[side] = square
         at += count
+
+
+_LANES = 16  # sums side by side, so that one need not wait for the other; their order is fixed
+
+
+@njit(cache=True, nogil=True)
+def _moments(values, clean, moments):  # type: ignore[no-untyped-def]
+    """Copy finite values, others as zeros; add to the moments. Returns the sum of squares."""
+    words, bits, size = values.view(np.uint32), clean.view(np.uint32), values.size
+    odd = 0
+    for i in range(size):
+        finite = words[i] & np.uint32(0x7F800000) != np.uint32(0x7F800000)
+        odd += not finite
+        bits[i] = words[i] if finite else np.uint32(0)
+    first, second, third, fourth = np.zeros(_LANES), np.zeros(_LANES), np.zeros(_LANES), np.zeros(_LANES)
+    whole = size // _LANES * _LANES
+    for i in range(0, whole, _LANES):
+        for k in range(_LANES):
+            value = np.float64(clean[i + k])
+            power = value * value
+            first[k] += value
+            second[k] += power
+            third[k] += power * value
+            fourth[k] += power * power
+    for i in range(whole, size):
+        value = np.float64(clean[i])
+        power = value * value
+        first[0] += value
+        second[0] += power
+        third[0] += power * value
+        fourth[0] += power * power
+    zeros, ties, largest = 0, 0, np.uint32(0)
+    for i in range(size):
+        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
+        zeros += magnitude == np.uint32(0)
+        largest = max(largest, magnitude)  # floats of one sign are ordered as their bits are
+    for i in range(1, size):
+        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
+        ties += (magnitude == bits[i - 1] & np.uint32(0x7FFFFFFF)) & (magnitude > np.uint32(0))
+    square = second.sum()
+    moments[0] += size
+    moments[1] += first.sum()
+    moments[2] += square
+    moments[3] += third.sum()
+    moments[4] += fourth.sum()
+    moments[5] += zeros - odd
+    moments[6] += ties
+    top = np.empty(1, np.uint32)
+    top[0] = largest
+    moments[7] = max(moments[7], np.float64(top.view(np.float32)[0]))
+    return square
+
+
+@njit(cache=True, nogil=True)
+def _project(values, probes, y):  # type: ignore[no-untyped-def]
+    """y += values · probes, eight values at a time."""
+    whole = values.size // 8 * 8
+    for i in range(0, whole, 8):
+        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
+        v4, v5, v6, v7 = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
+        for k in range(PROBES):
+            y[k] += (
+                ((v0 * probes[i, k] + v1 * probes[i + 1, k]) + (v2 * probes[i + 2, k] + v3 * probes[i + 3, k]))
+                + ((v4 * probes[i + 4, k] + v5 * probes[i + 5, k]) + (v6 * probes[i + 6, k] + v7 * probes[i + 7, k]))
+            )  # fmt: skip
+    for i in range(whole, values.size):
+        for k in range(PROBES):
+            y[k] += values[i] * probes[i, k]
+
+
+@njit(cache=True, nogil=True)
+def _spread(values, signs_of_row, columns):  # type: ignore[no-untyped-def]
+    """columns += values ⊗ the row's probes."""
+    for i in range(values.size):
+        value = values[i]
+        for k in range(signs_of_row.size):
+            columns[i, k] += value * signs_of_row[k]
 
 
 @njit(cache=True, nogil=True)

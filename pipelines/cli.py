@@ -44,6 +44,7 @@ COMMANDS = {
         flow.schema,
     )
 }  # fmt: skip
+app.add_typer(models.models, name="models")
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=name != "schema")(command)
 

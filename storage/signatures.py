@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from operators.errors import HilbertflowError
 from operators.floats import dtype_info, to_float32
-from operators.signature import Collector, Signature, TensorSketch
+from operators.signature import Collector, Signature, TensorSketch, role_of
 from operators.sketch import MOMENTS, PROBES, Matrix, Sums, anchors, sums
 from storage.checkpoint import Checkpoint
 from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
@@ -30,8 +30,11 @@ F32 = npt.NDArray[np.float32]
 KEY = "signature.parquet"
 TOKENS = 4096
 """The anchors are made of the embeddings of so many tokens."""
+TABLE = 8192
+"""Of a table of embeddings only so many tokens are looked at."""
 LEAST = 8
 """Matrices with a shorter side have no sketch."""
+_INWARD, _OUTWARD = ("query", "key", "value", "qkv", "gate", "up", "head"), ("attention out", "down")
 
 
 @dataclass(frozen=True)
@@ -81,14 +84,16 @@ def values_of(spec: TensorSpec, data: bytes) -> F32:
     return to_float32(word, spec.dtype)
 
 
-def matrix_of(shape: tuple[int, ...], kind: str, frame: Frame) -> Matrix:
-    """Which sums a tensor of this shape gets: neurons lie along the axis that is not the residual stream."""
+def matrix_of(name: str, shape: tuple[int, ...], kind: str, frame: Frame) -> Matrix:
+    """Which sums a tensor gets: neurons lie along the axis that is not the residual stream; both where none is."""
     rows, columns = shape[0], prod(shape[1:])
     along, across = bool(frame.width) and columns == frame.width, bool(frame.width) and rows == frame.width
-    if kind == "embedding" and along:
-        across = False
+    if along and across:  # a square one: its name tells on which side the residual stream is
+        inward = kind == "embedding" or role_of(name) in _INWARD
+        along, across = (True, False) if inward else (role_of(name) not in _OUTWARD, True)
     known = along or across
-    return Matrix(rows, columns, along or not known, across or not known, along, across)
+    first = TABLE if kind == "embedding" and rows > TABLE else 0
+    return Matrix(rows, columns, along or not known, across or not known, along, across, first)
 
 
 def unit_sums(checkpoint: Checkpoint, frame: Frame, runs: Iterable[tuple[TensorSpec, int, bytes]]) -> bytes:
@@ -107,7 +112,9 @@ def unit_sums(checkpoint: Checkpoint, frame: Frame, runs: Iterable[tuple[TensorS
         piece = data[low - start : high - start]
         if start + len(data) < high:
             piece += checkpoint.read(spec, start + len(data), high)
-        part = sums(matrix_of(shape, spec.kind, frame), values_of(spec, piece), low // width * per, frame.anchor)
+        part = sums(
+            matrix_of(spec.name, shape, spec.kind, frame), values_of(spec, piece), low // width * per, frame.anchor
+        )
         found |= {f"{field}\n{spec.kind}\n{spec.name}": array for field, array in _arrays(part).items()}
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **found)
@@ -140,7 +147,9 @@ def of_checkpoint(checkpoint: Checkpoint) -> Signature:
         step = max(1, (4 << 20) // width) * width
         for low in range(0, spec.nbytes, step):
             data = checkpoint.read(spec, low, min(spec.nbytes, low + step))
-            part = sums(matrix_of(shape, spec.kind, frame), values_of(spec, data), low // width * per, frame.anchor)
+            part = sums(
+                matrix_of(spec.name, shape, spec.kind, frame), values_of(spec, data), low // width * per, frame.anchor
+            )
             collector.add(spec.name, spec.kind, part)
     return collector.finish()
 
@@ -164,7 +173,7 @@ def of_archive(handle: ModelArchive) -> Signature:
         if place.name not in sketched:
             continue
         values = piece if piece.dtype == np.float32 else to_float32(piece, place.dtype)
-        matrix = matrix_of(place.shape, place.kind, frame)
+        matrix = matrix_of(place.name, place.shape, place.kind, frame)
         collector.add(place.name, place.kind, sums(matrix, values, done.get(place.name, 0), frame.anchor))
         done[place.name] = done.get(place.name, 0) + values.size
     return collector.finish()
@@ -235,7 +244,7 @@ def _grain(spec: TensorSpec) -> tuple[int, int]:
 
 def _arrays(part: Sums) -> dict[str, npt.NDArray[Any]]:
     m = part.matrix
-    shape = [m.rows, m.columns, m.along_rows, m.along_columns, m.anchored_rows, m.anchored_columns]
+    shape = [m.rows, m.columns, m.first, m.along_rows, m.along_columns, m.anchored_rows, m.anchored_columns]
     broken = sorted(part.broken.items())
     return {
         "matrix": np.array(shape, np.int64), "moments": part.moments, "rows": part.rows, "linear": part.linear,
@@ -247,10 +256,12 @@ def _arrays(part: Sums) -> dict[str, npt.NDArray[Any]]:
 
 
 def _sums(held: dict[str, npt.NDArray[Any]]) -> Sums:
-    rows, columns, *flags = held["matrix"].tolist()
+    rows, columns, first, *flags = held["matrix"].tolist()
+    by_rows, by_columns, along, across = map(bool, flags)
+    matrix = Matrix(rows, columns, by_rows, by_columns, along, across, first)
     broken = zip(held["broken"].tolist(), held["probes"], held["lengths"].tolist(), strict=True)
     assert held["moments"].size == MOMENTS
     return Sums(
-        Matrix(rows, columns, *map(bool, flags)), held["moments"].copy(), held["rows"].copy(), held["linear"].copy(),
-        held["columns"], held["squares"], {row: (probes, square) for row, probes, square in broken},
+        matrix, held["moments"].copy(), held["rows"].copy(), held["linear"].copy(), held["columns"],
+        held["squares"], {row: (probes, square) for row, probes, square in broken},
     )  # fmt: skip

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from operators.errors import HilbertflowError
-from storage import catalog
+from storage import catalog, labels
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.fs_write import TEMPORARY
 from storage.manifest import Object
 
 Tick = Callable[[int, int], None]
-BESIDE = ("indexes/", "log/", "generations/")
+BESIDE = ("indexes/", "log/", "generations/", labels.FOLDER)
 """What lies beside an archive's own objects: each names its files in a document of its own."""
 _PIECE = 8 << 20
 
@@ -47,7 +47,9 @@ def orphans(place: Location, beside: Iterable[str], grace_s: float = 3600.0) -> 
     return [
         Orphan(key, entry.size)
         for key, entry in found.items()
-        if key not in owned and (entry.modified is None or entry.modified <= before)
+        if key not in owned
+        and not key.startswith(labels.FOLDER)
+        and (entry.modified is None or entry.modified <= before)
     ]
 
 

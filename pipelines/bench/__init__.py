@@ -6,6 +6,7 @@ MODULES = {
     "embeddings": "pipelines.bench.embeddings",
     "lineage": "pipelines.bench.lineage",
     "memory": "pipelines.bench.memory",
+    "models": "pipelines.bench.models",
     "search": "pipelines.bench.search",
     "serve": "pipelines.bench.serve",
     "soak": "pipelines.bench.soak",

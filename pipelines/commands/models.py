@@ -1,13 +1,16 @@
-"""Commands on the models under a root: similar."""
+"""Commands on the models under a root: similar, and those of `models`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines import console
 from pipelines.commands.options import Json
+
+if TYPE_CHECKING:
+    from storage.fs import Location
 
 RootUrl = Annotated[str, typer.Argument(metavar="URL", help="A root of archives: a directory or a URL.")]
 
@@ -42,3 +45,255 @@ def similar(
             for rank, item in enumerate(found, 1)
         ],
     )  # fmt: skip
+
+
+models = typer.Typer(
+    no_args_is_help=True, help="The models under a root: list, show, tag, note, remove, export, compare."
+)
+Where = Annotated[
+    str,
+    typer.Option(metavar="EXPR", help="Only those for which it holds: 'parameters > 1000000 and \"prod\" in tags'."),
+]
+Model = Annotated[str, typer.Argument(help="Name of an archived model.")]
+
+
+@models.command("ls")
+def ls(url: RootUrl, where: Where = "", as_json: Json = False) -> None:
+    """List the models: architecture, values, types, sizes, parent, tags."""
+    listed = _listed(url, where)
+    if as_json:
+        console.print_json(listed)
+        return
+    if not listed:
+        console.say("no models match" if where else "no models here; `hilbertflow run RECIPE` archives one")
+        return
+    console.table(
+        ("model", "architecture", "parameters", "types", "source", "archived", "parent", "tags"),
+        [
+            (row["name"], row.get("architecture", ""), row.get("parameters"), ",".join(row.get("dtypes", ())),
+             console.size(row["source_bytes"]), console.size(row["bytes"]), row.get("parent", ""),
+             ",".join(row["tags"]))
+            for row in listed
+        ],
+    )  # fmt: skip
+
+
+@models.command("show")
+def show(url: RootUrl, model: Model, as_json: Json = False) -> None:
+    """All that is known of one model."""
+    from datetime import UTC, datetime
+
+    from cluster import registry
+    from cluster.model_root import ModelRoot
+
+    (row,) = registry.rows(ModelRoot(url), [model])
+    if as_json:
+        console.print_json(row)
+        return
+    plain = {key: value for key, value in row.items() if key not in ("notes", "archived", "levels", "kinds", "hyper")}
+    plain["quality"] = ", ".join(f"{name} {value:.2f}" for name, value in row["quality"].items() if value is not None)
+    plain |= {"dtypes": ", ".join(row.get("dtypes", ())), "tags": ", ".join(row["tags"])}
+    if row["archived"] is not None:
+        plain["archived"] = datetime.fromtimestamp(row["archived"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    console.facts((key.replace("_", " "), value) for key, value in plain.items())
+    for title, table in (("values by kind", row.get("kinds", {})), ("bytes by level", row["levels"])):
+        console.table((title, ""), list(table.items()))
+    if row.get("hyper"):
+        console.table(("hyper-parameter", ""), [(key, str(value)) for key, value in row["hyper"].items()])
+    for note in row["notes"]:
+        console.say(f"{datetime.fromtimestamp(note['written'], UTC):%Y-%m-%d %H:%M UTC}  {note['text']}")
+
+
+@models.command("tag")
+def tag(
+    url: RootUrl,
+    model: Model,
+    tags: Annotated[list[str], typer.Argument(help="Tags to add.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take them away instead.")] = False,
+) -> None:
+    """Add tags to a model, or take them away."""
+    from storage import labels
+
+    place = _place(url, model)
+    for name in tags:
+        if not remove:
+            labels.tag(place, name)
+        elif not labels.untag(place, name):
+            console.note(f"{model} has no tag {name}")
+    console.say(f"{model}: {', '.join(labels.read(place).tags) or 'no tags'}")
+
+
+@models.command("note")
+def note(url: RootUrl, model: Model, text: Annotated[str, typer.Argument(help="What to write down.")]) -> None:
+    """Write something down about a model."""
+    from storage import labels
+
+    place = _place(url, model)
+    labels.note(place, text)
+    console.say(f"{model}: {len(labels.read(place).notes)} notes")
+
+
+@models.command("rm")
+def rm(
+    url: RootUrl, model: Model, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:  # fmt: skip
+    """Remove a model's archive. Refused while others are coded as differences to it."""
+    from cluster.model_root import ModelRoot
+    from operators.errors import HilbertflowError
+    from pipelines.commands.archives import rm as remove
+
+    root = ModelRoot(url)
+    children = [name for name, row in root.rows.items() if row.get("parent") == root.check(model)]
+    if children:
+        raise HilbertflowError(
+            f"{len(children)} models hold only what differs from it: {', '.join(children[:5])}", where=model,
+            remedy="remove those first",
+        )  # fmt: skip
+    remove(_place(url, model).url, yes)
+
+
+@models.command("export")
+def export(
+    url: RootUrl,
+    out: Annotated[str, typer.Argument(help="A .csv or .json file.")],
+    where: Where = "",
+) -> None:
+    """Write the list as CSV or JSON."""
+    import json
+    from pathlib import Path
+
+    import pyarrow.csv
+
+    from cluster import registry
+    from operators.errors import HilbertflowError
+
+    if not out.endswith((".csv", ".json")):
+        raise HilbertflowError("is neither .csv nor .json", where=out)
+    listed = _listed(url, where)
+    if out.endswith(".csv"):
+        pyarrow.csv.write_csv(registry.as_table(listed), out)
+    else:
+        Path(out).write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
+    console.say(f"{out}: {len(listed)} models")
+
+
+@models.command("stats")
+def stats(url: RootUrl, where: Where = "", as_json: Json = False) -> None:
+    """Count: models by architecture and type, values by kind, bytes."""
+    from cluster import registry
+
+    told = registry.statistics(_listed(url, where))
+    if as_json:
+        console.print_json(told)
+        return
+    console.facts((key.replace("_", " "), value) for key, value in told.items() if not isinstance(value, dict))
+    for name, table in told.items():
+        if isinstance(table, dict):
+            console.table((name, "values" if name == "kinds" else "models"), list(table.items()))
+
+
+@models.command("verify")
+def verify(url: RootUrl, as_json: Json = False) -> None:
+    """Recompute every checksum of every model, and see that the parents of children are there."""
+    from cluster.model_root import ModelRoot
+    from operators.errors import HilbertflowError
+    from storage.verify import verify as check
+
+    root, told = ModelRoot(url), []
+    for name in root.rows:
+        with console.progress(f"verifying {name}") as tick:
+            try:
+                handle = root.handle(name)
+                found = [f"{damage.key}: {damage.what}" for damage in check(handle.place, tick).damaged]
+                if not found and handle.link is not None:
+                    handle.require_parent()
+            except HilbertflowError as error:
+                found = [str(error)]
+        told.append({"model": name, "sound": not found, "damaged": found})
+        if not as_json:
+            console.say(f"{name}: {'sound' if not found else 'DAMAGED'}")
+            for line in found:
+                console.fail(f"  {line}")
+    if as_json:
+        console.print_json(told)
+    if not all(item["sound"] for item in told):
+        raise typer.Exit(1)
+
+
+@models.command("shared")
+def shared(url: RootUrl, as_json: Json = False) -> None:
+    """Tell which tensors are the same bit for bit in several models, and what storing them once would save."""
+    from cluster import registry
+    from cluster.model_root import ModelRoot
+
+    root = ModelRoot(url)
+    with console.progress("comparing") as tick:
+        found = registry.shared(root, tick)
+    spare, source = sum(item.spare for item in found), sum(row["source_bytes"] for row in root.rows.values())
+    if as_json:
+        groups = [
+            {"dtype": s.dtype, "shape": s.shape, "bytes": s.nbytes, "where": s.where, "spare": s.spare} for s in found
+        ]
+        console.print_json({"spare_bytes": spare, "source_bytes": source, "tensors": groups})
+        return
+    console.table(
+        ("tensor", "in models", "type", "bytes", "spare"),
+        [
+            (item.where[0][1], ", ".join(dict.fromkeys(model for model, _ in item.where)), item.dtype, item.nbytes,
+             item.spare)
+            for item in found[:40]
+        ],
+        stretch="in models",
+    )  # fmt: skip
+    more = f" (the largest 40 of {len(found)} are shown)" if len(found) > 40 else ""
+    share = f", {100 * spare / source:.1f} % of the sources" if source else ""
+    console.say(f"stored once, they would save {console.size(spare)}{share}{more}")
+
+
+@models.command("tree")
+def tree(url: RootUrl, as_json: Json = False) -> None:
+    """Tell who descends from whom, by the signatures alone."""
+    from cluster.model_root import ModelRoot
+    from operators.descent import descent
+
+    root = ModelRoot(url)
+    edges = descent({name: root.signature(name) for name in root.rows})
+    if as_json:
+        console.print_json(
+            [
+                {"parent": e.parent, "others": e.others, "child": e.child, "distance": e.distance, "why": e.why}
+                for e in edges
+            ]
+        )
+        return
+    below: dict[str, list[str]] = {}
+    for edge in edges:
+        below.setdefault(edge.parent, []).append(edge.child)
+    told = {edge.child: edge for edge in edges}
+
+    def draw(name: str, depth: int) -> None:
+        edge = told.get(name)
+        about = "" if edge is None else f"  {edge.distance:.4f}" + "".join(f"  {why}" for why in edge.why)
+        about += f"  with {', '.join(edge.others)}" if edge is not None and edge.others else ""
+        console.say(f"{'  ' * depth}{name}{about}")
+        for child in below.get(name, ()):
+            draw(child, depth + 1)
+
+    for name in root.rows:
+        if name not in told:
+            draw(name, 0)
+
+
+def _listed(url: str, where: str) -> list[dict[str, Any]]:
+    from cluster import registry
+    from cluster.model_root import ModelRoot
+
+    listed = registry.rows(ModelRoot(url))
+    return registry.where(listed, where) if where and listed else listed
+
+
+def _place(url: str, model: str) -> Location:
+    from cluster.model_root import ModelRoot
+
+    root = ModelRoot(url)
+    return root.place.join("models", root.check(model))

@@ -117,7 +117,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["bench", "models"]],
+    [["bench", "pipeline"]],
     ids=lambda arguments: arguments[0],
 )
 def test_what_is_not_there_yet_says_so(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:

@@ -188,7 +188,7 @@ def small(vector: npt.NDArray[np.float64]) -> I8:
 def _views(found: Sums) -> Views:
     """Centred products of the probes by view."""
     matrix, out = found.matrix, {}
-    whole = float(matrix.rows)
+    whole = float(matrix.seen)
     if matrix.along_rows:
         out[FIXED] = centred(found.rows[FIXED], whole, matrix.columns, FIXED)
         if matrix.anchored_rows:

@@ -86,6 +86,17 @@ def test_relatives_score_high_and_strangers_low(tmp_path: Path, how: str) -> Non
     assert close > far + 0.3
 
 
+def test_of_a_long_table_the_first_tokens_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever pieces it comes in; strangers stay strangers."""
+    monkeypatch.setattr(signatures, "TABLE", 100)
+    own, other = signature(tmp_path, state(1)), signature(tmp_path, state(2))
+    (pair,) = [pair for pair in relate(own, other).pairs if pair.first.role == "tokens"]
+    assert abs(pair.score) < 0.25
+    near = relate(own, signature(tmp_path, derive.noised(state(1), 0.1)))
+    (pair,) = [pair for pair in near.pairs if pair.first.role == "tokens"]
+    assert pair.score > 0.95 and pair.change == pytest.approx(0.1, rel=0.4)
+
+
 def test_layers_are_aligned(tmp_path: Path) -> None:
     own = signature(tmp_path, state(1))
     found = relate(own, signature(tmp_path, CHANGES["short"](state(1))))

@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.models import MEDIA, ModelService
-from cluster.nearest_models import index_of, nearest
+from cluster.nearest_models import neighbours
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 
@@ -176,14 +176,9 @@ def model_routes(app: FastAPI, services: Services) -> None:
     ) -> NearModels:
         """Compared by their signatures: no weights are read."""
         chosen = services.model(request, m)
-        others = {other.name: other for other in services.readable_models(request)}
-
-        def find() -> list[NearModel]:
-            index = index_of({name: other.signature.code for name, other in others.items()})
-            found = nearest(chosen.signature, index, lambda name: others[name].signature, k, without=m)
-            return [NearModel(**item.as_dict()) for item in found]
-
-        return NearModels(model=m, method="signature", models=await asyncio.to_thread(find))
+        found = await asyncio.to_thread(neighbours, chosen, services.readable_models(request), k)
+        models = [NearModel(**item.as_dict()) for item in found]
+        return NearModels(model=m, method="signature", models=models)
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],

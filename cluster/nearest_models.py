@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from cluster.model_index import ModelIndex
+from cluster.models import ModelService
 from operators.relation import Relation, relate
 from operators.signature import Signature
 
@@ -61,6 +62,13 @@ def nearest(
         if name != without:
             listed.append(described(name, own, signature(name)))
     return sorted(listed, key=lambda item: (-item.score, item.name))[:k]
+
+
+def neighbours(chosen: ModelService, others: Iterable[ModelService], k: int) -> list[Nearest]:
+    """The ``k`` of the others most like a served model. Blocking: signatures may have to be taken first."""
+    known = {other.name: other for other in others}
+    index = index_of({name: other.signature.code for name, other in known.items()})
+    return nearest(chosen.signature, index, lambda name: known[name].signature, k, without=chosen.name)
 
 
 def described(name: str, own: Signature, other: Signature, relation: Relation | None = None) -> Nearest:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cluster.page import home, key, model, reference, search, state, tensor
+from cluster.page import home, key, model, near, reference, search, state, tensor
 from cluster.page.render import VISITOR, asset, show
 from cluster.problems import Refused
 from cluster.service import Unavailable
@@ -19,6 +19,7 @@ VIEWS: dict[str, View] = {
     "/": home.view,
     "/collections/{c}": search.view,
     "/models/{m}": model.view,
+    "/models/{m}/similar": near.view,
     "/models/{m}/tensors/{t:path}": tensor.view,
     "/state": state.view,
     "/docs": reference.view,

@@ -37,7 +37,8 @@ WIDTHS = (360, 1280)
 VIEWS = {
     "home": "/", "rows": "/collections/rows", "answer": "/collections/rows?row=row-1&k=10",
     "wrong": "/collections/rows?row=row-1&filter=lines+%3E", "pictures": "/collections/pictures?q=a+red+shoe&k=10",
-    "model": "/models/small", "child": "/models/last", "tensor": "/models/last/tensors/layer.0.weight",
+    "model": "/models/small", "child": "/models/last", "near": "/models/last/similar",
+    "tensor": "/models/last/tensors/layer.0.weight",
     "state": "/state", "docs": "/docs", "key": "/key", "nothing": "/collections/none",
 }  # fmt: skip
 
@@ -243,6 +244,9 @@ def test_it_works_without_scripts(browser: Any, site: Site) -> None:
     page = context.new_page()
     page.goto("/collections/pictures")
     page.fill("#q", "boot")
+    assert not page.is_visible("#tier")
+    page.click("summary")
+    page.select_option("#tier", "exact")
     page.click("button:has-text('Search') >> nth=0")
     page.wait_for_selector("ol.hits")
     assert page.locator("ol.hits > li").count() == 20
@@ -283,6 +287,13 @@ def test_the_treemap_leads_to_tensors(page: Any) -> None:
     assert page.evaluate("getComputedStyle(document.activeElement.querySelector('rect')).strokeWidth") == "6px"
     page.keyboard.press("Enter")
     page.wait_for_url("**/models/small/tensors/layer.0.weight")
+
+
+def test_relatives_are_found_behind_the_page(page: Any) -> None:
+    """The model's own parent and its parent's parent, fetched when the page stands."""
+    page.goto("/models/last")
+    page.wait_for_selector("section:has(#near) table")
+    assert {"first", "small"} == set(page.locator("section:has(#near) tbody th").all_inner_texts())
 
 
 def test_the_state_follows_a_run(page: Any, site: Site) -> None:

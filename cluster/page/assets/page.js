@@ -44,3 +44,14 @@ for (const button of document.querySelectorAll("button[data-for]")) {
   form.addEventListener("drop", (event) => { event.preventDefault(); form.classList.remove("over"); ask(event.dataTransfer.files); });
   document.addEventListener("paste", (event) => ask(event.clipboardData.files));
 }
+
+// What takes a while to find is fetched behind the page; without scripts it is a link.
+for (const place of document.querySelectorAll("[data-load]")) {
+  fetch(place.dataset.load)
+    .then((reply) => (reply.ok ? reply.text() : ""))
+    .then((text) => {
+      const part = new DOMParser().parseFromString(text, "text/html").getElementById("part");
+      if (part) place.replaceWith(part);
+    })
+    .catch(() => {});
+}

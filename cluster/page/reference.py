@@ -140,7 +140,7 @@ def _default(schema: Schema) -> str:
 def _curl(method: str, path: str, told: Schema, content: Schema, base: str, keys: bool) -> str:
     """A call that can be pasted, with the document's own examples."""
     for item in told.get("parameters", []):
-        examples = item.get("schema", {}).get("examples") or item.get("examples") or []
+        examples = [item["example"]] if "example" in item else item.get("schema", {}).get("examples", [])
         if item["in"] == "path" and examples:
             path = path.replace(f"{{{item['name']}}}", str(examples[0]))
     parts = ["curl -s" + (f" -X {method.upper()}" if method not in ("get", "post") else "")]

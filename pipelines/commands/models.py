@@ -10,6 +10,7 @@ from pipelines import console
 from pipelines.commands.options import Json
 
 if TYPE_CHECKING:
+    from cluster.model_root import ModelRoot
     from storage.fs import Location
 
 RootUrl = Annotated[str, typer.Argument(metavar="URL", help="A root of archives: a directory or a URL.")]
@@ -19,6 +20,12 @@ def similar(
     url: RootUrl,
     model: Annotated[str, typer.Argument(help="Name of an archived model.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 10,
+    explain: Annotated[
+        str, typer.Option(metavar="OTHER", help="Tell in which layers MODEL and this one differ, and how.")
+    ] = "",
+    picture: Annotated[
+        str, typer.Option(metavar="OUT.svg", help="With --explain: draw it, a map of layers and kinds.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Find the models most like one, by their signatures: no weights are read.
@@ -29,6 +36,9 @@ def similar(
     from cluster.model_root import ModelRoot
 
     root = ModelRoot(url)
+    if explain:
+        _explain(root, model, explain, picture, as_json)
+        return
     found = root.nearest(model, k)
     if as_json:
         console.print_json({"model": model, "method": "signature", "models": [item.as_dict() for item in found]})
@@ -45,6 +55,41 @@ def similar(
             for rank, item in enumerate(found, 1)
         ],
     )  # fmt: skip
+
+
+def _explain(root: ModelRoot, first: str, second: str, picture: str, as_json: bool) -> None:
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from operators.errors import HilbertflowError
+    from pipelines.explain_models import by_layer, differences, heat_map
+
+    if picture and not picture.endswith(".svg"):
+        raise HilbertflowError("is no .svg file", where=picture)
+    rows = differences(root.signature(root.check(first)), root.signature(root.check(second)))
+    if picture:
+        Path(picture).write_text(heat_map(first, second, rows))
+    if as_json:
+        console.print_json({"first": first, "second": second, "tensors": [asdict(row) for row in rows]})
+        return
+    console.table(
+        ("where", "matrices", "score", "change", "mostly"),
+        [
+            (name, count, "" if score is None else f"{score:.4f}", "" if change is None else f"{change:.4f}", what)
+            for name, count, score, change, what in by_layer(rows)
+        ],
+        title=f"{first} → {second}",
+    )  # fmt: skip
+    console.table(
+        ("most changed", "score", "change", "what"),
+        [
+            (row.tensor, "" if row.score is None else f"{row.score:.4f}",
+             "" if row.change is None else f"{row.change:.4f}", row.what)
+            for row in rows[:10]
+        ],
+    )  # fmt: skip
+    if picture:
+        console.say(picture)
 
 
 models = typer.Typer(

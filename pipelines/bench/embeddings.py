@@ -114,8 +114,10 @@ def our_points(data: Dataset, bits: Sequence[float], code: Callable[[F32, float]
     tried = [(rate, measured(data, code(data.train, rate))) for rate in bits]
     for target, _ in TARGETS if aimed else ():
         for _ in range(3):  # the share missed falls about evenly with the rate, on a logarithmic scale
-            known = sorted((float(np.log(max(1 - p.recall, 1e-4))), rate) for rate, p in tried)
-            rate = float(np.interp(np.log(1 - target - _MARGIN), *np.array(known).T))
+            aim = float(np.log(1 - target - _MARGIN))
+            known = [(float(np.log(max(1 - p.recall, 1e-4))), rate) for rate, p in tried]
+            (low, a), (high, b) = sorted(known, key=lambda at: abs(at[0] - aim))[:2]
+            rate = max(a + (b - a) * (aim - low) / (high - low) if high != low else 1.1 * max(a, b), 0.05)
             tried.append((rate, measured(data, code(data.train, rate))))
             if tried[-1][1].recall >= target:
                 break

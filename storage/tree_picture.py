@@ -50,9 +50,11 @@ def _boxes(edges: npt.NDArray[np.int64], colours: list[str], y: float) -> Iterat
     for cell, edge in enumerate(edges[1:] * scale):
         if edge - start < THINNEST and cell + 2 < len(edges):
             continue
-        line = ' stroke="white" stroke-width="0.6"' if edge - start > 3 else ""
+        wide = edge - start > 3
+        line = ' stroke="white" stroke-width="0.6"' if wide else ""
+        under = 0 if wide or cell + 2 == len(edges) else 0.6  # below the next box: no background shows between them
         yield (
-            f'<rect x="{LEFT + start:.2f}" y="{y}" width="{edge - start:.2f}" height="{ROW - 4}" '
+            f'<rect x="{LEFT + start:.2f}" y="{y}" width="{edge - start + under:.2f}" height="{ROW - 4}" '
             f'fill="{colours[cell]}"{line}/>'
         )
         start = float(edge)

@@ -13,10 +13,13 @@ from pipelines.bench import block_formats, chart, rate, weights
 from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
-@pytest.mark.parametrize(("states", "most"), [(8, 0.085), (256, 0.045)])
-def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(states: int, most: float) -> None:
-    material = gaussian("F32", 4)
-    coded = rate.encode(material, Quantize(states=states, sqnr_db=15.0), Layerize(levels=("base",)))  # type: ignore[arg-type]
+@pytest.mark.parametrize("decibels", [3.0, 15.0, 29.5])
+@pytest.mark.parametrize(("states", "side", "most"), [(8, 512, 0.08), (256, 256, 0.042)])
+def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(
+    states: int, side: int, most: float, decibels: float
+) -> None:
+    material, base = gaussian("F32", 16), Layerize(levels=("base",))
+    coded = rate.encode(material, Quantize(states=states, sqnr_db=decibels), base, side=side)  # type: ignore[arg-type]
     bits = 8 * coded.bytes / material.count
     assert 0 < bits - coded.sqnr_db / 6.0206 < most
 

@@ -116,7 +116,7 @@ def _summary(report: Report) -> dict[str, Any]:
     update = {} if changes is None else {
         "changes": {"put_in": changes.source.count, "deleted": len(changes.gone), "kept": changes.kept}
     }  # fmt: skip
-    return update | {
+    return update | _sampled(report.plan) | {
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
         "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
@@ -144,6 +144,7 @@ def _show(report: Report) -> None:
     by_level = ", ".join(f"{name} {console.size(count)}" for name, count in done["levels"].items())
     share = 100 * done["archive_bytes"] / max(1, done["source_bytes"])
     console.say(f"{by_level}; in all {share:.1f} % of {console.size(done['source_bytes'])}")
+    _show_sampled(report.plan)
     if report.indexes:
         console.say(f"indexes: {', '.join(report.indexes)}")
 
@@ -157,12 +158,13 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         "url": plan.spec.url, "graph": graph, "units": plan.spec.units, "source_bytes": plan.source_bytes,
         "estimated_bytes": estimate, "estimated_total": sum(estimate.values()) or None,
         "arrays": {a.name: {"shape": a.shape, "dtype": a.dtype, "coder": a.coder} for a in plan.spec.arrays},
-    }  # fmt: skip
+    } | _sampled(plan)  # fmt: skip
     if as_json:
         console.print_json(said)
         return
     console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
     console.say(f"{console.count(plan.spec.units, 'unit')} of {console.size(plan.source_bytes)} into {plan.spec.url}")
+    _show_sampled(plan)
     if plan.spec.arrays:
         console.table(
             ("array", "shape", "type", "coder", "estimated"),
@@ -178,6 +180,19 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         console.say("the arrays are settled once the order and the code of the rows are trained on a sample")
     else:
         console.say("no estimate: layout and coders are all named, so none was tried on a sample")
+
+
+def _sampled(plan: Plan) -> dict[str, Any]:
+    """What ``sample`` keeps of each kind, where it leaves anything out."""
+    if sum(kept for kept, _ in plan.sampled.values()) == sum(there for _, there in plan.sampled.values()):
+        return {}
+    return {"sampled": {kind: {"kept": kept, "of": there} for kind, (kept, there) in sorted(plan.sampled.items())}}
+
+
+def _show_sampled(plan: Plan) -> None:
+    if kinds := _sampled(plan).get("sampled"):
+        rows = [(kind, n["kept"], n["of"], f"{100 * n['kept'] / max(1, n['of']):.1f} %") for kind, n in kinds.items()]
+        console.table(("sampled parameters", "kept", "of", "share"), rows)
 
 
 def estimated_bytes(plan: Plan) -> dict[str, int]:

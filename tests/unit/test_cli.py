@@ -360,3 +360,18 @@ def test_cells_show_data_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_json({"a": float("nan"), "b": np.float32(1.5), "c": [np.int64(3)]})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": 1.5, "c": [3]}
     assert [console.size(count) for count in (0, 999, 1000, 90_868_376)] == ["0 B", "999 B", "1 kB", "90.9 MB"]
+
+
+def test_what_a_sample_keeps_of_each_kind_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    tensors = {
+        "layers.0.mlp.up_proj.weight": np.zeros((300, 100), np.float32),
+        "layers.0.self_attn.q_proj.weight": np.zeros((100, 100), np.float32),
+        "embed_tokens.weight": np.zeros((600, 100), np.float32),
+    }
+    save_file(tensors, tmp_path / "m.safetensors")
+    sets = [f"source.path={tmp_path}/m.safetensors", f"sink.path={tmp_path}", "operators.0.max_params=20000"]
+    arguments = ["run", "quickstart-model", "--dry-run"] + [part for item in sets for part in ("--set", item)]
+    said = data(capsys, *arguments)["sampled"]
+    assert said == {"attention": {"kept": 2000, "of": 10000}, "embedding": {"kept": 12000, "of": 60000},
+                    "mlp": {"kept": 6000, "of": 30000}}  # fmt: skip
+    assert "20.0 %" in call(capsys, *arguments)[1]

@@ -83,7 +83,7 @@ def write_model(path: Path, dtype: str) -> int:
 def shuffled(material: Material) -> Material:
     """The same words in random order: what is left of a gain here does not come from their neighbourhood."""
     mixed = np.random.default_rng(SEED).permutation(material.words.reshape(-1))
-    return Material(f"{material.name}, shuffled", material.dtype, mixed.reshape(material.words.shape), independent=True)
+    return Material(f"shuffled {material.name}", material.dtype, mixed.reshape(material.words.shape), independent=True)
 
 
 def gaussian(dtype: str, planes: int) -> Material:

@@ -169,12 +169,13 @@ def rate_distortion(material: Material, decibels: tuple[float, ...], quick: bool
     notes = [
         "scales and tables counted; bound: Shannon's for a Gaussian; SQNR: of the whole where values are independent,",
         "else with the rows of a plane scaled to unit deviation; video and NNC get rows scaled, the scales for nothing",
+        "shuffled rows of unlike deviations have heavy tails: easier than a Gaussian, they may lie below its bound",
         *_targets(material, own),
         f"peers beaten at equal distortion by {RIVAL.states} states, planes of {SIDE}²: {beaten} of {len(others)}",
         *([] if nnc.installed() else [nnc.MISSING]),
     ]  # fmt: skip
     return Table(
-        f"rate against distortion: {material.name}, {material.count:,} values of {material.dtype}",
+        f"rate against distortion: {material.name} as {material.dtype}, {material.count:,} values",
         ("coder", "bits/value", "SQNR dB", "bound", EXCESS, "ours at that dB", "verdict"), tuple(rows), tuple(notes),
         Chart("bits/value", EXCESS, "coder"),
     )  # fmt: skip

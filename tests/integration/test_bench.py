@@ -53,4 +53,4 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
     verdicts = {row[0]: row[-1] for row in table.rows}
     assert verdicts["NF4, blocks of 64"] == "beaten" and "NOT BEATEN" not in verdicts.values()
     (path,) = chart.draw([table, rate.order(model_planes("F32", 1), Quantize())], tmp_path)
-    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.name == "rate-against-distortion-gaussian-as-f32.png" and path.read_bytes().startswith(b"\x89PNG")

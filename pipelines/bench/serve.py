@@ -50,7 +50,11 @@ def run(quick: bool) -> list[Table]:
     url = archived(folder, folder / "train.npy", data.metric)
     build_indexes(url, ["hnsw"], actors=0, threads=2)
     engine = SearchEngine.open(url, threads=1)
-    ef, recall = lowest(lambda ef: data.recall(engine.search(data.test, K, "hnsw", ef=ef).rows, K))
+
+    def reached(ef: int) -> float:  # ids are numbers of the source's rows, which the archive keeps in another order
+        return data.recall(engine.search(data.test, K, "hnsw", ef=ef).ids.astype(np.int64), K)
+
+    ef, recall = lowest(reached)
     tables = [ways(plan.seconds)]
     with ExitStack() as stack:
         ours = _ours(url, stack)

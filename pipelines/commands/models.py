@@ -20,6 +20,10 @@ def similar(
     url: RootUrl,
     model: Annotated[str, typer.Argument(help="Name of an archived model.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 10,
+    method: Annotated[str, typer.Option(help="signature, exact, features or temporal.")] = "signature",
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Score by every method, and say how far each agrees with exact.")
+    ] = False,
     explain: Annotated[
         str, typer.Option(metavar="OTHER", help="Tell in which layers MODEL and this one differ, and how.")
     ] = "",
@@ -39,6 +43,12 @@ def similar(
     if explain:
         _explain(root, model, explain, picture, as_json)
         return
+    if compare:
+        _compare(root, model, k, as_json)
+        return
+    if method != "signature":
+        _by_method(root, model, method, k, as_json)
+        return
     found = root.nearest(model, k)
     if as_json:
         console.print_json({"model": model, "method": "signature", "models": [item.as_dict() for item in found]})
@@ -55,6 +65,47 @@ def similar(
             for rank, item in enumerate(found, 1)
         ],
     )  # fmt: skip
+
+
+def _by_method(root: ModelRoot, model: str, method: str, k: int, as_json: bool) -> None:
+    from cluster.model_methods import METHODS
+
+    if method not in METHODS:
+        raise typer.BadParameter(f"'{method}' is none of {', '.join(METHODS)}")
+    scores = METHODS[method](root, root.check(model))
+    best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
+    if as_json:
+        told = [{"name": name, "score": score} for name, score in best]
+        console.print_json({"model": model, "method": method, "models": told})
+        return
+    rows = [(rank, f"{score:.4f}", name) for rank, (name, score) in enumerate(best, 1)]
+    console.table(("rank", "score", "model"), rows)
+
+
+def _compare(root: ModelRoot, model: str, k: int, as_json: bool) -> None:
+    from time import perf_counter
+
+    from cluster.model_methods import METHODS, agreement
+
+    root.check(model)
+    scores, seconds = {}, {}
+    for name, measure in METHODS.items():
+        began = perf_counter()
+        scores[name] = measure(root, model)
+        seconds[name] = perf_counter() - began
+    agreements = {name: agreement(told, scores["exact"]) for name, told in scores.items()}
+    if as_json:
+        console.print_json({"model": model, "scores": scores, "agreement": agreements, "seconds": seconds})
+        return
+    order = sorted(scores["exact"], key=lambda name: (-scores["exact"][name], -scores["signature"][name]))[:k]
+    console.table(
+        ("model", *METHODS), [(name, *(f"{scores[method][name]:.4f}" for method in METHODS)) for name in order]
+    )
+    console.table(
+        ("method", "rank correlation with exact", "seconds"),
+        [(name, f"{agreements[name]:.3f}", f"{seconds[name]:.2f}") for name in METHODS],
+    )
+    console.say("exact compares tensors by name and place: where neurons were moved, signature sees what it cannot")
 
 
 def _explain(root: ModelRoot, first: str, second: str, picture: str, as_json: bool) -> None:

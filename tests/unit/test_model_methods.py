@@ -1,0 +1,66 @@
+"""Ways to compare models: each tells relatives from strangers as far as it can, and says so."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from cluster.model_methods import METHODS, agreement, by_weights, tour
+from cluster.model_root import ModelRoot
+from pipelines.bench import zoo_derive as derive
+from pipelines.bench.local import archive_model
+from pipelines.cli import call
+from tests.unit.test_signature import state
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("methods")
+    for name, values in (("one", state(1)), ("near", derive.noised(state(1), 0.1)), ("other", state(2))):
+        (root / name).mkdir()
+        save_file(values, root / name / "model.safetensors")
+        archive_model(str(root / name), root / "archives", f"name={name}", f"sink.name={name}",
+                      "operators.4.coder=rans", "operators.1.layout=raster", "operators.2.method=uniform")  # fmt: skip
+    return str(root / "archives")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_finds_a_near_copy(root: str, method: str) -> None:
+    if method == "features":
+        pytest.importorskip("skimage", reason="compares pictures")
+    scores = METHODS[method](ModelRoot(root), "one")
+    assert set(scores) == {"near", "other"} and scores["near"] > scores["other"]
+
+
+def test_exact_is_the_cosine_of_all_matrices(root: str) -> None:
+    a, b = state(1), derive.noised(state(1), 0.1)
+    flat = [np.concatenate([s[n].reshape(-1) for n in sorted(s) if s[n].ndim > 1]).astype(np.float64) for s in (a, b)]
+    truth = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert by_weights(ModelRoot(root), "one")["near"] == pytest.approx(truth, abs=1e-6)
+
+
+def test_a_tour_keeps_relatives_together(root: str) -> None:
+    models = ModelRoot(root)
+    names = ["one", "other", "near"]
+    order = [names[i] for i in tour(np.stack([models.code(name) for name in names]))]
+    assert order == ["one", "near", "other"] and tour(np.zeros((0, 992), np.int8)) == []
+
+
+def test_agreement_is_a_rank_correlation() -> None:
+    assert agreement({"a": 1, "b": 2, "c": 3}, {"a": 10, "b": 20, "c": 400}) == pytest.approx(1)
+    assert agreement({"a": 1, "b": 2, "c": 3}, {"a": 3, "b": 2, "c": 1}) == pytest.approx(-1)
+    assert np.isnan(agreement({"a": 1}, {"a": 1}))
+
+
+def test_the_command_compares_and_refuses(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage", reason="compares pictures")
+    assert call(["similar", root, "one", "--compare", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["scores"]) == set(METHODS) and told["agreement"]["exact"] == pytest.approx(1)
+    assert call(["similar", root, "one", "--method", "exact"]) == 0
+    assert "near" in capsys.readouterr().out
+    assert call(["similar", root, "one", "--method", "guess"]) == 2
+    assert "'guess' is none of signature" in capsys.readouterr().err

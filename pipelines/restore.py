@@ -18,6 +18,7 @@ from storage.collection import CollectionArchive
 from storage.fs import Location
 from storage.handle import Level
 from storage.model import ModelArchive, seen
+from storage.rowlog import RowLog, View
 from storage.tensor_file import TensorFile, safetensors_header
 
 Tick = Callable[[int, int], None]
@@ -27,8 +28,8 @@ def restore(url: str, out: str, level: Level = "exact", tensor: str | None = Non
     """Write the archive at ``url``, or one tensor of it, to the file ``out``; returns the bytes written.
 
     ``out`` ends in ``.safetensors`` (models, in the source's dtypes), ``.npy`` (one tensor, or a collection's vectors)
-    or ``.parquet`` (a collection with ids and metadata). The file appears whole or not at all. ``tick(done, total)``
-    reports bytes.
+    or ``.parquet`` (a collection with ids and metadata): its rows as they stand, those of the source in their order,
+    then those put in since. The file appears whole or not at all. ``tick(done, total)`` reports bytes.
     """
     handle = archive.open(url)
     handle.check_level(level)
@@ -45,10 +46,9 @@ def restore(url: str, out: str, level: Level = "exact", tensor: str | None = Non
         )  # fmt: skip
     if tensor is not None:
         raise HilbertflowError("a collection has no tensors", where=url, remedy="leave --tensor out")
-    if suffix == ".npy":
-        return _write(out, lambda file: _npy_rows(handle, level, file, tick))
-    if suffix == ".parquet":
-        return _write(out, lambda file: _parquet(handle, level, file, tick))
+    if suffix in (".npy", ".parquet"):
+        view, rows = RowLog(handle).view, _npy_rows if suffix == ".npy" else _parquet
+        return _write(out, lambda file: rows(view, level, file, tick))
     raise HilbertflowError(
         f"a collection does not restore to {suffix or 'a file without suffix'}", where=out,
         remedy="use OUT.npy or OUT.parquet",
@@ -97,17 +97,17 @@ def _tensor(chosen: TensorFile, file: BinaryIO, tick: Tick | None) -> None:
             tick(done, chosen.size)
 
 
-def _npy_rows(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
-    _npy_header(file, np.dtype(np.float32), (handle.count, handle.dim))
-    for batch in source_order.batches(handle, level, False, _in_bytes(handle, tick)):
+def _npy_rows(view: View, level: Level, file: BinaryIO, tick: Tick | None) -> None:
+    _npy_header(file, np.dtype(np.float32), (view.count, view.base.dim))
+    for batch in source_order.batches(view, level, False, _in_bytes(view.base, tick)):
         file.write(vector_matrix(batch).tobytes())
 
 
-def _parquet(handle: CollectionArchive, level: Level, file: BinaryIO, tick: Tick | None) -> None:
+def _parquet(view: View, level: Level, file: BinaryIO, tick: Tick | None) -> None:
     writer = None
-    for batch in source_order.batches(handle, level, True, _in_bytes(handle, tick)):
+    for batch in source_order.batches(view, level, True, _in_bytes(view.base, tick)):
         writer = writer or pq.ParquetWriter(file, batch.schema, compression="zstd")
-        writer.write_table(batch)
+        writer.write_table(batch.cast(writer.schema))
     if writer:
         writer.close()
 

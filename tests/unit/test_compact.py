@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import pipelines.run
@@ -15,6 +16,7 @@ from cluster.engine import SearchEngine
 from operators.errors import HilbertflowError
 from pipelines import cli
 from pipelines.compact import compact_recipe
+from pipelines.restore import restore
 from pipelines.run import run_here
 from storage import archive, catalog
 from storage.collection_rows import CollectionRows
@@ -47,6 +49,33 @@ def changed(folder: Path, metric: str = "l2") -> str:
 def compact(url: str) -> Any:
     handle = archive.open(url)
     return run_here(compact_recipe(handle, RowLog(handle).home))
+
+
+@pytest.mark.parametrize("order", ["lists", "source"])
+def test_what_stands_is_restored(tmp_path: Path, order: str) -> None:
+    """With the log and, after a compaction, without: rows that went are not there, rows that came are."""
+    rows = 4500 if order == "lists" else ROWS  # lists from 4,096 on
+    url = archive_vectors(tmp_path, clustered(rows, DIM), "l2", {"lines": np.arange(rows)}, rows_per_unit=2048)
+    assert archive.open(url).sorted == (order == "lists")
+    log = RowLog(archive.open(url))
+    log.upsert(["row-7", "new"], clustered(2, DIM, seed=5), {"lines": [-1, -2]})
+    log.delete(["row-0", *(f"row-{i}" for i in range(100, 900)), "nobody"])
+    stood = standing(RowLog(archive.open(url)).view)
+    for out in ("before", "after"):
+        restore(url, str(tmp_path / f"{out}.parquet"))
+        restore(url, str(tmp_path / f"{out}.npy"))
+        table = pq.read_table(tmp_path / f"{out}.parquet")
+        vectors = np.load(tmp_path / f"{out}.npy")
+        assert {
+            row["id"]: (vector, row["lines"]) for row, vector in zip(table.to_pylist(), vectors.tolist(), strict=True)
+        } == stood
+        assert np.array_equal(np.stack(table.column("vector").to_numpy()), vectors)
+        assert table.column("id").to_pylist()[-2:] == ["row-7", "new"]
+        if out == "before":
+            restore(url, str(tmp_path / "level.npy"), level=0)
+            compact(url)
+    coarse = np.load(tmp_path / "level.npy")
+    assert coarse.shape == vectors.shape and np.array_equal(coarse[-2:], vectors[-2:])
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])

@@ -26,7 +26,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """An archive of either kind, of several units, and its source, which is not where the recipe says any more."""
     root = tmp_path_factory.mktemp(request.param)
     if request.param == "model":
-        url, source = archived_model(root), root / "m.safetensors"
+        url, source = archived_model(root), root / "small.safetensors"
     else:
         url, source = archive_vectors(root, clustered(4200, 8), rows_per_unit=1024), root / "rows.parquet"
     moved = source.rename(source.with_stem("moved"))
@@ -145,7 +145,7 @@ def test_by_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray
     break_(victim, 1)
     assert call(["verify", url]) == 1
     assert "level0/c/1/0/0: checksum differs" in capsys.readouterr().err
-    assert call(["repair", url, "--from", str(tmp_path / "m.safetensors")]) == 0
+    assert call(["repair", url, "--from", str(tmp_path / "small.safetensors")]) == 0
     assert "1 object mended, 1 unit made again" in capsys.readouterr().out
     assert call(["verify", url]) == 0
     weight = archive.open(url)["layer.0.weight"].read("exact")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ from storage.checkpoint import Checkpoint
 from storage.layout import Layout
 from storage.lineage import contexts
 from storage.model import ModelArchive
-from storage.signatures import Frame, unit_sums
+from storage.signatures import Frame, sums_bytes, unit_sums
 from storage.tensors import TensorSpec
 
 
@@ -38,7 +39,19 @@ class PlaneUnits:
     @property
     def unit_bytes(self) -> int:
         """The most bytes a unit takes in the stream."""
-        return self.layout.per_unit * self.layout.area * self.layout.word
+        return self.layout.per_unit * self.layout.area * self.layout.word + self._sketch_bytes
+
+    @cached_property
+    def _sketch_bytes(self) -> int:
+        """The most that a unit adds to the signature: units in the midst of a tensor hold it alone, others share."""
+        if self.frame is None:
+            return 0
+        shared: Counter[int] = Counter()
+        for tensor in self.layout.placements:
+            size, unit = sums_bytes(self._specs[tensor.name], self.frame), self.layout.per_unit * self.layout.area
+            for at in {tensor.start // unit, (tensor.start + max(1, tensor.words) - 1) // unit}:
+                shared[at] += size
+        return max(shared.values(), default=0)
 
     @cached_property
     def _specs(self) -> dict[str, TensorSpec]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from operators.floats import dtype_info, to_float32
 from operators.signature import Collector, Signature, TensorSketch, role_of
-from operators.sketch import MOMENTS, PROBES, Matrix, Sums, anchors, sums
+from operators.sketch import LINEAR, MOMENTS, PROBES, Matrix, Sums, anchors, sums
 from storage.checkpoint import Checkpoint
 from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
 from storage.model import ModelArchive
@@ -119,6 +119,16 @@ def unit_sums(checkpoint: Checkpoint, frame: Frame, runs: Iterable[tuple[TensorS
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **found)
     return sink.getvalue()
+
+
+def sums_bytes(spec: TensorSpec, frame: Frame) -> int:
+    """The most bytes of what :func:`unit_sums` gives for a tensor, names and headers of its arrays with it."""
+    shape = shape_of(spec)
+    if shape is None:
+        return 0
+    matrix = matrix_of(spec.name, shape, spec.kind, frame)
+    columns = matrix.columns * (2 * matrix.column_probes + 1) if matrix.along_columns else 0
+    return 8 * (2 * PROBES * PROBES + LINEAR + MOMENTS) + 4 * columns + 6000 + 20 * len(spec.name)
 
 
 def merged(units: Iterable[bytes], parameters: int) -> Signature:

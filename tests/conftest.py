@@ -28,9 +28,9 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium, the machine's own, driven by Playwright."""
+    """Headless Chromium, the machine's own; gone after a module, as Playwright's event loop is in the way of others."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install 'hilbertflow[dev]'")
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:

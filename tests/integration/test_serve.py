@@ -107,38 +107,6 @@ def test_refusals_reach_the_client(service: serving.Running) -> None:
         nobody.collections()
 
 
-def test_the_client_changes_rows_and_sees_them(service: serving.Running, tmp_path: Path) -> None:
-    """Put in, found with its metadata, deleted, by both clients; an answer that got lost is asked for again."""
-    url = archive_vectors(tmp_path, clustered(200, DIM), "ip", {"lines": np.arange(200)})
-    running = serving.start({"collections": [{"name": "rows", "url": url}], "port": 0})
-    spot = np.full((1, DIM), 30, np.float32)
-    try:
-        with Client(running.url) as client:
-            assert client.upsert("rows", ["new"], spot, metadata={"lines": [7]}) == 1
-            found = client.search("rows", spot, k=2, metadata=True)
-            assert found.ids[0][0] == "new" and found.metadata is not None
-            assert found.metadata[0][0] == {"lines": 7}
-            assert client.search("rows", spot, k=2).metadata is None
-            with pytest.raises(HilbertflowError, match="exists"):
-                client.upsert("rows", ["row-3"], spot, op="append")
-        with lossy(running.url, answers_lost=2) as (address, taken), Client(address) as client:
-            assert client.upsert("rows", ["late"], spot + 1) == 2  # done once, though it was sent three times
-            assert taken() == 3
-        assert [item["rows_version"] for item in Client(running.url).collections()] == [2]
-
-        async def run() -> None:
-            async with AsyncClient(running.url) as client:
-                assert await client.delete("rows", ["late"]) == 3
-                assert (await client.search("rows", spot, k=1)).ids == [["new"]]
-            with lossy(running.url, answers_lost=1) as (address, _):
-                async with AsyncClient(address) as client:
-                    assert (await client.search("rows", spot, k=1)).ids == [["new"]]
-
-        asyncio.run(run())
-    finally:
-        running.stop()
-
-
 @contextmanager
 def lossy(url: str, answers_lost: int) -> Iterator[tuple[str, Callable[[], int]]]:
     """A way to the service that hands requests on but loses the first answers; also how many requests it took."""
@@ -349,3 +317,35 @@ def test_serve_deploy_takes_the_same_keys(engine: SearchEngine) -> None:
 
     args = {"collections": [{"name": "rows", "url": engine.collection.url, "placement": "shards"}]}
     assert isinstance(serve_app.application(json.loads(json.dumps(args))), Application)
+
+
+def test_the_client_changes_rows_and_sees_them(service: serving.Running, tmp_path: Path) -> None:
+    """Put in, found with its metadata, deleted, by both clients; an answer that got lost is asked for again."""
+    url = archive_vectors(tmp_path, clustered(200, DIM), "ip", {"lines": np.arange(200)})
+    running = serving.start({"collections": [{"name": "rows", "url": url}], "port": 0})
+    spot = np.full((1, DIM), 30, np.float32)
+    try:
+        with Client(running.url) as client:
+            assert client.upsert("rows", ["new"], spot, metadata={"lines": [7]}) == 1
+            found = client.search("rows", spot, k=2, metadata=True)
+            assert found.ids[0][0] == "new" and found.metadata is not None
+            assert found.metadata[0][0] == {"lines": 7}
+            assert client.search("rows", spot, k=2).metadata is None
+            with pytest.raises(HilbertflowError, match="exists"):
+                client.upsert("rows", ["row-3"], spot, op="append")
+        with lossy(running.url, answers_lost=2) as (address, taken), Client(address) as client:
+            assert client.upsert("rows", ["late"], spot + 1) == 2  # done once, though it was sent three times
+            assert taken() == 3
+        assert [item["rows_version"] for item in Client(running.url).collections()] == [2]
+
+        async def run() -> None:
+            async with AsyncClient(running.url) as client:
+                assert await client.delete("rows", ["late"]) == 3
+                assert (await client.search("rows", spot, k=1)).ids == [["new"]]
+            with lossy(running.url, answers_lost=1) as (address, _):
+                async with AsyncClient(address) as client:
+                    assert (await client.search("rows", spot, k=1)).ids == [["new"]]
+
+        asyncio.run(run())
+    finally:
+        running.stop()

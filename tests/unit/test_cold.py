@@ -51,7 +51,7 @@ def test_levels_are_ever_nearer_and_the_last_is_exact(engine: SearchEngine) -> N
     exact = engine.search(QUERIES, 10, "cold", level=3, nprobe=10_000, refine=1000)
     np.testing.assert_array_equal(exact.rows, oracle.rows)
     np.testing.assert_array_equal(exact.scores, oracle.scores)
-    with pytest.raises(HilbertflowError, match=r"no level 4.*0 to 2"):
+    with pytest.raises(HilbertflowError, match=r"no level 4.*0 to 3"):
         engine.search(QUERIES, 10, "cold", level=4)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import botocore.session
+from s3fs import S3FileSystem
 
 WEED = Path(sys.executable).with_name("weed")
 KEYS = {"AWS_ACCESS_KEY_ID": "hilbert", "AWS_SECRET_ACCESS_KEY": "flow-of-planes", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -61,6 +62,7 @@ def server(folder: Path, *buckets: str, metrics: int = 0) -> Iterator[dict[str, 
     try:
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
+        S3FileSystem.clear_instance_cache()  # file systems of a server before this one know its port
         _wait(buckets, settings["AWS_ENDPOINT_URL"], process)
         yield settings
     finally:

@@ -30,8 +30,10 @@ PLAY = """async ([data, times]) => {
   const means = [];
   for (const time of times) {
     const there = event("seeked");
+    const shown = new Promise(done => video.requestVideoFrameCallback(done));
     video.currentTime = time;
     await there;
+    await Promise.race([shown, new Promise(done => setTimeout(done, 1000))]);  // none comes for the frame that is there
     context.drawImage(video, 0, 0);
     const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
     let sum = 0;

@@ -200,6 +200,7 @@ def test_every_view_fits_and_is_legible(browser: Any, site: Site, name: str) -> 
 def test_search_by_keyboard_alone(page: Any) -> None:
     """The form has the focus; Enter asks; Tab reaches the rows; Enter on one asks for more like it."""
     page.goto("/collections/pictures")
+    page.wait_for_selector("input[name=q]:focus")
     page.keyboard.type("a red shoe")
     page.keyboard.press("Enter")
     page.wait_for_selector("ol.hits")

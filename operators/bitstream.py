@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.errors import HilbertflowError
+from operators.fair_share import fair_share
 
 VideoKind = Literal["hevc", "h264", "av1", "ffv1"]
 Frames = npt.NDArray[Any]  # (n, height, width) of uint8, or uint16 for deeper formats
@@ -52,6 +53,8 @@ def encode_stream(frames: Frames, kind: VideoKind, depth: int, options: dict[str
         context.width, context.height, context.pix_fmt = width, height, FORMATS[kind][depth]
         context.time_base, context.framerate, context.thread_count = Fraction(1, 25), Fraction(25), 1
         context.options = options
+        with fair_share():
+            context.open()
         packets: list[bytes] = []
         for number, samples in enumerate(frames):
             frame = _frame(samples, FORMATS[kind][depth], depth)

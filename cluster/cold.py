@@ -127,7 +127,9 @@ class Cold:
     def settings(self, asked: Overrides, k: int) -> Overrides:
         """What a search goes by: what was asked, over what was tuned, over what suits most collections."""
         code = self.collection.code
-        usual = {"nprobe": usual_nprobe(len(self.collection.borders) - 1), "refine": 8, "level": code.depth - 1}
+        # On a grid the exact level is a few bits a value, and levels above it may be too thin to answer from.
+        finest = code.depth - 1 if code.low is None else code.depth
+        usual = {"nprobe": usual_nprobe(len(self.collection.borders) - 1), "refine": 8, "level": finest}
         chosen = Overrides(**(usual | self.tuned.given() | asked.given()))
         if chosen.level is not None and chosen.level > code.depth:
             raise HilbertflowError(

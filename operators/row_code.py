@@ -15,7 +15,7 @@ from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Over
 from operators.row_blocks import vector_matrix
-from operators.rowcode import RowCode
+from operators.rowcode import USUAL_BITS, RowCode
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -33,25 +33,32 @@ class RowCoding(Operator):
     Parameters
     ----------
     bits: a dimension, down to each level, ascending: the base, levels between, and after them ``exact`` by itself.
+        ``auto``: those that :func:`operators.rowcode.usual_bits` finds right for a sample.
     states: of the trellis, 4 to 256; more are slower to write and a little smaller.
     emphasis: how far a level's error is shaped so that near neighbours stay on top; 0 for least squared error.
     """
 
     kind: Literal["row_code"] = "row_code"
-    bits: tuple[float, ...] = (0.5, 1.4, 3.2)
+    bits: tuple[float, ...] | Literal["auto"] = "auto"
     states: Literal[4, 8, 16, 32, 64, 128, 256] = 8
     emphasis: float = 1.0
 
     over: ClassVar[Over] = "rows"
 
     def __post_init__(self) -> None:
-        rising = all(low < high for low, high in zip((0.0, *self.bits), self.bits, strict=False))
-        if not self.bits or not rising or self.bits[-1] > 24 or len(self.bits) > 8:
+        bits = USUAL_BITS if self.bits == "auto" else self.bits
+        rising = all(low < high for low, high in zip((0.0, *bits), bits, strict=False))
+        if not bits or not rising or bits[-1] > 24 or len(bits) > 8:
             raise HilbertflowError(
-                f"bits are {list(self.bits)}", where="row_code", remedy="use 1 to 8 ascending numbers above 0, up to 24"
+                f"bits are {list(bits)}", where="row_code", remedy="use 1 to 8 ascending numbers above 0, up to 24"
             )
         if not 0 <= self.emphasis <= 2:
             raise HilbertflowError(f"emphasis is {self.emphasis:g}", where="row_code", remedy="use 0 to 2")
+
+    @property
+    def depth(self) -> int:
+        """Number of lossy levels."""
+        return len(USUAL_BITS if self.bits == "auto" else self.bits)
 
     def apply(self, batch: pa.Table) -> pa.Table:
         """Only :class:`TrainedRowCoding` can."""

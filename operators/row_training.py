@@ -181,7 +181,8 @@ def train(sample: F32, blocks: RowBlocks, coding: RowCoding, coder: Callable[[st
         found = lists.train(sample, min(int(blocks.lists), len(sample)), rounds=8)
         centroids = np.ascontiguousarray(found[lists.tour(found)])
         mine = lists.nearest(part, centroids)[:, 0]
-    code = rowcode.fit(part, coding.bits, centroids, mine, coding.states, blocks.rows, coding.emphasis)
+    bits = rowcode.usual_bits(part) if coding.bits == "auto" else coding.bits
+    code = rowcode.fit(part, bits, centroids, mine, coding.states, blocks.rows, coding.emphasis)
     return Trained(code, _coders(code, part, mine, coder), curve)
 
 

@@ -47,6 +47,9 @@ Starts = npt.NDArray[np.integer[Any]]
 
 BITS = (0.9, 1.6, 2.5)
 """Bits a dimension down to each level, by default."""
+USUAL_BITS, THIN_BITS = (0.5, 1.4, 3.2), (0.3, 0.6, 1.2)
+"""What :func:`usual_bits` chooses from."""
+_FREQUENT = 0.2  # share of values on a grid that are alike, from which levels are thin
 _CELLS = 12.0  # cells that a deviation of the error spans
 _LARGEST = float(np.finfo(np.float32).max)
 _FAR = float(1 << 23)
@@ -319,6 +322,19 @@ def fit(
     code = RowCode(klt, np.array(steps), np.array(spacings, np.float32), np.array(weights, np.float32),
                    np.array(deviations, np.float32), stored, states, 0, block)  # fmt: skip
     return _with_cells(_cut(code), sample, lists)
+
+
+def usual_bits(sample: F32) -> tuple[float, ...]:
+    """Bits a dimension down to each level for rows like the sample (n, d) float32.
+
+    Where values lie on a grid and one of them is frequent, as black is in pictures, the exact level says "black" in a
+    fraction of a bit, but coefficients of a transform cannot: what fine levels spend there comes on top of a lossless
+    copy. On Fashion-MNIST levels of 3.2 bits and the exact one take 509 bytes a row, of 0.6 bits 377.
+    """
+    if _grid(sample) is None:
+        return USUAL_BITS
+    most = int(np.unique(sample[:4096], return_counts=True)[1].max())
+    return THIN_BITS if most >= _FREQUENT * sample[:4096].size else USUAL_BITS
 
 
 def _short(steps: F64) -> I32:

@@ -64,7 +64,7 @@ def collection_plan(recipe: Recipe) -> Plan:
     per_unit = max(1, rows // blocks.rows)
     attributes = {
         "rows": source.count, "dim": dim, "block": blocks.rows, "per_unit": per_unit, "metric": metric,
-        "order": blocks.order, "lists": blocks.lists, "depth": len(only(recipe, RowCoding).bits),
+        "order": blocks.order, "lists": blocks.lists, "depth": only(recipe, RowCoding).depth,
         "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
         "encoder_digest": _encoder_digest(operators),
     }  # fmt: skip

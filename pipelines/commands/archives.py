@@ -12,6 +12,7 @@ from pipelines.commands.options import Json, Root, Url, level
 
 if TYPE_CHECKING:
     from storage.collection import CollectionArchive
+    from storage.handle import Archive
     from storage.verify import Damage
 
 
@@ -46,6 +47,10 @@ def info(
     source: Annotated[
         str, typer.Option(metavar="URL", help="Checkpoint to compare with where there is no exact level.")
     ] = "",
+    recall: Annotated[
+        bool,
+        typer.Option("--recall", help="Estimate a collection's recall@10 as it is now, by tier: one exact scan each."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tell what an archive holds, by level."""
@@ -61,11 +66,14 @@ def info(
         described["tensor_list"] = [{key: row[key] for key in ("name", "kind", "dtype", "shape")} for row in listed]
     if quality:
         described["measured"] = _measured(handle, source)
+    if recall:
+        described["recall"] = _recalls(handle)
     if as_json:
         console.print_json(described)
         return
     source, rows = described["source_bytes"], described.get("rows")
-    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials", "chosen")
+    nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials", "chosen",
+              "recall")  # fmt: skip
     console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
     told = described["quality"]
     heads, cells = ["level", "bytes", "of the source", "SQNR dB"], []
@@ -99,6 +107,27 @@ def info(
         console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
     if described.get("chosen"):
         _tried(described["chosen"])
+    if recall:
+        console.table(
+            ("tier", "recall@10", "95 % interval", "rows asked"),
+            [(tier, f"{r['recall']:.4f}", f"{r['low']:.3f} to {r['high']:.3f}", r["queries"])
+             for tier, r in described["recall"].items()],
+            title="recall as the collection is now: its own rows ask for their nearest others",
+        )  # fmt: skip
+
+
+def _recalls(handle: Archive) -> dict[str, dict[str, Any]]:
+    """What each tier that approximates finds of the true ten, upserted and deleted rows counted in."""
+    from dataclasses import asdict
+
+    from cluster.engine import SearchEngine
+    from operators.errors import HilbertflowError
+    from storage.collection import CollectionArchive
+
+    if not isinstance(handle, CollectionArchive):
+        raise HilbertflowError("a model is not searched", where=handle.url, remedy="leave --recall out")
+    engine = SearchEngine.open(handle.url)
+    return {tier: asdict(engine.estimate_recall(tier)) for tier in engine.tiers if tier != "exact"}
 
 
 def _tried(chosen: dict[str, Any]) -> None:

@@ -97,6 +97,12 @@ def test_the_recipe_and_what_info_tells(tmp_path: Path) -> None:
     assert "tried for recall@10 of 0.9 in 200 MB" in said and "chosen" in said
     told = json.loads(CliRunner().invoke(app, ["info", report.url, "--json"]).output)
     assert told["chosen"]["memory"] == 200_000_000 and told["chosen"]["trials"][0]["recall"] >= 0.9
+    SearchEngine.open(report.url).delete(["7", "8"])  # the estimate is of the rows as they stand
+    measured = json.loads(CliRunner().invoke(app, ["info", report.url, "--recall", "--json"]).output)["recall"]
+    assert set(measured) == {"cold", "hnsw"}
+    for tier in measured.values():
+        assert 0.85 < tier["low"] <= tier["recall"] <= tier["high"] <= 1 and (tier["queries"], tier["k"]) == (64, 10)
+    assert "95 % interval" in CliRunner().invoke(app, ["info", report.url, "--recall"]).output
 
 
 def test_memory_is_for_auto_only(tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ def test_ls_and_info_tell_bytes_by_level(
             assert sum(n for path, n in files.items() if path.parts[0] == name and path.name != "zarr.json") == count
     listing = files[Path("manifest.json")] + files[Path("objects.parquet")]
     assert told["archive_bytes"] == sum(told["levels"].values()) == sum(files.values()) - listing
+    code, out, error = call(capsys, "info", model, "--recall")
+    assert code == 1 and "a model is not searched" in error
     code, out, _ = call(capsys, "info", model)
     assert code == 0 and "level0" in out and "SQNR" in out
     assert "models/tiny" in call(capsys, "ls", root)[1]

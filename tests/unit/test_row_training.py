@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from operators import rowcode
 from operators.errors import HilbertflowError
 from operators.row_blocks import RowBlocks, vector_column
 from operators.row_code import RowCoding
@@ -99,3 +100,16 @@ def test_bad_options_and_rows_are_named() -> None:
     table = pa.table({"row": [5, 6, 7], "vector": vector_column(rows)})
     with pytest.raises(HilbertflowError, match="row 6: a zero vector"):
         RowBlocks(normalize=True).apply(table)
+
+
+def test_levels_are_thin_where_pixels_are_black() -> None:
+    rng = np.random.default_rng(7)
+    pixels = np.clip(np.rint(rng.normal(20, 40, (600, 24))), 0, 255).astype(np.float32)  # a third of them black
+    whole = np.rint(rng.normal(0, 40, (600, 24))).astype(np.float32)
+    chosen = {}
+    for name, rows in (("pixels", pixels), ("whole", whole), ("floats", ROWS[:600])):
+        made = trained("source", rows)
+        levels = made.code.encode(rows)
+        assert np.array_equal(made.code.decode(levels), rows) and made.code.depth == RowCoding().depth == 3
+        chosen[name] = rowcode.usual_bits(rows)
+    assert chosen["pixels"] == rowcode.THIN_BITS and chosen["whole"] == chosen["floats"] == rowcode.USUAL_BITS

@@ -13,6 +13,7 @@ list's second copy of its rows buys, is after SPANN (Chen et al., 2021) and SOAR
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from cluster.exact import pair_scores
 from cluster.index_kind import Overrides
 from cluster.probing import Probe
 from cluster.results import NO_ROW, similarity
+from cluster.split_work import in_parts
 from cluster.vectors import F32, I64, prepared
 from operators import rans_many
 from operators.coders import RansCoder
@@ -62,13 +64,14 @@ class Effort:
 class _Held:
     """Rows whose coefficients are known down to some level: whole chunks, ascending.
 
-    rows: (n,) numbers; chunk: (n,) theirs; total: (n, r) float32 coefficients; symbols: (n, width) by array.
+    rows: (n,) numbers; chunk: (n,) theirs; symbols: (n, width) by array; total: (n, r) float32 coefficients, None while
+    level 0 alone is known: most rows get no further.
     """
 
     rows: I64
     chunk: I64
-    total: F32
     symbols: dict[str, npt.NDArray[Any]]
+    total: F32 | None = None
 
     def of(self, chunks: I64) -> _Held:
         """Only these chunks, which must be among them."""
@@ -76,7 +79,8 @@ class _Held:
         if keep.all():
             return self
         symbols = {name: array[keep] for name, array in self.symbols.items()}
-        return _Held(self.rows[keep], self.chunk[keep], self.total[keep], symbols)
+        total = None if self.total is None else self.total[keep]
+        return _Held(self.rows[keep], self.chunk[keep], symbols, total)
 
 
 class Cold:
@@ -168,7 +172,8 @@ class Cold:
         nprobe, refine, level = settings.nprobe or 1, settings.refine or 1, settings.level or 0
         code, before, turned = self.collection.code, self._traffic(), self._scan.turn(queries)
         squares, spread = self._lists
-        near = probing.nearness(self._scan.products(self._scan.centroids, turned).T, squares, spread, self._scan.metric)
+        products = np.ascontiguousarray(self._scan.products(self._scan.centroids, turned).T)
+        near = probing.nearness(products, squares, spread, self._scan.metric)
         probe = Probe.of(nprobe, counts, self.collection.count, KEPT * k)
         probed = [probe.lists(of_query, counts) for of_query in near]
         mine = [self._chunks_of(lists, matches) for lists in probed]
@@ -185,7 +190,7 @@ class Cold:
             if "ids" in fetched:
                 frames.update(zip(union.tolist(), fetched.pop("ids"), strict=True))
             held = self._deepened(held, union, fetched)
-            found = self._scores(held, queries, turned)
+            found = self._scores(held, queries, turned, products)
             by_step.append(len(held.rows))
             if last:
                 requests, read = np.subtract(self._traffic(), before).tolist()
@@ -218,29 +223,54 @@ class Cold:
         """The rows of these chunks, known as far as their lists' centroids."""
         table = self.collection.chunks
         starts, stops = table.first_row[chunks], table.first_row[chunks + 1]
-        owner = np.repeat(chunks, stops - starts)
-        return _Held(spans(starts, stops), owner, self._scan.centroids[table.list_of[owner]], {})
+        return _Held(spans(starts, stops), np.repeat(chunks, stops - starts), {})
 
     def _deepened(self, held: _Held, chunks: I64, fetched: Mapping[str, Sequence[bytes]]) -> _Held:
         """These chunks with the fetched arrays added."""
-        held, table, code = held.of(chunks), self.collection.chunks, self.collection.code
+        held, table = held.of(chunks), self.collection.chunks
         heights = table.first_row[chunks + 1] - table.first_row[chunks]
+        if held.symbols and held.total is None:
+            held = dataclasses.replace(held, total=self._total(held, np.arange(len(held.rows))))
+        elif not held.symbols:
+            held.symbols["level0"] = np.zeros((len(held.rows), 0), np.int16)  # where level 0 codes nothing
         for name, parts in fetched.items():
-            coder = self.collection.coder(name)
-            if name.startswith("level") and isinstance(coder, RansCoder):
-                shared = Tables.from_bytes(coder.tables) if coder.tables else None
-                symbols = rans_many.decode(parts, heights, table.block, code.width(name), shared)
-            else:
-                each = [self.collection.symbols(name, part, rows) for part, rows in zip(parts, heights, strict=True)]
-                symbols = np.concatenate(each)
-            held.symbols[name] = symbols
-            if name.startswith("level"):
-                self._scan.add(held.total, int(name[5:]), symbols)
+            held.symbols[name] = self._symbols(name, parts, heights)
+            if held.total is not None and name.startswith("level"):
+                self._scan.add(held.total, int(name[5:]), held.symbols[name])
         return held
 
-    def _scores(self, held: _Held, queries: F32, turned: Turned) -> F32:
-        """(n, q), more is nearer: exact where the rows are."""
+    def _symbols(self, name: str, parts: Sequence[bytes], heights: I64) -> npt.NDArray[Any]:
+        """The integers of chunks of one array, one chunk below the other."""
+        coder, code = self.collection.coder(name), self.collection.code
+        if not name.startswith("level") or not isinstance(coder, RansCoder):
+            each = [self.collection.symbols(name, part, rows) for part, rows in zip(parts, heights, strict=True)]
+            return np.concatenate(each)
+        shared = Tables.from_bytes(coder.tables) if coder.tables else None
+        block, width = self.collection.chunks.block, code.width(name)
+
+        def decoded(part: slice) -> npt.NDArray[np.int16]:
+            return rans_many.decode(parts[part], heights[part], block, width, shared)
+
+        return np.concatenate(in_parts(decoded, len(parts), int(heights.sum()) * width))
+
+    def _total(self, held: _Held, index: I64) -> F32:
+        """Coefficients (m, r) of some of the rows, of which level 0 is known."""
+        total = self._scan.centroids[self.collection.chunks.list_of[held.chunk[index]]]
+        self._scan.add(total, 0, held.symbols["level0"][index])
+        return total
+
+    def _scores(self, held: _Held, queries: F32, turned: Turned, products: F32) -> F32:
+        """(n, q), more is nearer: exact where the rows are. products: (q, K) of queries and the centroids of lists."""
+        if held.total is None and "exact" not in held.symbols:
+            symbols, lists = held.symbols["level0"], self.collection.chunks.list_of[held.chunk]
+            near, squares = products, self._lists[0]
+
+            def scored(part: slice) -> F32:
+                return self._scan.first(symbols[part], lists[part], near, squares, turned)
+
+            return np.concatenate(in_parts(scored, len(symbols), symbols.size))
         if "exact" not in held.symbols:
+            assert held.total is not None
             return self._scan.scores(held.total, turned)
         vectors = prepared(self._vectors(held), self.collection.metric)
         which, row = np.divmod(np.arange(len(queries) * len(vectors)), len(vectors))
@@ -283,7 +313,8 @@ class Cold:
             near = found[index, q]
             if "exact" not in held.symbols:  # the best few once more, by their precise lengths
                 index = index[np.argsort(-near, kind="stable")[: KEPT * k]]
-                near = self._scan.scores(held.total[index], turned.take(slice(q, q + 1)), precise=True)[:, 0]
+                total = self._total(held, index) if held.total is None else held.total[index]
+                near = self._scan.scores(total, turned.take(slice(q, q + 1)), precise=True)[:, 0]
             order = np.lexsort((held.rows[index], -near))[:k]
             rows[q, : len(order)], scores[q, : len(order)] = held.rows[index[order]], sign * near[order]
         return scores, rows

@@ -84,6 +84,13 @@ class RowScan:
             found.append((coded, np.ldexp(steps[coded].astype(np.float32), -self.code.klt.shift)))
         return tuple(found)
 
+    @cached_property
+    def _first(self) -> tuple[F32, F32]:
+        """What an index of level 0 adds to a row's squared length: (K, c) by list, and (c,) with the index's square."""
+        (columns, worth), (lengths, at_mean, _) = self._columns[0], self._lengths
+        around = 2 * (self.centroids[:, columns] * lengths[columns] + at_mean[columns]) * worth
+        return np.ascontiguousarray(around, np.float32), lengths[columns] * worth * worth
+
     def turn(self, queries: F32) -> Turned:
         """Queries (q, d) float32 in the domain of the coefficients."""
         axes, mean = self._parts
@@ -113,6 +120,26 @@ class RowScan:
             out /= np.sqrt(np.maximum(squares, 1e-12))[:, None]
             squares = np.ones_like(squares)
         return 2 * out - squares[:, None] - queries.squares if self.metric == "l2" else out
+
+    def first(self, symbols: npt.NDArray[np.int16], lists: npt.NDArray[np.integer[Any]], near: F32, squares: F32,
+              queries: Turned) -> F32:  # fmt: skip
+        """Scores (n, q), as :meth:`scores` gives them, of rows of which the first level alone is known.
+
+        symbols: int16 (n, c) of level 0; lists: (n,) the list of each row; near: float32 (q, K) inner products of the
+        queries and the lists' centroids; squares: (K,) squared lengths of those. The coefficients that level 0 leaves
+        out are the centroid's, so that a row costs what it codes, and no coefficients are laid out.
+        """
+        columns, worth = self._columns[0]
+        around, own = self._first
+        asked = np.ascontiguousarray(queries.turned[:, columns] * worth)
+        out, length = np.empty((len(symbols), len(asked)), np.float32), np.empty(len(symbols), np.float32)
+        of_lists = np.ascontiguousarray(near.T)
+        mine = np.asarray(lists, np.int64)
+        rowtrellis.products(symbols, self.code.states, mine, around, own, asked, of_lists, squares, out, length)
+        if self.code.klt.unit:
+            out /= np.sqrt(np.maximum(length, 1e-12))[:, None]
+            length = np.ones_like(length)
+        return 2 * out - length[:, None] - queries.squares if self.metric == "l2" else out
 
     def squares(self, total: F32) -> F32:
         """Squared lengths (n,) of the rows with these coefficients."""

@@ -175,3 +175,39 @@ def _accumulate(symbols, h0, h1, steps, columns, total):  # type: ignore[no-unty
             half = -(s & 1)
             total[row, columns[j]] += np.float32(((4 * k + 1) ^ half) - half) * steps[j]
             s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
+
+
+def products(
+    symbols: npt.NDArray[np.int16], states: int, lists: npt.NDArray[np.int64], around: F32, own: F32, queries: F32,
+    near: F32, squares: F32, out: F32, length: F32,
+) -> None:  # fmt: skip
+    """Inner products ``out`` (n, q) with queries (q, c), and squared lengths ``length`` (n,), of rows of symbols.
+
+    A row (n, c) is that of its list, of products ``near`` (K, q) and squared length ``squares`` (K,), and what the
+    indices of its symbols add: ``around`` (K, c) is what the squared length gains with each, ``own`` (c,) with its
+    square.
+    """
+    h0, h1 = trellis._check(states)
+    _products(np.ascontiguousarray(symbols), h0, h1, lists, around, own, queries, near, squares, out, length)
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _products(symbols, h0, h1, lists, around, own, queries, near, squares, out, length):  # type: ignore[no-untyped-def]
+    both, columns = h0 ^ h1, symbols.shape[1]
+    index = np.empty(columns, np.float32)
+    for row in range(symbols.shape[0]):
+        s, mine = 0, lists[row]
+        for j in range(columns):
+            k = np.int32(symbols[row, j])
+            half = -(s & 1)
+            index[j] = np.float32(((4 * k + 1) ^ half) - half)
+            s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
+        gained, at = np.float32(0), around[mine]
+        for j in range(columns):
+            gained += index[j] * (index[j] * own[j] + at[j])
+        length[row] = squares[mine] + gained
+        for q in range(queries.shape[0]):
+            query, product = queries[q], np.float32(0)
+            for j in range(columns):
+                product += index[j] * query[j]
+            out[row, q] = near[mine, q] + product

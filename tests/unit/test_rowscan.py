@@ -29,5 +29,11 @@ def test_scores_are_those_of_the_decoded_rows(metric: str, unit: bool, with_list
         scale = np.abs(wanted).std()
         np.testing.assert_allclose(scan.scores(total, turned, precise=True), wanted, rtol=1e-4, atol=1e-4 * scale)
         np.testing.assert_allclose(scan.scores(total, turned), wanted, atol=0.1 * scale)
+    lists_of = own if own is not None else np.zeros(len(rows), np.int64)
+    first = scan.centroids[lists_of]
+    scan.add(first, 0, levels["level0"])
+    near, squares = np.ascontiguousarray(scan.products(scan.centroids, turned).T), scan.squares(scan.centroids)
+    found = scan.first(levels["level0"], lists_of, near, squares, turned)
+    np.testing.assert_allclose(found, scan.scores(first, turned), rtol=1e-4, atol=1e-4 * float(np.abs(found).std()))
     some = scan.scores(total, turned.take([2, 4]))
     np.testing.assert_allclose(some, scan.scores(total, turned)[:, [2, 4]], rtol=1e-5)

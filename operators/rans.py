@@ -10,9 +10,10 @@ A chunk is::
 
     0x10 values crc32                                   stored as they are, little-endian
     0x11 value:u32 check:u16                            all alike
-    0x12 header tables runs … states words raw        tables of its own
+    0x12 header tables runs … states words raw        tables of its own, as written before 0x15
     0x13 header runs exceptions … states words raw    tables shared by the array
     0x14 rows:u32 chunk                               the first rows; those behind them are zeros
+    0x15 header tail tables runs … states words raw   tables of its own
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from operators import rans_tokens as tokens_of
 from operators import raw
 from operators.rans_side import choose, get_exceptions, put_exceptions, room, take_runs
 from operators.rans_tables import Tables, fold, group, split, write
+from operators.rans_tail import put_tail
 from operators.scratch import scratch
 
-CONSTANT, OWN, SHARED, TRIMMED = 0x11, 0x12, 0x13, 0x14
+CONSTANT, OWN, SHARED, TRIMMED, LEAN = 0x11, 0x12, 0x13, 0x14, 0x15
 BLOCK = 1024  # symbols that are looked at together when tables are chosen
 MOST_TABLES = 16
 
@@ -90,7 +92,7 @@ def decode(
         return _from_trimmed(data, shape, kind, tables)
     if mode == SHARED and tables is None:
         raise raw.damaged("rANS", "the chunk was coded with shared tables, and none were given")
-    if mode not in (OWN, SHARED) or count == 0 or count >= 1 << 31:
+    if mode not in (OWN, SHARED, LEAN) or count == 0 or count >= 1 << 31:
         raise raw.damaged("rANS", f"chunk mode {mode:#x} for {count} values")
     if source.ctypes.data & 1:  # words are read as 16-bit numbers
         source = source.copy()
@@ -110,16 +112,17 @@ def _tail(count: int, lanes_log: int, top: int) -> tuple[int, int, int]:
 
 
 def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
-    """The chunk in mode OWN or SHARED; None when the shared tables cannot code it."""
+    """The chunk in mode LEAN or SHARED; None when the shared tables cannot code it."""
     count, block, lanes_log = values.size, BLOCK, _lanes_log(values.size)
     while count > block * 256:
         block *= 2
     head = np.zeros(room(count, MOST_TABLES if shared is None else 0), np.uint8)
-    head[0] = OWN if shared is None else SHARED
+    head[0] = LEAN if shared is None else SHARED
     at = k.put(head, 8, lanes_log, 2)
     if shared is None:
+        at = int(put_tail(values, head, 16)) if every < k.DIRECT else 17
         counts, shifts, ends, ids, parts = group(values, every, block, MOST_TABLES)
-        at = k.put(head, at, len(shifts) - 1, 6)
+        k.put(head, 10, len(shifts) - 1, 6)
         at, tables = write(counts, shifts, head, at)
     elif shared.plan.size:  # each column has its table
         tables, ends, ids = shared, np.empty(0, np.int32), shared.plan
@@ -154,7 +157,10 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     else:
         begin = lanes.encode_columns(tokens, start, ids, code, inverse, state, words)
     number = start + 1 - begin
-    at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
+    if shared is not None or tables.shifted or tables.top >= k.DIRECT:  # else the words are all that is left
+        at = k.put(head, k.put(head, at, number.bit_length(), 5), number, number.bit_length())
+    if shared is None:
+        at, state = int(k.put_states(head, at, state)), state[:0]
     size = (at + 15) // 16 * 2
     rest = extra.view(np.uint8)[: (parts.bits + 7) // 8]
     return b"".join((head[:size].data, state.data, words[begin:].data, rest.data))
@@ -168,14 +174,14 @@ def _from_coded(source: k.U8, out: npt.NDArray[Any], shared: Tables | None) -> n
     exceptions: dict[int, int] = {}
     if shared is None:
         table = scratch("rans table", sizes[3:], np.uint32)
-        found = chunks.decode_own(source, count, tokens, values, extra, table)
+        found = chunks.decode_own(source, count, source[0] == LEAN, tokens, values, extra, table)
     else:
         at, ends, ids = 10, np.empty(0, np.int32), shared.plan
         if not ids.size:
             at, ends, ids = take_runs(source, at, count, shared.count)
         at, exceptions = get_exceptions(source, at, count, limit)
         found = chunks.decode_rest(
-            source, at, count, ends, ids, shared.freq, shared.shifts, tokens, values, extra, shared.decoder()
+            source, at, count, False, ends, ids, shared.freq, shared.shifts, tokens, values, extra, shared.decoder()
         )
     flat = out.reshape(-1).view(f"i{out.itemsize}")
     if found == chunks.IN_TOKENS:

@@ -74,6 +74,15 @@ def bit_length(value: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def put_states(out: U8, at: int, state: U32) -> int:
+    """Write coder states, 2^16 … 2^32 - 1 each: the length less 17 and what is below the highest bit. The next bit."""
+    for lane in range(state.size):
+        length = bit_length(np.int64(state[lane])) - 1
+        at = put(out, put(out, at, length - 16, 4), np.int64(state[lane]) & ((1 << length) - 1), length)
+    return at
+
+
+@njit(cache=True, nogil=True)
 def put_runs(out: U8, at: int, ends: I32, ids: U8, width: int) -> int:
     """Write runs: the table of each and its length, in pieces of GRAIN, but the last run's. The next bit.
 

@@ -27,9 +27,11 @@ from operators.rans_bits import (
 )
 from operators.rans_freq import decoder_tables, get_tables
 from operators.rans_lanes import decode_columns, decode_lanes, get_tail
+from operators.rans_tail import get_tail as get_tail_header
+from operators.rans_tail import unfold_tail
 from operators.rans_tokens import check_sum, highs_of, join_low_parts
 
-# mypy: disable-error-code="return-value, assignment, arg-type, operator, index"
+# mypy: disable-error-code="return-value, assignment, arg-type, call-overload, operator, index"
 
 MAX_TABLES = 64
 IN_TOKENS, IN_VALUES = 1, 2
@@ -45,13 +47,22 @@ def work_sizes(count: int) -> tuple[int, int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def decode_own(source: U8, count: int, tokens: U8, values: U32, extra: U32, table: U32) -> int:
-    """Decode a chunk that carries its tables: ``IN_TOKENS``, ``IN_VALUES`` or an error."""
+def decode_own(source: U8, count: int, lean: bool, tokens: U8, values: U32, extra: U32, table: U32) -> int:
+    """Decode a chunk that carries its tables: ``IN_TOKENS``, ``IN_VALUES`` or an error.
+
+    ``lean``: in the newer form, whose tail may be folded and whose states take fewer bits.
+    """
     lanes_log, tables = get(source, 8, 2), get(source, 10, 6) + 1
     if lanes_log < 1 or tables < 1:
         return BAD_HEADER
+    at, low, begin, width, folded = np.int64(16), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    if lean:
+        low, begin, width, folded = get_tail_header(source, at)
+        if low < 0:
+            return low
+        at = low + folded * width
     freq, shifts = np.empty((tables, TOKENS), np.int32), np.empty(tables, np.int32)
-    at = get_tables(source, 16, freq, shifts)
+    at = get_tables(source, at, freq, shifts)
     if at < 0:
         return at
     decoder_tables(freq, table)
@@ -60,40 +71,54 @@ def decode_own(source: U8, count: int, tokens: U8, values: U32, extra: U32, tabl
     at, runs = get_runs(source, at, bit_length(tables - 1), tables, count, ends, ids)
     if at < 0:
         return at
-    return decode_rest(source, at, count, ends[:runs], ids[:runs], freq, shifts, tokens, values, extra, table)
+    found = decode_rest(source, at, count, lean, ends[:runs], ids[:runs], freq, shifts, tokens, values, extra, table)
+    if folded == 0 or found < 0:
+        return found
+    if found == IN_TOKENS:
+        failed = unfold_tail(tokens[:count], begin, width, folded, source, low)
+    else:
+        failed = unfold_tail(values[:count], begin, width, folded, source, low)
+    return failed if failed else found
 
 
 @njit(cache=True, nogil=True)
 def decode_rest(
-    source: U8, at: int, count: int, ends: I32, ids: U8, freq: I32, shifts: I32,
+    source: U8, at: int, count: int, lean: bool, ends: I32, ids: U8, freq: I32, shifts: I32,
     tokens: U8, values: U32, extra: U32, table: U32,
 ) -> int:  # fmt: skip
-    """Decode what follows the runs at bit ``at``; ``table`` holds the decoder's entries of ``freq``.
+    """Decode what follows at bit ``at``; ``table`` holds the decoder's entries of ``freq``.
 
     Run s ends before ``ends[s]`` and has table ``ids[s]``; without ``ends``, value i has ``ids[i mod len(ids)]``.
     """
     lanes = np.int64(1) << get(source, 8, 2)
-    width = get(source, at, 5)
-    number = get(source, at + 5, width) if width >= 0 else np.int64(-1)
-    if number < 0 or lanes < 2:
+    present, top, shifted = np.zeros(TOKENS, np.uint8), 0, False
+    for row in range(freq.shape[0]):
+        shifted |= shifts[row] > 0
+        for t in range(TOKENS):
+            if freq[row, t]:
+                present[t], top = 1, max(top, t)
+    state = np.empty(max(lanes, 2), np.uint32)
+    next_bit, number = at, np.int64(-1)
+    if shifted or top >= DIRECT or not lean:  # else no raw bits follow, and all that is left are words
+        width = get(source, at, 5)
+        number = get(source, at + 5, width) if width >= 0 else np.int64(-1)
+        if number < 0:
+            return CUT
+        next_bit += 5 + width
+    if lanes < 2:
         return CUT
-    size = (at + 5 + width + 15) // 16 * 2
-    begin = size + 4 * lanes
+    begin = _lean_states(source, next_bit, state) if lean else _plain_states(source, next_bit, state)
+    if begin < 0:
+        return CUT
+    if number < 0:
+        number = (source.size - begin) >> 1
     end = begin + 2 * number
     left = source.size - end  # bytes of raw bits
     if left < 0 or left > 4 * count:
         return CUT
-    state = np.empty(lanes, np.uint32)
-    for lane in range(lanes):
-        state[lane] = _word(source, size + 4 * lane)
     raw = extra[: left // 4 + 3]
     _to_words(source[end:], raw)
 
-    present, top = np.zeros(TOKENS, np.uint8), 0
-    for row in range(freq.shape[0]):
-        for t in range(TOKENS):
-            if freq[row, t]:
-                present[t], top = 1, max(top, t)
     bits = max(bit_length(top), 1)
     each = 16 // bits
     start = max(0, count - (lanes - 2) * each)
@@ -113,12 +138,34 @@ def decode_rest(
     found = check_sum(raw[: (left + 3) // 4], check_sum(tokens[:padded].view(np.uint32), found))
     if found != check:
         return BAD_SUM
-    shifted = False
-    for row in range(shifts.size):
-        shifted |= shifts[row] > 0
     if left == 0 and not shifted and top < DIRECT:
         return IN_TOKENS
     return _assemble(coded, raw, left, ends, ids, shifts, values[:count])
+
+
+@njit(cache=True, nogil=True)
+def _plain_states(source: U8, at: int, state: U32) -> int:
+    """States of 32 bits from the next 16-bit word on; where the words begin, or an error."""
+    begin = (at + 15) // 16 * 2
+    if begin + 4 * state.size > source.size:
+        return CUT
+    for lane in range(state.size):
+        state[lane] = _word(source, begin + 4 * lane)
+    return begin + 4 * state.size
+
+
+@njit(cache=True, nogil=True)
+def _lean_states(source: U8, at: int, state: U32) -> int:
+    """States as their length less 17, 4 bits, and what is below their highest bit; where the words begin."""
+    for lane in range(state.size):
+        length = get(source, at, 4) + 16
+        low = get(source, at + 4, length)
+        if low < 0:
+            return CUT
+        state[lane] = np.uint32((np.int64(1) << length) | low)
+        at += 4 + length
+    begin = (at + 15) // 16 * 2
+    return begin if begin <= source.size else CUT
 
 
 @njit(cache=True, nogil=True)

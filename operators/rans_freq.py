@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
 from operators.rans_bits import (
@@ -25,13 +26,18 @@ from operators.rans_bits import (
     get,
     put,
 )
+from operators.rans_law import POWER_BITS, SLOPE_BITS, fit_law, law_weights
 
 # mypy: disable-error-code="return-value, assignment, arg-type, call-overload, operator, index"
+
+I64 = npt.NDArray[np.int64]
 
 STEPS: Final = 8  # levels an octave: a level is off by 4 % at most, which costs 0.001 bit a symbol
 TOP_LEVEL: Final = 14 * STEPS + 1  # level 0 is a token that is absent, level 1 one in 2^14
 _FRACTION = np.array([1024, 1117, 1218, 1328, 1448, 1579, 1722, 1878], np.int64)  # 1024 · 2^(i / 8)
 _START: Final = 12 * STEPS  # the level expected first: a quarter of the symbols
+LAW: Final = 3  # in the place of a prediction: no levels follow, but a law
+SHORTEST: Final = 4  # tokens, less one, of a table that a law is tried for
 
 
 @njit(cache=True, nogil=True)
@@ -66,7 +72,7 @@ def _code_length(step: int, k: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -> int:
+def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I64) -> int:
     """Levels for tokens up to ``last`` that cost least, table and symbols together; the bits of the table."""
     one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
     spread, bits = np.int64(16), np.int64(0)
@@ -99,26 +105,66 @@ def _choose_levels(counts: I32, total: int, last: int, kind: int, levels: I32) -
 
 
 @njit(cache=True, nogil=True)
-def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
-    """Write a table for ``counts`` and set ``weights`` to what the reader will see; the next bit.
+def _symbol_bits(counts: I32, weights: I32) -> float:
+    """Bits of a histogram's symbols under the frequencies that weights give."""
+    freq, bits = np.empty(TOKENS, np.int32), 0.0
+    frequencies(weights, freq)
+    for t in range(TOKENS):
+        if counts[t]:
+            bits += counts[t] * (SLOTS_LOG - np.log2(freq[t]))
+    return bits
 
-    A token's share of the symbols is sent as a level, 8 to the octave, and that as the difference to what the levels
-    before suggest, in a Rice code that adapts to them.
+
+@njit(cache=True, nogil=True)
+def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int, float]:
+    """How to write the table of a histogram: last token, kind, power and slope of a law, bits of table and symbols.
+
+    ``levels`` (TOKENS of them) and ``weights`` are set to what was chosen.
     """
     total, last = np.int64(0), np.int64(0)
     for t in range(counts.size):
         total += np.int64(counts[t])
         if counts[t]:
             last = np.int64(t)
-        weights[t] = 0
-    levels = np.empty(last + 1, np.int64)
     kind, least = np.int64(0), np.int64(1 << 40)
-    for attempt in range(4):  # three predictions, and the best again
-        candidate = np.int64(attempt) if attempt < 3 else kind
+    for attempt in range(LAW + 1):  # three predictions, and the best again
+        candidate = np.int64(attempt) if attempt < LAW else kind
         bits = _choose_levels(counts, total, last, candidate, levels)
         if bits < least:
             kind, least = candidate, bits
+    power, slope, told = np.int64(0), np.int64(0), np.inf
+    if last >= SHORTEST:
+        power, slope = fit_law(counts, total, last, weights)
+        law_weights(power, slope, last, weights)
+        told = POWER_BITS + SLOPE_BITS + _symbol_bits(counts, weights)
+    for t in range(weights.size):
+        weights[t] = _weight(levels[t]) if t <= last else 0
+    listed = least + _symbol_bits(counts, weights)
+    if told < listed:
+        law_weights(power, slope, last, weights)
+        return last, LAW, power, slope, 15 + told
+    return last, kind, power, slope, 15 + listed
+
+
+@njit(cache=True, nogil=True)
+def coded_bits(counts: I32) -> float:
+    """Bits of a histogram's symbols and of the table that they would be given."""
+    return _choose(counts, np.empty(TOKENS, np.int64), np.empty(TOKENS, np.int32))[4]
+
+
+@njit(cache=True, nogil=True)
+def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
+    """Write a table for ``counts`` and set ``weights`` to what the reader will see; the next bit.
+
+    A token's share of the symbols is sent as a level, 8 to the octave, and that as the difference to what the levels
+    before suggest, in a Rice code that adapts to them. Where a law (:mod:`operators.rans_law`) tells the shares in
+    fewer bits, its misfit counted, it stands instead.
+    """
+    levels = np.empty(TOKENS, np.int64)
+    last, kind, power, slope, _ = _choose(counts, levels, weights)
     at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
+    if kind == LAW:
+        return put(out, put(out, at, power, POWER_BITS), slope, SLOPE_BITS)
     one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
     spread = np.int64(16)
     for t in range(last + 1):
@@ -132,7 +178,6 @@ def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
         else:
             at = put(out, put(out, at, (1 << LONGEST) - 1, LONGEST), levels[t], 7)
         spread += min(abs(step), 40) - (spread >> 2) + (1 if spread & 3 else 0)
-        weights[t] = _weight(levels[t])
         one, two, three = levels[t], one, two
     return at
 
@@ -144,6 +189,12 @@ def get_table(data: U8, at: int, weights: I32) -> tuple[int, int]:
     if last < 0 or last >= TOKENS or kind < 0 or shift > MAX_SHIFT:
         return BAD_TABLE, 0
     at += 15
+    if kind == LAW:
+        power, slope = get(data, at, POWER_BITS), get(data, at + POWER_BITS, SLOPE_BITS)
+        if slope < 0:
+            return CUT, 0
+        law_weights(power, slope, last, weights)
+        return at + POWER_BITS + SLOPE_BITS, shift
     one, two, three = np.int64(_START), np.int64(_START), np.int64(_START)
     spread = np.int64(16)
     for t in range(weights.size):

@@ -6,8 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, SLOTS, SLOTS_LOG, TOKENS, U8, U32
-from operators.rans_cluster import I64, UNIT, block_counts, n_log2_n, table_size
+from operators.rans_bits import DIRECT, GRAIN, I32, MAX_SHIFT, TOKENS, U8, U32
+from operators.rans_cluster import UNIT, block_counts
+from operators.rans_freq import coded_bits
+
+_EQUAL = 6.0  # bits that a shorter table may cost more: raw bits are faster
+_FARTHER = 512.0  # bits more than the best at which no shorter table is tried
 
 # mypy: disable-error-code="return-value, assignment, arg-type, no-any-return, operator, index"
 
@@ -127,49 +131,28 @@ def renumber(ids: U8, shifts: I32) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _rare(counts: I32, lut: I64) -> int:
-    """What it costs, in 1/1024 bits, that no token is given less than one slot of the table."""
-    total, rare, kept, entropy = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    for t in range(TOKENS):
-        total += np.int64(counts[t])
-    for t in range(TOKENS):
-        n = np.int64(counts[t])
-        if n and n * SLOTS < total:
-            rare += 1
-            kept += n
-            entropy += n_log2_n(lut, n)
-    if not 0 < rare < SLOTS:
-        return np.int64(0)
-    others, left = total - kept, SLOTS - rare
-    coded = UNIT * SLOTS_LOG * kept + others * (UNIT * SLOTS_LOG * left - n_log2_n(lut, left)) // left
-    return coded + n_log2_n(lut, others) - n_log2_n(lut, total) + entropy
-
-
-@njit(cache=True, nogil=True)
-def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
-    """Raise the shift of each cluster while a shorter table saves more than wider bins lose; whether any was.
+def coarsen(counts: I32, shifts: I32) -> bool:
+    """Raise the shift of each cluster to where table and symbols together cost least; whether any was.
 
     ``counts`` become what they will be, large tokens aside: those are to be counted again.
     """
-    none, row, half = np.zeros(TOKENS, np.int32), np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32)
-    any_raised = False
+    row, any_raised = np.empty(TOKENS, np.int32), False
     for c in range(shifts.size):
         for t in range(TOKENS):
             row[t] = counts[c, t]
-        size, raw = table_size(row, none, np.int64(TOKENS), lut) + _rare(row, lut), np.int64(0)
-        while shifts[c] < MAX_SHIFT:
-            for t in range(DIRECT // 2, TOKENS):
-                half[t] = row[t] if t >= DIRECT else 0  # raw bits of large tokens stay as many
+        size, raw, shift = coded_bits(row), 0.0, np.int64(shifts[c])
+        while shift < MAX_SHIFT and row[1:].any():
             for t in range(DIRECT // 2):
-                half[t] = row[2 * t] + row[2 * t + 1]
-                raw += half[t]
-            less = table_size(half, none, np.int64(TOKENS), lut) + _rare(half, lut) + UNIT * raw
-            if less >= size:
+                row[t] = row[2 * t] + row[2 * t + 1]
+                raw += row[t]
+            row[DIRECT // 2 : DIRECT] = 0  # raw bits of large tokens stay as many
+            shift += 1
+            less = coded_bits(row) + raw
+            if less > size + _FARTHER:
                 break
-            size = less
-            for t in range(TOKENS):
-                row[t] = half[t]
-                counts[c, t] = half[t]
-            shifts[c] += 1
-            any_raised = True
+            if less <= size + _EQUAL:
+                size = min(size, less)
+                counts[c] = row
+                shifts[c] = shift
+                any_raised = True
     return any_raised

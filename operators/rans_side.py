@@ -10,13 +10,15 @@ from operators import raw
 from operators.rans_cluster import UNIT, block_counts
 from operators.rans_runs import cheapest_path
 from operators.rans_tables import TABLE_BYTES, Tables, join_runs, split
+from operators.rans_tail import MOST_BYTES
 
 MOST_EXCEPTIONS = 255  # of a chunk, and one value in 64
 
 
 def room(count: int, tables: int) -> int:
     """Bytes that a header for ``count`` symbols takes at most."""
-    return 64 + 6 * (count // k.GRAIN + 1) + tables * TABLE_BYTES + (0 if tables else 10 * MOST_EXCEPTIONS)
+    more = MOST_BYTES if tables else 10 * MOST_EXCEPTIONS
+    return 128 + 6 * (count // k.GRAIN + 1) + tables * TABLE_BYTES + more
 
 
 def take(source: k.U8, at: int, width: int) -> int:

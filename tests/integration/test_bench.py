@@ -14,7 +14,7 @@ from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
 @pytest.mark.parametrize("decibels", [3.0, 15.0, 29.5])
-@pytest.mark.parametrize(("states", "side", "most"), [(8, 512, 0.08), (256, 256, 0.042)])
+@pytest.mark.parametrize(("states", "side", "most"), [(8, 256, 0.08), (256, 256, 0.042)])
 def test_the_trellis_lies_close_to_the_bound_on_a_gaussian(
     states: int, side: int, most: float, decibels: float
 ) -> None:

@@ -123,7 +123,7 @@ def test_shared_tables_cost_the_chunk_nothing():
     ours = sum(len(round_trip(chunk, tables)) for chunk in chunks[32:])
     own = sum(len(round_trip(chunk)) for chunk in chunks[32:])
     ideal = entropy_bits(np.stack(chunks[32:])) / 8
-    assert ours < own - 8 * 6 and ours < ideal * 1.01 + 8 * 30
+    assert ours < own and ours < ideal * 1.01 + 8 * 30
 
 
 @pytest.mark.parametrize("columns", [5, 64, 100, 384])
@@ -150,7 +150,7 @@ def test_values_that_shared_tables_do_not_know_cost_a_few_bytes_each(columns):
         strange.reshape(-1)[np.random.default_rng(count).permutation(plane.size)[:count]] = -20000
         chunk = round_trip(strange, tables)
         assert chunk[0] == rans.SHARED and len(chunk) <= size + 8 * count + 4
-    assert round_trip(gaussian((64, 64), 2000), tables)[0] == rans.OWN  # too many
+    assert round_trip(gaussian((64, 64), 2000), tables)[0] == rans.LEAN  # too many
 
 
 @pytest.mark.parametrize("columns", [0, 4])

@@ -297,7 +297,7 @@ def decoder_tables(freq: I32, out: U32) -> None:
         for t in range(TOKENS):
             f = freq[row, t]
             entry = (np.uint32(t) << np.uint32(24)) | (np.uint32(f & (SLOTS - 1)) << np.uint32(SLOTS_LOG))
-            slots = out[at : at + f]
+            slots = out[at : at + (f if f < SLOTS else 1)]  # of a token alone only the first is looked at
             for j in range(slots.size):
                 slots[j] = entry | np.uint32(j)
             at += f

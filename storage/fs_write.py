@@ -8,6 +8,8 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, BinaryIO, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
@@ -16,6 +18,8 @@ from operators.errors import HilbertflowError
 
 TEMPORARY = ".hfpart"
 _IN_MEMORY = 64 << 20
+_FLUSHED = 8 << 20
+"""Bytes after which what was written begins to be flushed."""
 
 
 class UnconditionalStoreError(HilbertflowError):
@@ -41,6 +45,7 @@ class Part(Protocol):
 class LocalPart:
     """A temporary file in the same directory, flushed to the device, then renamed over the name.
 
+    A long file is flushed while it is written, by a thread, so that its end does not wait for all of it.
     ``fresh``: linked to the name instead, which fails with `FileExistsError` where something has it.
     """
 
@@ -48,6 +53,8 @@ class LocalPart:
         self._path, self._durable, self._fresh = path, durable, fresh
         self._part = ""
         self._file: BinaryIO | None = None
+        self._since = 0  # bytes since the last flush began
+        self._flush: Future[None] | None = None
 
     def begin(self) -> None:
         """Create the temporary file, and the directory when there is none."""
@@ -62,11 +69,18 @@ class LocalPart:
     def write(self, data: Any) -> int:
         """Append bytes."""
         assert self._file is not None
-        return self._file.write(data)
+        written = self._file.write(data)
+        self._since += written
+        if self._durable and self._since >= _FLUSHED and (self._flush is None or self._flush.done()):
+            self._flushed()
+            self._file.flush()
+            self._flush, self._since = _flushing().submit(os.fdatasync, self._file.fileno()), 0
+        return written
 
     def commit(self) -> None:
         """Sync, rename, sync the directory; without ``durable`` only rename."""
         assert self._file is not None
+        self._flushed()
         self._file.flush()
         if self._durable:
             os.fsync(self._file.fileno())
@@ -81,12 +95,20 @@ class LocalPart:
 
     def abandon(self) -> None:
         """Remove the temporary file."""
+        with contextlib.suppress(OSError):
+            self._flushed()
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
         if self._part:
             with contextlib.suppress(OSError):
                 os.unlink(self._part)
+
+    def _flushed(self) -> None:
+        """Wait for the flush under way; what it failed with is told once, here."""
+        flush, self._flush = self._flush, None
+        if flush is not None:
+            flush.result()
 
 
 class RemotePart:
@@ -167,6 +189,12 @@ def put_new(system: Any, path: str, data: bytes) -> bool:
             raise
         return False
     return True
+
+
+@lru_cache(maxsize=1)
+def _flushing() -> ThreadPoolExecutor:
+    """Threads that wait for the disk."""
+    return ThreadPoolExecutor(2, "flush")
 
 
 def _sync_folder(folder: str) -> None:

@@ -139,6 +139,36 @@ def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert str(tmp_path / "deep/x") in str(caught.value) and "free space" in str(caught.value)
 
 
+def test_a_long_file_is_flushed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync, lengths = os.fdatasync, list[int]()
+
+    def counted(handle: int) -> None:
+        lengths.append(os.fstat(handle).st_size)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fdatasync", counted)
+    piece, place = os.urandom(1 << 20), Location(str(tmp_path))
+    with place.create("long.bin") as file:
+        for _ in range(24):
+            file.write(piece)
+    assert (tmp_path / "long.bin").read_bytes() == 24 * piece
+    assert lengths and 8 << 20 <= lengths[0] < 24 << 20
+    lengths.clear()
+    place.write_atomic("short.bin", piece)
+    assert not lengths
+
+
+def test_a_flush_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(os, "fdatasync", full)
+    with pytest.raises(HilbertflowError, match="space"), Location(str(tmp_path)).create("long.bin") as file:
+        for _ in range(12):
+            file.write(bytes(1 << 20))
+    assert not list(tmp_path.iterdir())
+
+
 def test_unwritable_and_misplaced(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1")
     place = Location(str(tmp_path))

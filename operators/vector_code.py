@@ -30,7 +30,7 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.uint32]
 TRAINING = 1 << 18
-"""Runs of values that the codebook is trained on, at most."""
+"""Runs of values that a small codebook is trained on, at most."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,11 @@ class VectorCoding(Operator):
         return np.asarray(tree.leaf[found].reshape(len(values), -1), np.int32)
 
 
+def training_runs(vq: VectorQuantize) -> int:
+    """Runs of values that the codebook is trained on, where there are as many: eight a point at least."""
+    return max(TRAINING, 8 * vq.codes)
+
+
 def train(planes: Sequence[tuple[npt.NDArray[Any], str]], vq: VectorQuantize, layers: TreeLayers) -> CodeTree:
     """The nested codebooks of sampled planes: words (height, width) and their dtype. Seeded; k-means of FAISS."""
     parts = []
@@ -233,7 +238,7 @@ def train(planes: Sequence[tuple[npt.NDArray[Any], str]], vq: VectorQuantize, la
         raise HilbertflowError(
             f"{vq.codes} codes from {len(sample)} sampled runs of values", where="vq", remedy="use fewer codes"
         )
-    sample = sample[np.sort(np.random.default_rng(0).permutation(len(sample))[: max(TRAINING, 8 * vq.codes)])]
+    sample = sample[np.sort(np.random.default_rng(0).permutation(len(sample))[: training_runs(vq)])]
     means = faiss.Kmeans(vq.dim, vq.codes, niter=16, seed=1, min_points_per_centroid=1, max_points_per_centroid=1 << 20)
     means.train(sample)
     counts = np.bincount(means.assign(sample)[1], minlength=vq.codes)

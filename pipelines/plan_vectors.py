@@ -13,7 +13,15 @@ from operators.errors import HilbertflowError
 from operators.frame_encode import FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
-from operators.vector_code import TreeLayers, VectorCoding, VectorLadder, VectorQuantize, level_dtype, train
+from operators.vector_code import (
+    TreeLayers,
+    VectorCoding,
+    VectorLadder,
+    VectorQuantize,
+    level_dtype,
+    train,
+    training_runs,
+)
 from pipelines.recipe import Recipe
 from pipelines.tune import sample
 from storage import code_arrays
@@ -37,7 +45,8 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
             f"dim {vq.dim} does not divide side {mapper.side}", where="vq", remedy="use a smaller dim"
         )
     side, shard, planes = mapper.side, source.layout.per_unit, source.layout.planes
-    rows = [row for row in sample(source).to_pylist() if not row["opaque"]]
+    wanted = -(-training_runs(vq) * vq.dim // side**2)
+    rows = [row for row in sample(source, wanted).to_pylist() if not row["opaque"]]
     tree = train(
         [(np.frombuffer(r["bits"], f"u{r['word']}").reshape(side, side), r["dtype"]) for r in rows], vq, layers
     )

@@ -62,14 +62,15 @@ def _named(mapper: HilbertMap | None) -> Layout:
     return "raster" if mapper is None or mapper.layout == "auto" else mapper.layout
 
 
-def sample(source: Units) -> pa.Table:
-    """A few planes, or rows, of units spread evenly over a source."""
-    picked = sorted({source.units * (2 * i + 1) // (2 * SAMPLED_UNITS) for i in range(SAMPLED_UNITS)})
-    tables = []
+def sample(source: Units, planes: int = SAMPLED_UNITS * SAMPLED_PLANES) -> pa.Table:
+    """A few planes, or rows, of units spread evenly over a source; of more ``planes`` in all, more of more units."""
+    count = SAMPLED_UNITS * (1 if planes <= SAMPLED_UNITS * SAMPLED_PLANES else 3)
+    picked = sorted({source.units * (2 * i + 1) // (2 * count) for i in range(count)})
+    each, tables = max(SAMPLED_PLANES, -(-planes // len(picked))), []
     for unit in picked:
         table = source.read(unit)
         if "plane" in table.column_names:
-            tables.append(table.take(sorted({table.num_rows * i // SAMPLED_PLANES for i in range(SAMPLED_PLANES)})))
+            tables.append(table.take(sorted({table.num_rows * i // each for i in range(each)})))
         else:  # rows, which an operator of the stream will group into planes
             tables.append(table.slice(0, SAMPLED_ROWS))
     return pa.concat_tables(table for table in tables if table.num_rows)

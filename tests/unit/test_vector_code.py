@@ -8,15 +8,17 @@ from xml.etree import ElementTree
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
 from operators.errors import HilbertflowError
-from operators.vector_code import in_place, sorted_layers
+from operators.vector_code import VectorQuantize, in_place, sorted_layers, training_runs
 from pipelines.bench.local import archive_with
 from pipelines.compile import make_plan
 from pipelines.export import export
 from pipelines.recipe import parse
+from pipelines.tune import sample
 from storage import archive
 from storage.model import ModelArchive
 
@@ -115,3 +117,16 @@ def test_the_tree_as_a_picture(model: ModelArchive, tmp_path: Path) -> None:
     assert len(boxes) == 1 + 16 + 64 + 256
     with pytest.raises(HilbertflowError, match="only the codebook"):
         export(model.url, "a.weight", str(tmp_path / "tree.svg"))
+
+
+def test_a_large_codebook_is_trained_on_more_planes() -> None:
+    class Planes:
+        units, unit_bytes = 20, 0
+
+        def read(self, unit: int) -> pa.Table:
+            return pa.table({"plane": pa.array(range(16 * unit, 16 * unit + 16), pa.int64())})
+
+    few, many = sample(Planes()), sample(Planes(), -(-training_runs(VectorQuantize(codes=65_536)) * 8 // 256**2))
+    assert few.num_rows == 12 and 64 <= many.num_rows < 80
+    units = {plane // 16 for plane in many.column("plane").to_pylist()}
+    assert len(units) == 9 and min(units) < 3 and max(units) > 16

@@ -78,8 +78,8 @@ def on_device(operators: tuple[Operator, ...], device: str, gpus: float) -> tupl
     )
 
 
-def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = None) -> None:
-    """Stream the pending units of a pass through its stages to its writer.
+def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = None, url: str = "") -> None:
+    """Stream the pending units of a pass through its stages to its writer; ``url`` is that of the run's source.
 
     Nothing is gathered: the driver sees receipts only, through the ``tally`` actor. Blocks hold whole units, because
     Ray cuts a block only where one addition takes it from below its target to one and a half times that.
@@ -90,7 +90,7 @@ def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = Non
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to tell
     cores = int(ray.cluster_resources().get("CPU", 1))
     data = ray.data.read_datasource(
-        UnitSource(step.source, pending), num_cpus=IO_CPUS, memory=compute.memory,
+        UnitSource(step.source, pending, tally, url), num_cpus=IO_CPUS, memory=compute.memory,
         override_num_blocks=UnitSource.tasks(pending, cores),
     )  # fmt: skip
     parts = stages(on_device(step.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
@@ -102,4 +102,4 @@ def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = Non
             zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip
-    data.write_datasink(ArchiveSink(step.writer, tally), ray_remote_args={"num_cpus": IO_CPUS})
+    data.write_datasink(ArchiveSink(step.writer, tally, url), ray_remote_args={"num_cpus": IO_CPUS})

@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from storage.s3_meter import Used
+
 POLL_S = 0.25
 
 
@@ -32,6 +34,15 @@ class Tally:
     def __init__(self) -> None:
         self.fresh: list[tuple[int, int, int]] = []
         self.peaks: dict[str, int] = {}
+        self.s3 = Used()
+
+    def used(self, more: Used) -> None:
+        """What a worker has asked of S3 since it last told."""
+        self.s3 += more
+
+    def used_in_all(self) -> Used:
+        """What all of them have."""
+        return self.s3
 
     def memory(self, stage: str, peak: int) -> None:
         """The most bytes that a worker of a stage has held resident, shared memory included."""
@@ -65,6 +76,7 @@ class Reporter:
         self.step, self.units, self.done, self.found = "", 0, 0, 0
         self.source_bytes = self.archive_bytes = 0
         self.peak_memory: dict[str, int] = {}
+        self.s3 = Used()
         self.tally = Tally.remote()  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -104,6 +116,7 @@ class Reporter:
         if kind is None:
             self._poll()
             self.peak_memory = ray.get(self.tally.memory_by_stage.remote(), timeout=30)
+            self.s3 = ray.get(self.tally.used_in_all.remote(), timeout=30)
         self._bar.stop()
 
     def _watch(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from ray.data.datasource import Datasink, Datasource, ReadTask
 from ray.data.datasource.datasink import WriteResult
 
 from pipelines.plan import Units, UnitWriter
+from storage import s3_meter
 
 TASKS_A_CORE = 16
 
@@ -26,11 +28,13 @@ class UnitSource(Datasource):
     ----------
     source: reads a unit as an Arrow table.
     pending: the units to read, as ranges.
+    progress: an actor handle whose ``used`` takes what reading asked of S3; may be None.
+    url: of what is read, for that count.
     """
 
-    def __init__(self, source: Units, pending: list[range]) -> None:
+    def __init__(self, source: Units, pending: list[range], progress: Any = None, url: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._source, self._pending = source, pending
+        self._source, self._pending, self._progress, self._url = source, pending, progress, url
 
     @staticmethod
     def tasks(pending: list[range], cores: int) -> int:
@@ -58,7 +62,7 @@ class UnitSource(Datasource):
             if count:
                 size = count * self._source.unit_bytes
                 metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(partial(_read, self._source, mine), metadata))
+                tasks.append(ReadTask(partial(_read, self._source, mine, self._progress, self._url), metadata))
         return tasks
 
 
@@ -68,11 +72,13 @@ class ArchiveSink(Datasink[int]):
     Parameters
     ----------
     writer: of the units.
-    progress: an actor handle whose ``done`` takes each receipt's unit and bytes; may be None.
+    progress: an actor handle whose ``done`` takes each receipt's unit and bytes, and ``used`` what was asked of S3;
+        may be None.
+    url: of the source, which a writer may read too.
     """
 
-    def __init__(self, writer: UnitWriter, progress: Any = None) -> None:
-        self._writer, self._progress = writer, progress
+    def __init__(self, writer: UnitWriter, progress: Any = None, url: str = "") -> None:
+        self._writer, self._progress, self._url = writer, progress, url
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -87,7 +93,8 @@ class ArchiveSink(Datasink[int]):
             if not table.num_rows:
                 continue
             for unit in pc.unique(table.column("unit")).to_pylist():
-                receipt = self._writer.write(table.filter(pc.equal(table.column("unit"), unit)))
+                with _counted(self._progress, self._url):
+                    receipt = self._writer.write(table.filter(pc.equal(table.column("unit"), unit)))
                 written += 1
                 if self._progress is not None:
                     size = sum(o.size for o in receipt.objects)
@@ -98,10 +105,22 @@ class ArchiveSink(Datasink[int]):
         """Nothing: the manifest is written by the run, which knows whether all units are there."""
 
 
-def _read(source: Units, pending: list[range]) -> Iterator[pa.Table]:
+def _read(source: Units, pending: list[range], progress: Any, url: str) -> Iterator[pa.Table]:
     for units in pending:
         for unit in units:
-            yield source.read(unit)
+            with _counted(progress, url):
+                table = source.read(unit)
+            yield table
+
+
+@contextmanager
+def _counted(progress: Any, url: str) -> Iterator[None]:
+    """Tell what the block asks of S3."""
+    s3_meter.watch(url)
+    before = s3_meter.used()
+    yield
+    if progress is not None and (used := s3_meter.used() - before).total:
+        progress.used.remote(used)
 
 
 def _slice(ranges: list[range], start: int, stop: int) -> list[range]:

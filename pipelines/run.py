@@ -18,7 +18,7 @@ from pipelines.plan import Pass, Plan
 from pipelines.progress import Reporter, emit
 from pipelines.recipe import CollectionSource, Recipe
 from pipelines.update import bring_up_to_date, changes_of, is_folder
-from storage import archive, catalog
+from storage import archive, catalog, s3_meter
 from storage import manifest as manifests
 from storage.folder_changes import FolderChanges
 from storage.fs import Location
@@ -26,6 +26,7 @@ from storage.generations import publish, unfinished
 from storage.lease import Lease, held
 from storage.manifest import Manifest
 from storage.rowlog import GENERATIONS, home_of
+from storage.s3_meter import Used
 from storage.spec import claim, open_for_writing
 from storage.under_way import tell
 from storage.writer import clear, finish
@@ -49,6 +50,7 @@ class Report:
     indexes: kinds of the indexes that were built by this run.
     peak_memory: bytes of the largest worker of each stage, by its first operator.
     changes: what a finished collection of a folder was brought up to date with; None where it was made by this run.
+    s3: what planning, streaming and finishing asked of S3, in all processes; indexes not counted.
     """
 
     url: str
@@ -60,6 +62,7 @@ class Report:
     indexes: tuple[str, ...] = ()
     peak_memory: dict[str, int] = field(default_factory=dict)
     changes: FolderChanges | None = None
+    s3: Used = field(default_factory=Used)
 
 
 def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, dry_run: bool = False) -> Report:
@@ -67,6 +70,8 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
 
     Raises :class:`HilbertflowError` for whatever can be told before Ray starts: the source, the sink, the operators.
     """
+    s3_meter.watch(recipe.source.path)
+    before = s3_meter.used()
     plan = make_plan(resumed(recipe))
     if dry_run:
         return Report(plan.spec.url, None, plan)
@@ -74,13 +79,13 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
         if lease is None:
             return _brought_up_to_date(plan, address, json_log)
         with local_ray(address, _object_store(plan)):
-            report = _archived(plan, lease, json_log)
+            report = _archived(plan, lease, json_log, before)
     clear(Location(report.url))
     _publish(report.plan)
     return report
 
 
-def _archived(plan: Plan, lease: Lease, json_log: bool) -> Report:
+def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
     """Stream what is missing, seal the archive, build its indexes."""
     from pipelines.graph import execute
 
@@ -92,7 +97,7 @@ def _archived(plan: Plan, lease: Lease, json_log: bool) -> Report:
             done = step.writer.written()
             reporter.begin(step.name, step.source.units, len(done))
             if pending := missing(step.source.units, done):
-                execute(step, compute, pending, reporter.tally)
+                execute(step, compute, pending, reporter.tally, plan.recipe.source.path)
 
         plan = prepare(plan, carry_out)
         open_for_writing(plan.spec)
@@ -102,9 +107,12 @@ def _archived(plan: Plan, lease: Lease, json_log: bool) -> Report:
     catalog.add(Location(plan.recipe.sink.path), manifest)
     if json_log:
         emit("archived", url=spec.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
+    asked = reporter.s3 + (s3_meter.used() - before)
     indexes = _index(plan, json_log)
     written = manifest.units - reporter.found
-    return Report(spec.url, manifest, plan, written, reporter.found, reporter.seconds, indexes, reporter.peak_memory)
+    return Report(
+        spec.url, manifest, plan, written, reporter.found, reporter.seconds, indexes, reporter.peak_memory, s3=asked
+    )
 
 
 def _brought_up_to_date(plan: Plan, address: str | None, json_log: bool) -> Report:
@@ -133,6 +141,8 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
     """The same in this process, without Ray or progress, and without the recipe's indexes unless asked for: for small
     things.
     """
+    s3_meter.watch(recipe.source.path)
+    before = s3_meter.used()
     plan = make_plan(resumed(recipe))
 
     def carry_out(step: Pass) -> None:
@@ -157,7 +167,8 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
         if changes := changes_of(plan):
             bring_up_to_date(plan, changes, _carry_out_here)
         return Report(plan.spec.url, finished, plan, skipped=finished.units, indexes=built, changes=changes)
-    return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built)
+    asked = s3_meter.used() - before
+    return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built, s3=asked)
 
 
 def resumed(recipe: Recipe) -> Recipe:

@@ -13,6 +13,7 @@ from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
 from operators.planes import level_columns
 from pipelines.plan import Trials, Units
+from storage.planes import PlaneUnits
 
 SAMPLED_UNITS, SAMPLED_PLANES, SAMPLED_ROWS = 3, 4, 256
 CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
@@ -68,9 +69,8 @@ def sample(source: Units, planes: int = SAMPLED_UNITS * SAMPLED_PLANES) -> pa.Ta
     picked = sorted({source.units * (2 * i + 1) // (2 * count) for i in range(count)})
     each, tables = max(SAMPLED_PLANES, -(-planes // len(picked))), []
     for unit in picked:
-        table = source.read(unit)
-        if "plane" in table.column_names:
-            tables.append(table.take(sorted({table.num_rows * i // each for i in range(each)})))
+        if isinstance(source, PlaneUnits):
+            tables.append(source.read_some(unit, each))
         else:  # rows, which an operator of the stream will group into planes
-            tables.append(table.slice(0, SAMPLED_ROWS))
+            tables.append(source.read(unit).slice(0, SAMPLED_ROWS))
     return pa.concat_tables(table for table in tables if table.num_rows)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,13 +19,13 @@ import stamina
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
+from storage import range_reads
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
 from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, UnconditionalStoreError, put_new
-from storage.range_reads import read as read_many
 from storage.references import package_path
 
 _T = TypeVar("_T")
-_ATTEMPTS, _TIMEOUT_S = 5, 15.0  # s3fs repeats inside each attempt as well
+_ATTEMPTS, _TIMEOUT_S = 5, 15.0
 
 
 @dataclass
@@ -143,7 +144,7 @@ class Location:
             return ()
         asked = [(self._at(path)[1], start, stop) for path, start, stop in ranges]
         self.traffic.add(len(ranges) - 1)
-        parts = self._try(ranges[0][0], "read", lambda system, _: read_many(system, asked))
+        parts = self._try(ranges[0][0], "read", lambda system, _: range_reads.read(system, asked))
         for (path, start, stop), part in zip(ranges, parts, strict=True):
             if len(part) != stop - start:
                 raise self._short(path, start, stop, len(part))
@@ -285,9 +286,7 @@ class Location:
 
         def attempt() -> _T:
             system, where = self._at(path)
-            for retry in stamina.retry_context(
-                on=is_transient, attempts=_ATTEMPTS, timeout=_TIMEOUT_S, wait_initial=0.1, wait_max=4.0
-            ):
+            for retry in tries():
                 with retry:
                     self.traffic.add()
                     return action(system, where)
@@ -302,6 +301,13 @@ class Location:
             if isinstance(error, HilbertflowError) or not is_storage_fault(error):
                 raise
             raise explained(error, self._url(path), doing) from error
+
+
+def tries() -> Any:
+    """The budget of a request, for ``for retry in tries(): with retry:``; also for ``async for``."""
+    return stamina.retry_context(
+        on=is_transient, attempts=_ATTEMPTS, timeout=_TIMEOUT_S, wait_initial=0.1, wait_max=4.0
+    )
 
 
 def _modified(info: dict[str, Any]) -> float | None:
@@ -322,6 +328,24 @@ def _relative(path: str) -> str:
     return path
 
 
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The file system of fsspec behind a URL, and the path in it; those of S3 and HTTP check what servers answer.
+
+    Not where URLs are chained with ``::``: there it is fsspec's own.
+    """
+    protocol = url.partition("://")[0] if "::" not in url else ""
+    if protocol in ("s3", "s3a"):
+        from storage.s3_system import S3
+
+        return S3(**options), S3._strip_protocol(url)
+    if protocol in ("http", "https"):
+        from storage.http_system import Http
+
+        return Http(**options), Http._strip_protocol(url)
+    system, path = fsspec.core.url_to_fs(url, **options)
+    return system, path
+
+
 @functools.lru_cache(maxsize=256)
 def _resolve(url: str, pid: int) -> tuple[Any, str]:
     """The file system and the path in it; ``pid`` keeps a forked worker from using its parent's connections."""
@@ -329,7 +353,7 @@ def _resolve(url: str, pid: int) -> tuple[Any, str]:
         url = package_path(url)
     protocol = url.partition("://")[0] if "://" in url else "file"
     try:
-        system, path = fsspec.core.url_to_fs(url)
+        system, path = file_system(url)
     except ImportError as error:
         remedy = f"pip install {EXTRAS[protocol]}" if protocol in EXTRAS else str(error)
         raise HilbertflowError(f"{protocol}:// needs a missing package", where=url, remedy=remedy) from error
@@ -341,6 +365,15 @@ def _resolve(url: str, pid: int) -> tuple[Any, str]:
             raise
         raise explained(error, url, "read") from error
     return system, str(path)
+
+
+def forget_connections() -> None:
+    """Make file systems anew from now on: the settings of an object store have changed."""
+    _resolve.cache_clear()
+    range_reads.forget()
+    for module, name in (("storage.s3_system", "S3"), ("storage.http_system", "Http")):
+        if module in sys.modules:
+            getattr(sys.modules[module], name).clear_instance_cache()
 
 
 class _RangeFile(io.RawIOBase):

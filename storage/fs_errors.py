@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from operators.errors import HilbertflowError
+from storage.replies import WrongReplyError
 
 # Busy, reset, timed out: the server or the network may be well again in a moment. EREMOTEIO is s3fs's HTTP 500.
 _TRANSIENT_ERRNOS = frozenset(
@@ -21,8 +22,9 @@ _TRANSIENT_NAMES = frozenset(
     {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ConnectionClosedError", "HTTPClientError",
      "ResponseStreamingError", "IncompleteReadError", "IncompleteRead", "ServerDisconnectedError", "ClientPayloadError",
      "ClientConnectorError", "ClientOSError", "ServerTimeoutError", "ConnectError", "ConnectTimeout", "ReadTimeout",
-     "ReadError", "RemoteProtocolError", "PoolTimeout"}
+     "ReadError", "RemoteProtocolError", "PoolTimeout", "ResponseParserError"}
 )  # fmt: skip
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _LIBRARIES = frozenset(
     {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpcore",
      "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"}
@@ -39,6 +41,17 @@ class MissingFileError(HilbertflowError):
         return _missing, (self.what, self.where, self.remedy)
 
 
+class UnreachableError(HilbertflowError):
+    """The storage does not answer, or does not let us: what lies there may be sound."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unreachable, (self.what, self.where, self.remedy)
+
+
+def _unreachable(what: str, where: str, remedy: str) -> UnreachableError:
+    return UnreachableError(what, where=where, remedy=remedy)
+
+
 def _missing(what: str, where: str, remedy: str) -> MissingFileError:
     return MissingFileError(what, where=where, remedy=remedy)
 
@@ -47,7 +60,7 @@ def is_transient(error: BaseException) -> bool:
     """True for timeouts, broken connections, HTTP 5xx and throttling; false for what another try cannot mend."""
     if isinstance(error, HilbertflowError | FileNotFoundError | PermissionError):
         return False
-    if isinstance(error, TimeoutError | ConnectionError):
+    if isinstance(error, TimeoutError | ConnectionError | WrongReplyError):
         return True
     if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
         return True
@@ -70,6 +83,15 @@ def _status(error: BaseException) -> tuple[int, str]:
         if isinstance(value, int) and not isinstance(value, bool):
             return value, ""
     return 0, ""
+
+
+def _code(error: BaseException | None) -> str:
+    """Code of an S3 service, of an error or of what it was made from."""
+    while error is not None:
+        if code := _status(error)[1]:
+            return code
+        error = error.__cause__
+    return ""
 
 
 def is_storage_fault(error: BaseException) -> bool:
@@ -98,9 +120,14 @@ def explained(error: BaseException, where: str, doing: str) -> HilbertflowError:
         )  # fmt: skip
     if isinstance(error, FileNotFoundError):
         return MissingFileError("does not exist", where=where, remedy="check the path, the bucket and the spelling")
+    if _code(error) in _EXPIRED:
+        return UnreachableError(
+            f"cannot be {doing}: the credentials have expired", where=where,
+            remedy="renew them, then run again: it goes on where it stopped",
+        )  # fmt: skip
     if isinstance(error, PermissionError) or number in (errno.EROFS, errno.EPERM):
         what = "is on a read-only file system" if number == errno.EROFS else f"may not be {doing}: permission denied"
-        return HilbertflowError(what, where=where, remedy="check the file's mode or the credentials in use")
+        return UnreachableError(what, where=where, remedy="check the file's mode or the credentials in use")
     if isinstance(error, IsADirectoryError):
         return HilbertflowError("is a directory where a file is expected", where=where)
     if isinstance(error, NotADirectoryError | FileExistsError):
@@ -108,13 +135,22 @@ def explained(error: BaseException, where: str, doing: str) -> HilbertflowError:
     if number == errno.EINVAL and "satisfiable" in text:  # HTTP 416: the range begins past the end
         return HilbertflowError("is shorter than expected", where=where, remedy="it is truncated: copy it again")
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-        return HilbertflowError(
+        return UnreachableError(
             "no credentials for the object store", where=where,
             remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
         )  # fmt: skip
+    if isinstance(error, WrongReplyError):
+        return UnreachableError(
+            f"cannot be {doing}: {text}", where=where,
+            remedy="the server or a proxy before it answers ranges wrongly: name another endpoint",
+        )  # fmt: skip
     if is_transient(error):
-        return HilbertflowError(
+        return UnreachableError(
             f"cannot be {doing}, the storage does not answer ({type(error).__name__}: {text})", where=where,
             remedy="check the network and the endpoint, then run again",
         )  # fmt: skip
-    return HilbertflowError(f"cannot be {doing} ({type(error).__name__}: {text})", where=where)
+    refused = number == errno.EINVAL and _code(error) == "400"  # to HEAD a server cannot say why
+    return UnreachableError(
+        f"cannot be {doing} ({type(error).__name__}: {text})", where=where,
+        remedy="see whether the credentials have expired" if refused else "",
+    )  # fmt: skip

@@ -21,6 +21,7 @@ from operators.errors import HilbertflowError
 from operators.vector_code import VectorLadder
 from storage import manifest as manifests
 from storage.fs import Location
+from storage.fs_errors import UnreachableError
 from storage.manifest import Manifest
 from storage.zarr_store import CheckingStore, read_store
 
@@ -122,6 +123,8 @@ class Archive:
         """Say of what fails to decode which array it is of, and where."""
         try:
             yield
+        except UnreachableError:
+            raise
         except ValueError as error:  # of a codec or a checksum, ours among them
             what = getattr(error, "what", str(error).splitlines()[0] if str(error) else type(error).__name__)
             raise HilbertflowError(

@@ -115,14 +115,17 @@ def held(place: Location, say: Callable[[str], None] = lambda _: None) -> Iterat
 
 
 def _acquire(place: Location, me: Holder, say: Callable[[str], None]) -> Lease:
+    taken = 0  # by another one who was faster, though a listing may not tell yet
     while True:
-        number = _latest(place)
+        number = max(_latest(place), taken)
+        taken = 0
         if number and not _dead(place, number, say):
             continue  # it ended, or was taken over, while it was watched
         number += 1
         place.create_if_new(_key(number), _dump(me))
-        if _read(place, number) == me:  # and not another one who was faster
+        if (holder := _read(place, number)) == me:
             return Lease(place, number, me)
+        taken = number if holder is not None else 0
 
 
 def _dead(place: Location, number: int, say: Callable[[str], None]) -> bool:

@@ -59,8 +59,20 @@ class PlaneUnits:
 
     def read(self, unit: int) -> pa.Table:
         """One row a plane, as :mod:`operators.planes` describes; reads each byte of the source once."""
+        _, first, stop = self.layout.unit_planes(unit)
+        return self._read(unit, first, stop)
+
+    def read_some(self, unit: int, count: int) -> pa.Table:
+        """Up to ``count`` planes spread evenly over a unit; no byte of others is read."""
+        _, first, stop = self.layout.unit_planes(unit)
+        picked = sorted({first + (stop - first) * i // count for i in range(count)} if stop > first else ())
+        return pa.concat_tables(
+            [self._read(unit, plane, plane + 1) for plane in picked] or [self._read(unit, first, first)]
+        )
+
+    def _read(self, unit: int, first: int, stop: int) -> pa.Table:
         layout = self.layout
-        group, first, stop = layout.unit_planes(unit)
+        group, *_ = layout.unit_planes(unit)
         word = layout.word_of(group)
         planes = np.zeros((max(0, stop - first), layout.area * word), np.uint8)
         counts = np.zeros(len(planes), np.int32)

@@ -1,8 +1,9 @@
 """Many byte ranges at once: what a search in place waits for.
 
 On disk they are positioned reads. S3 is read through obstore, the Rust client that Zarr and LanceDB stand on as well:
-sixty small ranges took it a fifth of the time that s3fs needs, whose requests are signed and parsed in Python. Where it
-cannot be set up or a request fails, the file system of fsspec reads, and says what is wrong.
+sixty small ranges took it a fifth of the time that s3fs needs, whose requests are signed and parsed in Python. It
+compares the range of an answer with the one asked for, as :mod:`storage.replies` does. Where it cannot be set up or a
+request fails, the file system of fsspec reads, and says what is wrong; who called repeats.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from fsspec.asyn import get_loop, sync
 from fsspec.implementations.local import LocalFileSystem
+
+from storage import s3_meter
+from storage.replies import READ_TIMEOUT_S
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential, S3Store
@@ -24,7 +29,8 @@ Range = tuple[str, int, int]
 """Path on its file system, first byte, byte behind the last."""
 
 _KEEP = timedelta(minutes=5)  # how long credentials go unasked for
-_broken: set[tuple[str, int]] = set()  # buckets that obstore could not read and fsspec could
+_FAULTS = 3
+_broken: Counter[tuple[str, int]] = Counter()  # by bucket, how often in a row obstore failed where fsspec then did not
 
 
 def read(system: Any, ranges: Sequence[Range]) -> list[bytes]:
@@ -33,15 +39,30 @@ def read(system: Any, ranges: Sequence[Range]) -> list[bytes]:
         return _read_disk(ranges)
     if "s3" in _protocols(system) and len({path.partition("/")[0] for path, _, _ in ranges}) == 1:
         bucket = (ranges[0][0].partition("/")[0], os.getpid())
-        store = None if bucket in _broken else _s3(system, *bucket)
+        store = None if _broken[bucket] >= _FAULTS else _s3(system, *bucket)
         if store is not None:
+            keys = [path.partition("/")[2] for path, _, _ in ranges]
             try:
-                return list(sync(get_loop(), _read_store, store, ranges))
-            except _faults():
+                found = list(sync(get_loop(), _read_store, store, ranges))
+                s3_meter.ranges(bucket[0], [(key, len(part)) for key, part in zip(keys, found, strict=True)])
+                if any(len(part) != stop - start for part, (_, start, stop) in zip(found, ranges, strict=True)):
+                    return _read_any(system, ranges)  # the object ends, or the answer was cut: s3fs can tell
+                _broken.pop(bucket, None)
+                return found
+            except Exception as error:
+                if not _is_its_own(error):
+                    raise
+                s3_meter.ranges(bucket[0], [(key, 0) for key in keys])
                 found = _read_any(system, ranges)  # or the error, in words that the storage edge knows
-                _broken.add(bucket)
+                _broken[bucket] += 1
                 return found
     return _read_any(system, ranges)
+
+
+def forget() -> None:
+    """Make clients anew from now on."""
+    _s3.cache_clear()
+    _broken.clear()
 
 
 def _read_any(system: Any, ranges: Sequence[Range]) -> list[bytes]:
@@ -92,10 +113,11 @@ async def _read_store(store: S3Store, ranges: Sequence[Range]) -> list[bytes]:
     return out
 
 
-def _faults() -> type[Exception]:
+def _is_its_own(error: Exception) -> bool:
+    """Whether obstore failed; it panics where a body is shorter than its range."""
     from obstore.exceptions import BaseError
 
-    return BaseError
+    return isinstance(error, BaseError) or type(error).__name__ == "RustPanic"
 
 
 def _protocols(system: Any) -> tuple[str, ...]:
@@ -123,6 +145,8 @@ def _s3(system: Any, bucket: str, pid: int) -> S3Store | None:
     client = system.connect() or system.s3
     return S3Store(
         bucket, endpoint=client.meta.endpoint_url, region=client.meta.region_name, virtual_hosted_style_request=False,
-        client_options={"allow_http": True, "timeout": timedelta(seconds=30)}, credential_provider=credentials,
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=10)},
+        client_options={
+            "allow_http": True, "read_timeout": timedelta(seconds=READ_TIMEOUT_S), "timeout": timedelta(minutes=5),
+        },
+        credential_provider=credentials, retry_config={"max_retries": 0},
     )  # fmt: skip

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import botocore.session
-from s3fs import S3FileSystem
+
+from storage.fs import forget_connections
 
 WEED = Path(sys.executable).with_name("weed")
 KEYS = {"AWS_ACCESS_KEY_ID": "hilbert", "AWS_SECRET_ACCESS_KEY": "flow-of-planes", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -38,17 +39,18 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def server(folder: Path, *buckets: str, metrics: int = 0) -> Iterator[dict[str, str]]:
+def server(folder: Path, *buckets: str, metrics: int = 0, ports: Sequence[int] = ()) -> Iterator[dict[str, str]]:
     """Start the server in ``folder`` with these buckets; yields the AWS settings that reach it, and sets them.
 
     metrics: port on which it tells what it sent (:class:`Sent`), 0 for none.
+    ports: four of :func:`free_ports`, for a server that comes back where it was; its data are in ``folder`` still.
     """
     identity = {
         "name": "test", "actions": ["Admin", "Read", "List", "Tagging", "Write"],
         "credentials": [{"accessKey": KEYS["AWS_ACCESS_KEY_ID"], "secretKey": KEYS["AWS_SECRET_ACCESS_KEY"]}],
     }  # fmt: skip
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    s3, master, volume, filer = free_ports(4)
+    s3, master, volume, filer = ports or free_ports(4)
     command = [
         str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder}/s3.json", "-filer", f"-filer.port={filer}", f"-master.port={master}",
@@ -62,7 +64,7 @@ def server(folder: Path, *buckets: str, metrics: int = 0) -> Iterator[dict[str, 
     try:
         before = {name: os.environ.get(name) for name in settings}
         os.environ.update(settings)
-        S3FileSystem.clear_instance_cache()  # file systems of a server before this one know its port
+        forget_connections()  # file systems of a server before this one know its port
         _wait(buckets, settings["AWS_ENDPOINT_URL"], process)
         yield settings
     finally:

@@ -120,6 +120,21 @@ def _summary(report: Report) -> dict[str, Any]:
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
         "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
+    } | _asked_of_s3(report)  # fmt: skip
+
+
+def _asked_of_s3(report: Report) -> dict[str, Any]:
+    """Requests and bytes of a run that touched S3."""
+    used = report.s3
+    if not used.total:
+        return {}
+    share = used.source_read / max(1, report.plan.source_bytes)
+    return {
+        "s3": {
+            "requests": dict(used.requests), "bytes_read": used.read, "bytes_written": used.written,
+            "source_requests": used.source_requests, "source_bytes_read": used.source_read,
+            "source_read_share": round(share, 4),
+        }
     }  # fmt: skip
 
 
@@ -144,6 +159,11 @@ def _show(report: Report) -> None:
     by_level = ", ".join(f"{name} {console.size(count)}" for name, count in done["levels"].items())
     share = 100 * done["archive_bytes"] / max(1, done["source_bytes"])
     console.say(f"{by_level}; in all {share:.1f} % of {console.size(done['source_bytes'])}")
+    if s3 := done.get("s3"):
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in s3["requests"].items())
+        source = f"; the source {s3['source_read_share']:.3f} times" if s3["source_bytes_read"] else ""
+        console.say(f"S3: {kinds}; {console.size(s3['bytes_read'])} read, "
+                    f"{console.size(s3['bytes_written'])} written{source}")  # fmt: skip
     _show_sampled(report.plan)
     if report.indexes:
         console.say(f"indexes: {', '.join(report.indexes)}")

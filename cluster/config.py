@@ -30,7 +30,10 @@ class EncoderConfig(_Part):
     replicas: int = Field(default=1, ge=1, le=1024)
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     threads: int = Field(default=1, ge=1, le=1024)
-    max_tokens: int = Field(default=0, ge=0, le=1 << 20, description="longer texts are cut; 0 takes the model's limit")
+    max_tokens: int | None = Field(
+        default=None, ge=0, le=1 << 20,
+        description="longer texts are cut; 0 at the model's own limit, left out where the rows' texts were cut",
+    )  # fmt: skip
 
 
 class CollectionConfig(_Part):
@@ -52,6 +55,7 @@ class CollectionConfig(_Part):
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
     encoder: EncoderConfig | None = Field(default=None, description="of its queries; default the service's")
     read_only: bool = Field(default=False, description="refuse changes of rows over HTTP")
+    thumbnails: bool = Field(default=True, description="show small pictures of rows that were made of picture files")
 
 
 class ModelConfig(_Part):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import difflib
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster import registry
 from cluster.models import MEDIA, ModelService
 from cluster.nearest_models import neighbours
 from cluster.problems import RESPONSES, Refused
@@ -40,6 +41,14 @@ Rows = Annotated[
         description="Leading-dimension rows as FIRST:LAST, the last not included; either may be left out.",
     ),
 ]
+Filter = Annotated[
+    str | None,
+    Query(
+        max_length=4096,
+        examples=['parameters > 1000000 and "prod" in tags'],
+        description="Only models for which it holds; columns as in `hilbertflow models ls`: tags, parameters, …",
+    ),
+]
 Most = Annotated[int, Query(ge=1, le=64, description="Planes in the picture.")]
 Kind = Annotated[
     Literal["safetensors", "npy"],
@@ -51,7 +60,8 @@ _MODEL: dict[str, Any] = {
     "name": "minilm", "tensors": 104, "parameters": 22_713_728, "dtypes": ["F32", "I64"],
     "source_bytes": 90_864_192, "archive_bytes": 74_200_000, "fingerprint": "c2a7d41f08",
     "levels": ["0", "1", "exact"], "level_bytes": {"level0": 9_590_000, "level1": 13_000_000, "exact": 51_600_000},
-    "quality": {"level0": 20.1, "level1": 45.7},
+    "quality": {"level0": 20.1, "level1": 45.7}, "tags": ["prod"],
+    "notes": [{"written": 1_769_817_600.0, "text": "base of the search service"}],
 }  # fmt: skip
 _TENSOR: dict[str, Any] = {
     "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
@@ -61,6 +71,13 @@ _NEAR: dict[str, Any] = {
     "name": "minilm-ft", "score": 0.993, "distance": 0.08, "layers": 6, "parameters": 22_713_728,
     "by_kind": {"attention": 0.991, "mlp": 0.98},
 }  # fmt: skip
+
+
+class Note(BaseModel):
+    """Something written down about a model."""
+
+    written: float = Field(description="Seconds since 1970.", examples=[1_769_817_600.0])
+    text: str = Field(description="As it was written.", examples=["base of the search service"])
 
 
 class ModelAbout(BaseModel):
@@ -78,6 +95,8 @@ class ModelAbout(BaseModel):
     levels: list[str] = Field(description="Levels that can be asked for, coarse to fine.")
     level_bytes: dict[str, int] = Field(description="Bytes of every array of the archive; a level adds its own.")
     quality: dict[str, float] = Field(description="Signal-to-noise ratio in dB of the levels below exact.")
+    tags: list[str] = Field(description="As `hilbertflow models tag` gave them, sorted.", examples=[["prod"]])
+    notes: list[Note] = Field(description="As `hilbertflow models note` wrote them, oldest first.")
 
 
 class ModelList(BaseModel):
@@ -156,18 +175,18 @@ def model_routes(app: FastAPI, services: Services) -> None:
             raise Refused(404, f"model {m!r} has no tensor {t[:200]!r}", remedy=remedy)
         return chosen
 
-    @app.get("/v1/models", summary="List the models", tags=["models"], responses={401: RESPONSES[401]})
-    async def models(request: Request) -> ModelList:
-        """Those that the caller may read."""
-        readable = services.readable_models(request)
-        found = await asyncio.to_thread(lambda: [chosen.about for chosen in readable])
+    @app.get("/v1/models", summary="List the models", tags=["models"],
+             responses={status: RESPONSES[status] for status in (401, 422)})  # fmt: skip
+    async def models(request: Request, filter: Filter = None) -> ModelList:
+        """Those that the caller may read, and that the filter lets through."""
+        found = await asyncio.to_thread(described, services.readable_models(request), filter or "")
         return ModelList(models=[ModelAbout(**about) for about in found])
 
     @app.get("/v1/models/{m}", summary="Describe a model", tags=["models"], responses=few)
     async def model(m: Name, request: Request) -> ModelWhole:
         """Sizes by level, and its tensors."""
         chosen = services.model(request, m)
-        about, tensors = await asyncio.to_thread(lambda: (chosen.about, chosen.tensors))
+        (about,), tensors = await asyncio.to_thread(lambda: (described([chosen]), chosen.tensors))
         return ModelWhole(**about, tensor_list=tensors)
 
     @app.get("/v1/models/{m}/similar", summary="Find models like one", tags=["models"], responses=few)
@@ -242,6 +261,15 @@ def model_routes(app: FastAPI, services: Services) -> None:
         return StreamingResponse(
             _stream(file.read(start, stop)), status_code=status, headers=headers, media_type=MEDIA[format]
         )  # fmt: skip
+
+
+def described(models: Sequence[ModelService], text: str = "") -> list[dict[str, Any]]:
+    """What is told of each model that a filter lets through, with its tags and notes of now; blocking."""
+    rows = registry.served(models)
+    if text and rows:
+        rows = registry.where(rows, text)
+    by_name = {model.name: model for model in models}
+    return [by_name[row["name"]].about | {"tags": row["tags"], "notes": row["notes"]} for row in rows]
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from operators.errors import HilbertflowError
 from operators.signature import Signature
-from storage import archive, picture, signatures
+from storage import archive, catalog, picture, signatures
 from storage.handle import Level
 from storage.model import ModelArchive, Tensor
 from storage.tensor_file import Format, TensorFile
@@ -48,6 +48,11 @@ class ModelService:
             "levels": [str(level) for level in self.archive.levels], "level_bytes": dict(manifest.levels),
             "quality": {key: value for key, value in manifest.quality.items() if isinstance(value, int | float)},
         }  # fmt: skip
+
+    @cached_property
+    def catalogued(self) -> dict[str, Any]:
+        """Its row of a catalog: columns by which models are filtered."""
+        return catalog.row(self.archive.place, self.archive.manifest)
 
     @cached_property
     def tensors(self) -> list[dict[str, Any]]:

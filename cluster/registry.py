@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ import pyarrow as pa
 
 from cluster.filters import parse_filter
 from cluster.model_root import ModelRoot
+from cluster.models import ModelService
 from operators.errors import HilbertflowError
 from storage import labels
 from storage import manifest as manifests
+from storage.fs import Location
 from storage.model import ModelArchive
 
 Row = dict[str, Any]
@@ -43,21 +45,26 @@ class Shared:
 
 def rows(root: ModelRoot, names: Iterable[str] | None = None) -> list[Row]:
     """A row a model, nested as the catalog has it, with ``bytes``, ``tags``, ``notes`` and ``archived``."""
-    found = []
-    for name in root.rows if names is None else names:
-        told = dict(root.rows[root.check(name)])
-        told.pop("code", None)
-        told.pop("version", None)
-        place = root.place.join("models", name)
-        kept = labels.read(place)
-        manifest = place.entries(manifests.NAME).get(manifests.NAME)
-        told |= {
-            "bytes": sum(told["levels"].values()), "tags": list(kept.tags),
-            "notes": [{"written": note.written, "text": note.text} for note in kept.notes],
-            "archived": manifest.modified if manifest else None,
-        }  # fmt: skip
-        found.append(told)
-    return found
+    return [
+        _labelled(root.rows[root.check(name)], root.place.join("models", name))
+        for name in (root.rows if names is None else names)
+    ]
+
+
+def served(models: Sequence[ModelService]) -> list[Row]:
+    """The same of models behind the endpoint, under their names there; tags and notes are read anew."""
+    return [_labelled(model.catalogued, model.archive.place) | {"name": model.name} for model in models]
+
+
+def _labelled(row: Row, place: Location) -> Row:
+    """A row of the catalog with what lies beside the archive by now."""
+    kept = labels.read(place)
+    manifest = place.entries(manifests.NAME).get(manifests.NAME)
+    return {key: value for key, value in row.items() if key not in ("code", "version")} | {
+        "bytes": sum(row["levels"].values()), "tags": list(kept.tags),
+        "notes": [{"written": note.written, "text": note.text} for note in kept.notes],
+        "archived": manifest.modified if manifest else None,
+    }  # fmt: skip
 
 
 def flat(row: Row) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.media import JSON
-from cluster.wire import arrow_table, base64_bytes, floats, json_model, strings, vector_column
+from cluster.wire import arrow_table, base64_bytes, floats, json_vectors, strings, vector_column
 from operators.errors import HilbertflowError
 
 Ids = list[str]
@@ -76,10 +76,10 @@ class Change:
 def parse_rows(kind: str, body: bytes, op: str, dim: int, schema: pa.Schema) -> Change:
     """Read a body of the content type `kind`; op: for Arrow bodies. Raises `HilbertflowError`."""
     if kind == JSON:
-        asked = json_model(RowsRequest, body)
-        if (asked.vectors is None) == (asked.texts is None):
+        asked, vectors = json_vectors(RowsRequest, body)
+        if (vectors is None) == (asked.texts is None):
             raise HilbertflowError("give either vectors or texts", where="body")
-        vectors: Any = floats(base64_bytes(asked.vectors), dim) if isinstance(asked.vectors, str) else asked.vectors
+        vectors = floats(base64_bytes(vectors), dim) if isinstance(vectors, str) else vectors
         return Change(asked.op, asked.ids, vectors, asked.texts, _columns(asked.metadata, schema))
     if op not in ("upsert", "append"):
         raise HilbertflowError(f"op is {op[:40]!r}", where="URL", remedy="upsert or append")

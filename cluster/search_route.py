@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.responses import Response, StreamingResponse
 
 from cluster.http_edge import accepted, whole_body
+from cluster.json_vectors import LARGE
 from cluster.media import ARROW, FLOATS, FORM, JPEG, JSON, NDJSON, PNG
 from cluster.picture_wire import read_form
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 from cluster.wire import (
+    TOGETHER,
     Asked,
     SearchOptions,
     SearchRequest,
@@ -106,7 +109,9 @@ def search_route(app: FastAPI, services: Services) -> None:
             return Asked(url_search_options({**fields, **url}), pictures=files)
         if kind in (JPEG, PNG):
             return Asked(url_search_options(url), pictures=[body])
-        return parse_request(kind, body, url, dim)
+        if len(body) < LARGE:
+            return parse_request(kind, body, url, dim)
+        return await asyncio.to_thread(parse_request, kind, body, url, dim)
 
     async def answer(c: str, kind: str, output: str, request: Request) -> Response:
         limits = services.limits
@@ -133,4 +138,5 @@ def search_route(app: FastAPI, services: Services) -> None:
         pieces = render(output, results, metadata, asked.options.explain)
         if output == NDJSON:
             return StreamingResponse(pieces, media_type=output)
-        return Response(b"".join(pieces), media_type=output)
+        large = results.rows.size > 2 * TOGETHER
+        return Response(await asyncio.to_thread(b"".join, pieces) if large else b"".join(pieces), media_type=output)

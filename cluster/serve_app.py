@@ -171,7 +171,9 @@ class Ingress:
             warm(shards, tier)
             backends = [LocalBackend(shards, tier)]
         seconds = self._config.limits.search_seconds
-        return CollectionService(item.name, now.collection, now.builds, backends, tier, seconds, now.name, log)
+        return CollectionService(
+            item.name, now.collection, now.builds, backends, tier, seconds, now.name, log, item.thumbnails
+        )  # fmt: skip
 
 
 def application(args: dict[str, Any]) -> Any:
@@ -225,31 +227,38 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig) -> list[Any]:
     ]
 
 
-def _encoders(config: ServeConfig) -> list[Encodable]:
-    """A deployment for each model that some collection's queries need."""
-    from operators.encode import open_encoder
-    from storage.references import local_url
-
-    users: dict[EncoderConfig, list[str]] = {}
+def encoder_users(config: ServeConfig) -> dict[tuple[EncoderConfig, int], list[str]]:
+    """Names of the collections by the encoder of their queries, and by the tokens behind which it cuts texts."""
+    users: dict[tuple[EncoderConfig, int], list[str]] = {}
     for item in config.collections:
         chosen = item.encoder or config.encoder
         if chosen is None:
             continue
-        if _made_by(chosen, open_version(item.url).collection):
-            users.setdefault(chosen, []).append(item.name)
+        collection = open_version(item.url).collection
+        if _made_by(chosen, collection):
+            tokens = collection.encoder_tokens if chosen.max_tokens is None else chosen.max_tokens
+            users.setdefault((chosen, tokens), []).append(item.name)
         elif item.encoder is not None:
             raise HilbertflowError(
                 f"the rows of {item.name!r} were not made by {chosen.model}", where=item.url,
                 remedy="name the model that made them, or leave `encoder` out",
             )  # fmt: skip
+    return users
+
+
+def _encoders(config: ServeConfig) -> list[Encodable]:
+    """A deployment for each model that some collection's queries need."""
+    from operators.encode import open_encoder
+    from storage.references import local_url
+
     deployment: Any = serve.deployment(Encoder)
     found: list[Encodable] = []
-    for number, (chosen, names) in enumerate(users.items()):
+    for number, ((chosen, tokens), names) in enumerate(encoder_users(config).items()):
         directory = local_url(chosen.model)
         bound = deployment.options(
             name=f"encoder-{number}", ray_actor_options=SMALL, max_ongoing_requests=2,
             max_queued_requests=config.limits.queued, **_replicas(chosen.replicas, chosen.max_replicas),
-        ).bind(directory, chosen.max_tokens, chosen.threads)  # fmt: skip
+        ).bind(directory, tokens, chosen.threads)  # fmt: skip
         found.append((bound, open_encoder(directory).takes_pictures, names))
     return found
 

@@ -69,17 +69,18 @@ class CollectionService:
     """One served collection: an archive, the indexes over it, and the log of its changed rows.
 
     version: names archive and indexes; log: shared with backends in this process, so that they see the same rows.
-    asked: some of the last queries, as `cluster.recall_watch` takes them.
+    asked: some of the last queries, as `cluster.recall_watch` takes them. thumbnails: show rows made of pictures.
     """
 
     def __init__(
         self, name: str, collection: CollectionArchive, builds: dict[str, Build], backends: Sequence[Backend],
         tier: str | None = None, timeout: float = 60.0, version: str = "", log: RowLog | None = None,
+        thumbnails: bool = True,
     ) -> None:  # fmt: skip
         self.name, self.collection, self.builds, self.tier = name, collection, builds, tier
         self.version = version or collection.fingerprint[:12]
         self.log = log or RowLog(collection)
-        self.thumbnails = Thumbnails.of(collection)
+        self.thumbnails = Thumbnails.of(collection) if thumbnails else None
         self._view = View.of(collection)
         self._schema = collection.table(0, 0).schema
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)
@@ -153,12 +154,17 @@ class CollectionService:
             return [[None] * rows.shape[1] for _ in rows]
         if len(self._schema) == 1:  # only ids
             return [[None if row == NO_ROW else {} for row in some] for some in rows.tolist()]
-        table: pa.Table = await asyncio.to_thread(self.view.table, distinct)
-        known = table.drop_columns([name for name in ("id",) if name in table.column_names]).to_pylist()
+        known = await asyncio.to_thread(self._described, distinct)
         found: npt.NDArray[np.object_] = np.full(rows.shape, None, object)
         found[rows != NO_ROW] = [known[i] for i in back]
         out: list[list[dict[str, Any] | None]] = found.tolist()
         return out
+
+    def _described(self, rows: I64) -> list[dict[str, Any]]:
+        """Metadata of rows, some at a time: making Python objects of them keeps others from their turn."""
+        table: pa.Table = self.view.table(rows)
+        table = table.drop_columns([name for name in ("id",) if name in table.column_names])
+        return [row for at in range(0, len(rows), 1024) for row in table.slice(at, 1024).to_pylist()]
 
     async def missing(self) -> list[int]:
         """Groups that are not ready."""

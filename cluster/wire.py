@@ -16,6 +16,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
+from cluster.json_vectors import LARGE, MARK, apart
 from cluster.media import ARROW, FLOATS, JSON, NDJSON
 from cluster.query import MAX_K, Query
 from cluster.results import Results
@@ -30,6 +32,7 @@ from operators.errors import HilbertflowError
 
 OUTPUTS = (JSON, NDJSON, ARROW)
 PIECE = 1 << 16  # bytes of lines that are sent together
+TOGETHER = 4096  # rows of an answer that are written at once
 
 M = TypeVar("M", bound=BaseModel)
 Whole = Annotated[int, Field(strict=True, ge=1)]
@@ -148,14 +151,14 @@ class Asked:
 def parse_request(kind: str, body: bytes, url_options: Mapping[str, str], dim: int) -> Asked:
     """Read a body of the content type `kind`; raises `HilbertflowError` saying what is wrong with it."""
     if kind == JSON:
-        request = json_model(SearchRequest, body)
-        if sum(given is not None for given in (request.vectors, request.texts, request.images)) != 1:
+        request, vectors = json_vectors(SearchRequest, body)
+        if sum(given is not None for given in (vectors, request.texts, request.images)) != 1:
             raise HilbertflowError("give one of vectors, texts and images", where="body")
         if request.images is not None:
             return Asked(request, pictures=_pictures(request.images))
-        if request.vectors is not None and not request.vectors:
+        if vectors is not None and not len(vectors):
             raise HilbertflowError("vectors is empty", where="body")
-        vectors = floats(base64_bytes(request.vectors), dim) if isinstance(request.vectors, str) else request.vectors
+        vectors = floats(base64_bytes(vectors), dim) if isinstance(vectors, str) else vectors
         if isinstance(vectors, list) and len({len(vector) for vector in vectors}) > 1:
             raise HilbertflowError("vectors have different lengths", where="body", remedy=f"give {dim} values each")
         return Asked(request, vectors, request.texts)
@@ -197,7 +200,12 @@ def render(kind: str, results: Results, metadata: list[list[Any]] | None, explai
                 held, size = [], 0
         yield b"".join(held)
         return
-    yield _json({"results": list(hits)})
+    lead = b'{"results":['
+    step = max(1, TOGETHER // max(1, results.rows.shape[1]))
+    while some := list(islice(hits, step)):
+        yield lead + _json(some)[1:-1]
+        lead = b","
+    yield b"]}" if len(rows) else b'{"results":[]}'
 
 
 def _json(value: Any) -> bytes:
@@ -210,6 +218,16 @@ def json_model(kind: type[M], body: bytes) -> M:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise _first(error, "body") from None
+
+
+def json_vectors(kind: type[M], body: bytes) -> tuple[M, Any]:
+    """A JSON body as a model, and its `vectors`: lists or base64 as sent, an array where they were many."""
+    if len(body) >= LARGE and (found := apart(body)) is not None:
+        asked: Any = json_model(kind, found[0])
+        if asked.vectors == MARK:
+            return asked, found[1]
+    whole: Any = json_model(kind, body)
+    return whole, whole.vectors
 
 
 def url_search_options(given: Mapping[str, str]) -> SearchOptions:

@@ -130,7 +130,7 @@ def recall_of_tiers(docs: CollectionArchive) -> None:
         texts += [r["text"] for r in row if r["id"] not in archived]
         if len(texts) == HELD_OUT:
             break
-    queries = open_encoder(local_url(docs.encoder), max_tokens=128).encode(texts)
+    queries = open_encoder(local_url(docs.encoder), docs.encoder_tokens).encode(texts)
     engine = SearchEngine.open(docs.url)
     oracle = engine.search(queries, RECALL_AT, tier="exact")
     rows = []

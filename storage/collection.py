@@ -58,6 +58,12 @@ class CollectionArchive(Archive):
         return str(self.attributes.get("encoder", ""))
 
     @property
+    def encoder_tokens(self) -> int:
+        """Tokens behind which the rows' texts were cut, as queries have to be; 0 is the encoder's own limit."""
+        said = self.manifest.recipe.get("operators", ())
+        return next((int(operator["max_tokens"]) for operator in said if operator.get("kind") == "embed"), 0)
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """Levels that can be asked for, coarse to fine."""
         return (*range(self._told("depth")), "exact")

@@ -8,22 +8,31 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
+from cluster.model_routes import described
 from cluster.page.render import show
 from cluster.service import CollectionService
 from cluster.services import Services
+from operators.errors import HilbertflowError
 
 
 async def view(services: Services, request: Request) -> Response:
-    """Collections and models that the caller may read, with their sizes."""
+    """Collections and models that the caller may read, with their sizes; `filter` chooses models."""
     collections = services.readable(request)
     models = services.readable_models(request)
     missing = await asyncio.gather(*(item.missing() for item in collections))
-    told = await asyncio.to_thread(lambda: [item.about for item in models])
+    asked, trouble = request.query_params.get("filter", "").strip(), None
+    told: list[dict[str, Any]] = []
+    try:
+        told = await asyncio.to_thread(described, models, asked)
+    except HilbertflowError as error:
+        if not asked:
+            raise
+        trouble = error
     return show(
-        "home.html",
+        "home.html", 200 if trouble is None else 422,
         collections=[collection_card(item, groups) for item, groups in zip(collections, missing, strict=True)],
-        models=told,
-    )
+        models=told, every=[item.about for item in models], filter=asked, trouble=trouble,
+    )  # fmt: skip
 
 
 def collection_card(item: CollectionService, missing: list[int]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from fastapi import Request
 from fastapi.responses import Response
 
+from cluster.model_routes import described
 from cluster.models import ModelService
 from cluster.page.plot import levels_plot, rungs
 from cluster.page.render import show
@@ -47,7 +48,7 @@ class Listing:
 async def view(services: Services, request: Request) -> Response:
     """The model `m`; `find`, `kind`, `sort` and `from` choose rows of the table."""
     chosen = services.model(request, request.path_params["m"])
-    about, tensors = await asyncio.to_thread(lambda: (chosen.about, chosen.tensors))
+    (about,), tensors = await asyncio.to_thread(lambda: (described([chosen]), chosen.tensors))
     given = {name: request.query_params.get(name, "").strip() for name in ("find", "kind", "sort", "from")}
     steps = rungs(about)
     link = chosen.archive.link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def environment() -> Environment:
         "plural": lambda number, one, many="": f"{number:,} {one if number == 1 else many or one + 's'}",
         "coded": _coded,
         "duration": _duration,
+        "moment": lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC",
         "short": lambda text, most: text if len(text) <= most else text[: most - 1].rstrip() + "…",
     }
     made.globals["visitor"] = VISITOR.get

@@ -12,4 +12,4 @@ MODULES = {
     "soak": "pipelines.bench.soak",
     "weights": "pipelines.bench.weights",
 }
-"""The module of each benchmark; its ``run(quick)`` gives the tables, ``run(quick, plots)`` draws into a folder too."""
+"""The module of each benchmark; its ``run(quick)`` gives the tables as they come; ``run(quick, plots)`` draws too."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipelines.bench.http_field import BATCH, CLIENTS, K, Seen, Target, asked, f
 from pipelines.bench.report import Table, median_seconds
 from pipelines.bench.search import shortened
 from pipelines.bench.serve_peers import TARGET, Peer, lowest, peers
-from pipelines.bench.serve_ways import echo, ways
+from pipelines.bench.serve_ways import ways
 
 QUICK_ROWS = 20_000
 
@@ -40,8 +41,8 @@ class Plan:
     rounds: int
 
 
-def run(quick: bool) -> list[Table]:
-    """All tables; ``quick`` takes 20,000 rows and short rounds."""
+def run(quick: bool) -> Iterator[Table]:
+    """All tables, each when it is measured; ``quick`` takes 20,000 rows and short rounds."""
     plan = Plan(1.0, 2) if quick else Plan(3.0, 3)
     data = shortened(load("gloss"), QUICK_ROWS if quick else 1 << 40, 1000)
     folder = cache_dir() / "serve" / f"{data.name}-{len(data.train)}"
@@ -55,17 +56,14 @@ def run(quick: bool) -> list[Table]:
         return data.recall(engine.search(data.test, K, "hnsw", ef=ef).ids.astype(np.int64), K)
 
     ef, recall = lowest(reached)
-    tables = [ways(plan.seconds)]
     with ExitStack() as stack:
+        table, echoes = ways(plan.seconds, data.test[:1].astype("<f4").tobytes(), stack)
+        yield table
         ours = _ours(url, stack)
-        echoes = {
-            way: echo(way, stack, data.test[:1].astype("<f4").tobytes()) for way in ("direct", "own", "proxy")
-        }  # fmt: skip
-        tables.append(_single(engine, ours, echoes, data, ef, plan))
-        tables.append(_batches(engine, ours, data, ef, plan))
+        yield _single(engine, ours, echoes, data, ef, plan)
+        yield _batches(engine, ours, data, ef, plan)
         others, notes = peers(folder, data, stack)
-        tables.append(_beside(ours, others, notes, data, ef, recall, plan))
-    return tables
+        yield _beside(ours, others, notes, data, ef, recall, plan)
 
 
 def _ours(url: str, stack: ExitStack) -> int:

@@ -21,30 +21,36 @@ WAYS = {
     "direct": "Serve's direct ingress", "own": "the replica's own listener",
 }  # fmt: skip
 DEFAULT = "own"  # of `listen` in the service's configuration
-BYTES = 1536  # of a query of 384 float32
+KEPT = ("proxy", "direct", "own")  # stand on, to be asked again beside the service
 
 
-def ways(seconds: float) -> Table:
-    """Requests a second and latencies of each."""
+def ways(seconds: float, body: bytes, kept: ExitStack) -> tuple[Table, dict[str, Target]]:
+    """Requests a second and latencies of each, asked with this body; those that stand on in `kept`."""
     rows: list[tuple[Any, ...]] = []
     rates: dict[str, float] = {}
-    for way, name in WAYS.items():
-        with ExitStack() as stack:
+    echoes: dict[str, Target] = {}
+    for way, name in sorted(WAYS.items(), key=lambda item: item[0] in KEPT):
+        with ExitStack() as own:
             try:
-                target = echo(way, stack, b"x" * BYTES)
+                target = echo(way, kept if way in KEPT else own, body)
                 seen = [_echoed(way, target, clients, seconds) for clients in (1, CLIENTS)]
             except HilbertflowError as error:
+                if way in KEPT:
+                    raise
                 rows.append((name, None, None, None, None, error.what))
                 continue
+        if way in KEPT:
+            echoes[way] = target
         rates[way] = seen[1].rate
         rows.append((name, *(f"{s.rate:,.0f}" for s in seen), *(f"{s.p50:.2f} / {s.p99:.2f}" for s in seen), ""))
     best = max(rates, key=lambda way: rates[way])
-    return Table(
-        f"ways into Ray Serve: a bare deployment that echoes {BYTES:,} bytes",
+    table = Table(
+        f"ways into Ray Serve: a bare deployment that echoes {len(body):,} bytes",
         ("way in", "requests/s, 1 client", f"{CLIENTS} clients", "p50 / p99 ms, 1", f"p50 / p99 ms, {CLIENTS}", ""),
         tuple(rows),
         (f"the default is {WAYS[DEFAULT]}; the best by {CLIENTS} clients is {WAYS[best]}",),
     )
+    return table, echoes
 
 
 def echo(way: str, stack: ExitStack, body: bytes) -> Target:
@@ -71,6 +77,6 @@ def _await_echo(port: int, patience: float = 30.0) -> None:
 def _echoed(way: str, target: Target, clients: int, seconds: float) -> Seen:
     if way != "grpc":
         return asked(target, clients, seconds)
-    command = script("grpc_load.py", target.port, clients, seconds, BYTES)
+    command = script("grpc_load.py", target.port, clients, seconds, len(target.bodies[0]))
     seen = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return Seen(seen["rate"], seen["p50"], seen["p99"], 0)

@@ -147,9 +147,7 @@ def _search_encoded(
     if not handle.encoder:
         raise HilbertflowError("was made from vectors, no model embeds queries for it", where=handle.url,
                                remedy="search it with --vector or --id")  # fmt: skip
-    said = handle.manifest.recipe.get("operators", ())
-    limit = next((operator["max_tokens"] for operator in said if operator.get("kind") == "embed"), 0)
-    query = encode(open_encoder(local_url(handle.encoder), limit))
+    query = encode(open_encoder(local_url(handle.encoder), handle.encoder_tokens))
     return SearchEngine.open(handle.url).search(query, k, tier=tier, filter=where, **asked)
 
 

@@ -49,8 +49,10 @@ def bench(
     said = {}
     for bench in chosen:
         run = import_module(MODULES[bench]).run
-        tables = run(quick, plots=Path(plots)) if plots and "plots" in signature(run).parameters else run(quick)
-        show(tables)
+        tables = []
+        for table in run(quick, plots=Path(plots)) if plots and "plots" in signature(run).parameters else run(quick):
+            show([table])  # as soon as it is there: the next one may take minutes
+            tables.append(table)
         said[bench] = as_json(tables)
         if plots is not None:
             for path in draw(tables, Path(plots)):

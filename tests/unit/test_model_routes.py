@@ -19,6 +19,7 @@ from cluster.models import ModelService
 from cluster.problems import Refused
 from cluster.services import Services
 from operators.errors import HilbertflowError
+from storage import labels
 from tests.archived_model import Arrays, archived_child, archived_model, small_tensors
 
 
@@ -218,3 +219,30 @@ def test_a_collection_is_no_model(tmp_path: Path) -> None:
 
     with pytest.raises(HilbertflowError, match="is a collection"):
         ModelService.open("x", archive_vectors(tmp_path, clustered(50, 8)))
+
+
+def test_tags_and_notes_are_told_as_they_are_now(tmp_path: Path) -> None:
+    """Written by another process while the model is served; models can be chosen by them."""
+    small, child = archived_model(tmp_path), archived_child(tmp_path, "child", "small", 1)
+    models = {name: ModelService.open(name, url) for name, url in (("first", small), ("second", child))}
+    with TestClient(build_api(Services({}, models)), raise_server_exceptions=False) as client:
+        assert [(about["tags"], about["notes"]) for about in client.get("/v1/models").json()["models"]] == [
+            ([], [])
+        ] * 2
+        labels.tag(models["second"].archive.place, "prod")
+        labels.note(models["second"].archive.place, "after <b>one</b> step")
+        about = client.get("/v1/models/second").json()
+        assert about["tags"] == ["prod"] and about["notes"][0]["text"] == "after <b>one</b> step"
+        chosen = {
+            text: [item["name"] for item in client.get("/v1/models", params={"filter": text}).json()["models"]]
+            for text in ('"prod" in tags', "parameters > 1", 'parent == "small"', "parameters < 1")
+        }
+        assert list(chosen.values()) == [["second"], ["first", "second"], ["second"], []]
+        refused = client.get("/v1/models", params={"filter": "parametrs > 1"})
+        assert refused.status_code == 422 and "parameters" in refused.text
+        home = client.get("/", params={"filter": '"prod" in tags'}).text
+        assert 'href="/models/second"' in home and 'href="/models/first"' not in home
+        assert "It holds for none of 2 models" in client.get("/?filter=parameters<1").text
+        assert client.get("/?filter=parametrs<1").status_code == 422
+        page = client.get("/models/second").text
+        assert "after &lt;b&gt;one&lt;/b&gt; step" in page and "%22prod%22%20in%20tags" in page

@@ -45,8 +45,10 @@ class Ids:
         else:
             distinct, back = np.unique(flat, return_inverse=True)
             found = self._collection.metadata(distinct).column("id").take(pa.array(back)).combine_chunks()
-        ids = found.to_numpy(zero_copy_only=False).astype(object).reshape(rows.shape)
-        ids[rows == NO_ROW] = None
+        ids = found.to_numpy(zero_copy_only=False).astype(object, copy=False).reshape(rows.shape)
+        absent = rows == NO_ROW
+        if absent.any():
+            ids[absent] = None
         return self._with_late(ids, rows, late, view)
 
     def _with_late(

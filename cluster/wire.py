@@ -16,6 +16,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, TypeVar
 
@@ -32,6 +33,7 @@ from operators.errors import HilbertflowError
 
 OUTPUTS = (JSON, NDJSON, ARROW)
 PIECE = 1 << 16  # bytes of lines that are sent together
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow stream
 TOGETHER = 4096  # rows of an answer that are written at once
 
 M = TypeVar("M", bound=BaseModel)
@@ -309,24 +311,23 @@ def vector_column(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def _to_arrow(results: Results, explain: bool) -> bytes:
+    """An Arrow stream of one record batch: its schema, the batch, its end."""
     queries, width = results.rows.shape
     offsets = pa.array(np.arange(queries + 1, dtype=np.int32) * width)
-
-    def lists(values: pa.Array) -> pa.Array:
-        return pa.ListArray.from_arrays(offsets, values)
-
-    table = pa.table(
-        {
-            "ids": lists(pa.array(results.ids.reshape(-1), from_pandas=True)),
-            "scores": lists(pa.array(results.scores.reshape(-1))),
-            "rows": lists(pa.array(results.rows.reshape(-1))),
-            "partial": pa.array(np.full(queries, results.partial)),
-        }
-    )
+    columns = [
+        pa.array(results.ids.reshape(-1), from_pandas=True), pa.array(results.scores.reshape(-1)),
+        pa.array(results.rows.reshape(-1)),
+    ]  # fmt: skip
+    schema = _schema(*(column.type for column in columns))
     if explain:
-        table = table.replace_schema_metadata({"explain": _json(results.explain)})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+        schema = schema.with_metadata({"explain": _json(results.explain)})
+    arrays = [pa.ListArray.from_arrays(offsets, column) for column in columns]
+    batch = pa.RecordBatch.from_arrays([*arrays, pa.array(np.full(queries, results.partial))], schema=schema)
+    return b"".join((schema.serialize(), batch.serialize(), _END))
+
+
+@lru_cache(maxsize=64)
+def _schema(*values: pa.DataType) -> pa.Schema:
+    names = ("ids", "scores", "rows")
+    lists = [(name, pa.list_(kind)) for name, kind in zip(names, values, strict=True)]
+    return pa.schema([*lists, ("partial", pa.bool_())])

@@ -24,6 +24,7 @@ from storage.collection import CollectionArchive
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
 from storage.id_index import NO_ROW, IdIndex
+from storage.manifest import NAME as MANIFEST
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -192,9 +193,17 @@ class RowLog:
         return batch if base.metric != "cosine" else dataclasses.replace(batch, vectors=unit_length(batch))
 
     def _write(self, batch: Batch, key: str | None) -> Receipt:
+        if not self._stands():
+            self.refresh()  # a compaction may have put another archive in its place
+            if not self._stands():
+                raise HilbertflowError("the collection was removed", where=self.home.url, remedy="archive it again")
         receipt = self._log.write(batch, checked_key(key), lambda last: self._allow(batch, last))
         self.refresh()
         return receipt
+
+    def _stands(self) -> bool:
+        """Whether the archive is still there: otherwise a batch would lie beside nothing."""
+        return self._view.base.place.exists(MANIFEST)
 
     def _allow(self, batch: Batch, last: int) -> None:
         """Refuse to append what exists in version ``last``."""

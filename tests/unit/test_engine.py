@@ -169,6 +169,36 @@ def test_ids_of_any_text(tmp_path: Path) -> None:
     assert [engine.search(vector, 1).ids[0, 0] for vector in vectors] == ids
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_collection_that_is_deleted_while_it_is_read(tmp_path: Path, warm: bool) -> None:
+    """Every tier answers from what it holds or says in one line what is missing; so do changes and a new reader."""
+    vectors = clustered(4200, 12)
+    url = archive_vectors(tmp_path, vectors, "l2", {"lines": np.arange(4200)})
+    build_indexes(url, ["ivfpq", "hnsw"], shards=2, actors=0)
+    engine = SearchEngine.open(url)
+    if warm:
+        for tier in engine.tiers:
+            engine.search(vectors[:2], 3, tier)
+    shutil.rmtree(url)
+    answered = []
+    for tier in ("exact", "cold", "ivfpq", "hnsw"):
+        for rule in (None, "lines > 7"):
+            try:
+                found = engine.search(vectors[:2], 3, tier, rule)
+            except HilbertflowError as error:
+                assert "\n" not in str(error) and "rows" in str(error)
+            else:
+                numbers = [int(name[4:]) for name in found.ids.reshape(-1)]
+                assert warm and (min(numbers) > 7 if rule else numbers[::3] == [0, 1])
+                answered.append(tier)
+    assert "exact" not in answered and "cold" not in answered
+    with pytest.raises(HilbertflowError, match=r"was removed.*archive it again|does not exist"):
+        engine.delete(["row-1"])
+    with pytest.raises(HilbertflowError) as caught:
+        SearchEngine.open(url)
+    assert "\n" not in str(caught.value) and not Path(url).exists()
+
+
 def test_an_index_of_other_rows_is_not_used(url: str, tmp_path: Path) -> None:
     """Index files of another collection are stale: the planner passes over them, a query that insists is refused."""
     other = archive_vectors(tmp_path, clustered(ROWS, DIM, seed=77), "cosine")

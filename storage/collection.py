@@ -168,25 +168,30 @@ class CollectionArchive(Archive):
         Chunks that lie less than ``gap`` bytes apart are read by one request.
         """
         table = self.chunks
-        keys, starts, sizes = [], [], []
+        keys: list[str] = []
+        of, starts, sizes = [], [], []
         for name, chunks in wanted.items():
             chunks = np.asarray(chunks, np.int64)
-            units = table.unit_of(chunks).tolist()
-            keys += [id_frames.key(unit) if name == id_frames.FOLDER else f"{name}/c/{unit}/0" for unit in units]
+            units, which = np.unique(table.unit_of(chunks), return_inverse=True)
+            of.append(which + len(keys))
+            ids = name == id_frames.FOLDER
+            keys += [id_frames.key(unit) if ids else f"{name}/c/{unit}/0" for unit in units.tolist()]
             starts.append(table.offsets[name][chunks])
             sizes.append(table.sizes[name][chunks])
         if not keys:
             return {name: [] for name in wanted}
-        parts = coalesced(self.place, keys, np.concatenate(starts), np.concatenate(sizes), gap)
-        chunks_of = (int(chunk) for chunks in wanted.values() for chunk in chunks)
-        for chunk, key, part in zip(chunks_of, keys, parts, strict=True):
-            if google_crc32c.value(part[:-4]) != int.from_bytes(part[-4:], "little"):
+        owners = np.concatenate(of)
+        parts = coalesced(self.place, keys, owners, np.concatenate(starts), np.concatenate(sizes), gap)
+        bodies, crc_of = [part[:-4] for part in parts], google_crc32c.value
+        for at, (part, body) in enumerate(zip(parts, bodies, strict=True)):
+            if crc_of(body) != int.from_bytes(part[-4:], "little"):
+                chunk = int(np.concatenate(list(wanted.values()))[at])
                 raise HilbertflowError(
-                    f"damaged in chunk {chunk}", where=f"{self.url}/{key}",
+                    f"damaged in chunk {chunk}", where=f"{self.url}/{keys[owners[at]]}",
                     remedy="`hilbertflow verify` names the object",
                 )  # fmt: skip
-        bodies = iter(part[:-4] for part in parts)
-        return {name: [next(bodies) for _ in chunks] for name, chunks in wanted.items()}
+        ends = np.cumsum([len(chunks) for chunks in wanted.values()]).tolist()
+        return {name: bodies[end - len(wanted[name]) : end] for name, end in zip(wanted, ends, strict=True)}
 
     def symbols(self, name: str, data: bytes, rows: int) -> npt.NDArray[Any]:
         """The integers (rows, width) of one coded chunk that holds ``rows`` rows."""

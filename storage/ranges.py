@@ -13,14 +13,13 @@ I64 = npt.NDArray[np.int64]
 
 
 def coalesced(
-    place: Location, keys: Sequence[str], starts: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer], gap: int
-) -> list[bytes]:
-    """Bytes ``starts[i] … starts[i] + sizes[i]`` of the object ``keys[i]``, all fetched at the same time.
+    place: Location, keys: Sequence[str], of: I64, starts: npt.NDArray[np.integer], sizes: npt.NDArray[np.integer],
+    gap: int,
+) -> list[bytes]:  # fmt: skip
+    """Bytes ``starts[i] … starts[i] + sizes[i]`` of the object ``keys[of[i]]``, all fetched at the same time.
 
     Ranges of one object that overlap, or lie at most ``gap`` bytes apart, become one request.
     """
-    number = {key: at for at, key in enumerate(dict.fromkeys(keys))}
-    of = np.array([number[key] for key in keys])
     order = np.lexsort((starts, of))
     begin, end = np.asarray(starts, np.int64)[order], np.asarray(starts + sizes, np.int64)[order]
     owner = of[order]
@@ -30,12 +29,11 @@ def coalesced(
     group = np.cumsum(fresh) - 1
     firsts = np.flatnonzero(fresh)
     lasts = np.append(firsts[1:], len(order)) - 1
-    names = list(number)
-    fetched = place.read_ranges(
-        [(names[owner[a]], int(begin[a]), int(reach[b])) for a, b in zip(firsts, lasts, strict=True)]
-    )
+    asked = zip(owner[firsts].tolist(), begin[firsts].tolist(), reach[lasts].tolist(), strict=True)
+    fetched = place.read_ranges([(keys[key], low, high) for key, low, high in asked])
+    base = begin[firsts][group]
     out = [b""] * len(order)
-    for at, where in enumerate(order):
-        base = int(begin[firsts[group[at]]])
-        out[where] = fetched[group[at]][int(begin[at]) - base : int(end[at]) - base]
+    places = zip(order.tolist(), group.tolist(), (begin - base).tolist(), (end - base).tolist(), strict=True)
+    for at, which, low, high in places:
+        out[at] = fetched[which][low:high]
     return out

@@ -149,7 +149,7 @@ def test_a_dead_process_of_this_machine_is_seen_at_once(root: str) -> None:
 
 
 def test_two_recipes_at_once_do_not_mix(root: str, vectors: str) -> None:
-    plans = [make_plan(recipe(vectors, root, f"operators.1.bits.0=0.{5 + i}")) for i in range(4)]
+    plans = [make_plan(recipe(vectors, root, f"operators.1.bits=[0.{5 + i}, 1.4, 3.2]")) for i in range(4)]
     meet, lost = threading.Barrier(4), []
 
     def attempt(at: int) -> None:
@@ -189,7 +189,7 @@ def test_a_worker_that_outlives_its_run_writes_into_no_other_archive(root: str, 
     Location(mine.spec.url).delete(recursive=True)
     with pytest.raises(HilbertflowError, match="removed or replaced"):
         write_unit(plan.spec, late[0])
-    run_here(recipe(vectors, root, "operators.1.bits.0=0.7"))
+    run_here(recipe(vectors, root, "operators.1.bits=[0.7, 1.4, 3.2]"))
     with pytest.raises(HilbertflowError, match="removed or replaced"):
         write_unit(plan.spec, late[1])
     assert verify(archive.open(mine.spec.url).place).sound

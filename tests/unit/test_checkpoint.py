@@ -171,11 +171,11 @@ CASES = {
 def test_lying_headers_are_refused(tmp_path: Path, case: str) -> None:
     header, data, length, says = CASES[case]
     path = write_raw_safetensors(tmp_path / "x.safetensors", header, data, length)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(HilbertflowError, match=says) as caught:
         open_checkpoint(path)
     assert path in str(caught.value) and len(str(caught.value)) < 600
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:

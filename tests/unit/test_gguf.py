@@ -138,11 +138,11 @@ def test_lying_headers_are_refused_at_once(tmp_path: Path, case: str) -> None:
     data, says = LIES[case]
     path = tmp_path / "x.gguf"
     path.write_bytes(data)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(HilbertflowError, match=says) as caught:
         open_checkpoint(str(path))
     assert str(path) in str(caught.value)
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:

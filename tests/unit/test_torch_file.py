@@ -186,10 +186,10 @@ def test_programs_that_would_exhaust_memory_or_time() -> None:
         b"\x80\x02\x82\x01.",  # extension registry
         b"\x80\x02c__builtin__\n", b"\x80\x02N" + b"\x85" * 100,
     ):  # fmt: skip
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(PickleError):
             evaluate(program, no_storage, {})
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
 
 
 def test_lists_that_hold_one_another_many_times_over_end(tmp_path: Path) -> None:

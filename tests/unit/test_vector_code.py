@@ -21,6 +21,7 @@ from pipelines.recipe import parse
 from pipelines.tune import sample
 from storage import archive
 from storage.model import ModelArchive
+from storage.planes import PlaneUnits
 
 RECIPE = """
 name: vectors
@@ -120,11 +121,14 @@ def test_the_tree_as_a_picture(model: ModelArchive, tmp_path: Path) -> None:
 
 
 def test_a_large_codebook_is_trained_on_more_planes() -> None:
-    class Planes:
+    class Planes(PlaneUnits):
         units, unit_bytes = 20, 0
 
-        def read(self, unit: int) -> pa.Table:
-            return pa.table({"plane": pa.array(range(16 * unit, 16 * unit + 16), pa.int64())})
+        def __init__(self) -> None:
+            pass
+
+        def read_some(self, unit: int, count: int) -> pa.Table:
+            return pa.table({"plane": pa.array([16 * unit + 16 * i // count for i in range(count)], pa.int64())})
 
     few, many = sample(Planes()), sample(Planes(), -(-training_runs(VectorQuantize(codes=65_536)) * 8 // 256**2))
     assert few.num_rows == 12 and 64 <= many.num_rows < 80

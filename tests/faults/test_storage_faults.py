@@ -120,7 +120,7 @@ def test_what_lasts_is_one_line_within_the_budget(
     text = str(caught.value)
     assert f"{url}/{key}" in text and "\n" not in text and "; " in text
     path = f"{url}/{key}".removeprefix("s3://")
-    budget = {"expired": 1, "reset": 2 * fs._ATTEMPTS}  # a connection used before may be stale: aiohttp asks twice
+    budget = {"expired": 1, "reset": 2 * fs._ATTEMPTS}  # on a kept connection aiohttp itself asks once more
     assert between.asked["GET", path] <= budget.get(kind, fs._ATTEMPTS)
     if kind == "expired":
         assert "the credentials have expired" in text

@@ -120,8 +120,8 @@ def _coded(values: k.U32, every: int, shared: Tables | None) -> bytes | None:
     head[0] = LEAN if shared is None else SHARED
     at = k.put(head, 8, lanes_log, 2)
     if shared is None:
-        at = int(put_tail(values, head, 16)) if every < k.DIRECT else 17
-        counts, shifts, ends, ids, parts = group(values, every, block, MOST_TABLES)
+        counts, shifts, ends, ids, parts, tail = group(values, every, block, MOST_TABLES, folded=True)
+        at = int(put_tail(head, 16, *tail))
         k.put(head, 10, len(shifts) - 1, 6)
         at, tables = write(counts, shifts, head, at)
     elif shared.plan.size:  # each column has its table

@@ -131,6 +131,18 @@ def renumber(ids: U8, shifts: I32) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _entropy_bits(counts: I32) -> float:
+    """Least bits of a histogram's symbols under any table."""
+    total, bits = np.int64(0), 0.0
+    for t in range(TOKENS):
+        n = np.int64(counts[t])
+        total += n
+        if n > 1:
+            bits -= n * np.log2(n)
+    return bits + total * np.log2(np.float64(total)) if total else 0.0
+
+
+@njit(cache=True, nogil=True)
 def coarsen(counts: I32, shifts: I32) -> bool:
     """Raise the shift of each cluster to where table and symbols together cost least; whether any was.
 
@@ -147,6 +159,8 @@ def coarsen(counts: I32, shifts: I32) -> bool:
                 raw += row[t]
             row[DIRECT // 2 : DIRECT] = 0  # raw bits of large tokens stay as many
             shift += 1
+            if _entropy_bits(row) + raw > size + _FARTHER:  # whatever its table takes
+                break
             less = coded_bits(row) + raw
             if less > size + _FARTHER:
                 break

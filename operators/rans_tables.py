@@ -16,6 +16,7 @@ from operators import rans_freq as freqs
 from operators import rans_runs as runs
 from operators import rans_tokens as tokens_of
 from operators.errors import HilbertflowError
+from operators.rans_tail import fold_tail
 
 MAX_TABLES = 64
 TABLE_BYTES = 640  # more than any serialized table takes: 15 + 228 · 22 bits at most
@@ -99,8 +100,9 @@ def fold(plane: npt.NDArray[Any]) -> tuple[k.U32, int]:
     """Values of any integer type up to 32 bits, flat and without sign, and the bitwise or of all."""
     out = np.empty(plane.size, np.uint32)
     flat = plane.reshape(-1)
-    wide = flat.view(np.int32) if flat.dtype == np.uint32 else flat.astype(np.int32, copy=False)
-    return out, int(tokens_of.zigzag(np.ascontiguousarray(wide), plane.dtype.kind == "i", out))
+    native = np.ascontiguousarray(flat, flat.dtype.newbyteorder("="))
+    narrow = native.view(np.int32) if native.dtype == np.uint32 else native
+    return out, int(tokens_of.zigzag(narrow, plane.dtype.kind == "i", out))
 
 
 def write(counts: k.I32, shifts: k.I32, out: k.U8, at: int) -> tuple[int, Tables]:
@@ -144,7 +146,7 @@ def _train(samples: Sequence[npt.NDArray[Any]], columns: int, most: int) -> Tabl
     return _from_bytes(head.tobytes() + plan.tobytes() + out[: (at + 7) // 8].tobytes())
 
 
-def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = True) -> Grouped:
+def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = True, folded: bool = False) -> Grouped:
     """Cut values in runs and give each one of at most ``most`` tables.
 
     Parameters
@@ -152,7 +154,9 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
     values: unsigned; ``every`` is the bitwise or of them, or their maximum.
     block: symbols that are looked at together, a multiple of GRAIN.
     settle: join blocks to runs and move their borders; otherwise each block is a run.
+    folded: fold the tail of values that are all below 128, in place, where it pays.
     """
+    tail = NO_TAIL
     groups = -(-values.size // block)
     shifts, ids = np.zeros(groups, np.int32), np.zeros(groups, np.uint8)
     if every >= k.DIRECT:
@@ -164,6 +168,8 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
         parts = split(values, ends, rounded)
         counts = np.zeros((groups, k.TOKENS), np.int32)
         clusters.block_counts(parts.tokens, block, counts)
+        if folded and every < k.DIRECT:
+            tail = Tail(*fold_tail(values, parts.tokens, block, counts))
         count = int(clusters.cluster(counts, rounded, most, clusters.n_log_n(), ids))
         if count:
             break
@@ -182,7 +188,7 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
     if moved or coarser:
         parts = split(values, ends, shifts[ids])
         runs.run_counts(parts.tokens, ends, ids, counts)
-    return Grouped(counts, shifts, ends, ids, parts)
+    return Grouped(counts, shifts, ends, ids, parts, tail)
 
 
 def join_runs(ends: k.I32, ids: k.U8) -> tuple[k.I32, k.U8]:
@@ -199,14 +205,26 @@ class Parts(NamedTuple):
     bits: int  # raw bits in all
 
 
+class Tail(NamedTuple):
+    """Values folded by :func:`operators.rans_tail.fold_tail`; none where the width is 0."""
+
+    begin: int
+    width: int
+    lows: k.U8
+
+
+NO_TAIL = Tail(0, 0, np.empty(0, np.uint8))
+
+
 class Grouped(NamedTuple):
-    """Histograms (T, 228) and shifts of the tables, ends and tables of the runs, and the values' parts."""
+    """Histograms (T, 228) and shifts of the tables, ends and tables of the runs, the values' parts and folded tail."""
 
     counts: k.I32
     shifts: k.I32
     ends: k.I32
     ids: k.U8
     parts: Parts
+    tail: Tail
 
 
 def split(values: k.U32, ends: k.I32, shifts: k.I32) -> Parts:

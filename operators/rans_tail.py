@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators.rans_bits import BAD_HEADER, DIRECT, SLOTS, U8, U32, get, put
+from operators.rans_bits import BAD_HEADER, DIRECT, I32, SLOTS, U8, U32, get, put
 
 # mypy: disable-error-code="return-value, assignment, arg-type, operator, index"
 
@@ -25,27 +25,23 @@ _LEAST: Final = 16  # bits that must be saved
 
 
 @njit(cache=True, nogil=True)
-def choose_tail(values: U32) -> tuple[int, int, int]:
-    """Where the tail of values below 128 begins, how many low bits to leave raw, how many values: or 0, 0, 0."""
-    counts, other = np.zeros(DIRECT, np.int32), np.zeros((3, DIRECT), np.int32)  # neighbours are often alike
-    first, second, third = other[0], other[1], other[2]
-    for i in range(0, values.size - 3, 4):
-        counts[values[i]] += 1
-        first[values[i + 1]] += 1
-        second[values[i + 2]] += 1
-        third[values[i + 3]] += 1
-    for i in range(values.size // 4 * 4, values.size):
-        counts[values[i]] += 1
-    for t in range(DIRECT):
-        counts[t] += first[t] + second[t] + third[t]
+def choose_tail(counts: I32, size: int) -> tuple[int, int, int]:
+    """Where the tail of ``size`` values below 128 begins, how many low bits to leave raw, how many values: or 0, 0, 0.
+
+    ``counts`` (blocks, TOKENS) are their histograms.
+    """
+    every = np.zeros(DIRECT, np.int64)
+    for b in range(counts.shape[0]):
+        for t in range(DIRECT):
+            every[t] += counts[b, t]
     last = DIRECT - 1
-    while counts[last] == 0:
+    while every[last] == 0:
         last -= 1
-    slot = values.size / SLOTS * 1.4426950408889634  # bits that a slot less costs all others
+    slot = size / SLOTS * 1.4426950408889634  # bits that a slot less costs all others
     begin, tail, best, found = last + 1, np.int64(0), np.float64(_LEAST), (np.int64(0), np.int64(0), np.int64(0))
-    while begin > 1 and counts[begin - 1] * SLOTS < values.size:
+    while begin > 1 and every[begin - 1] * SLOTS < size:
         begin -= 1
-        tail += counts[begin]
+        tail += every[begin]
         if tail >= 1 << COUNT_BITS:
             break
         for width in range(1, 1 << WIDTH_BITS):
@@ -57,18 +53,44 @@ def choose_tail(values: U32) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def put_tail(values: U32, out: U8, at: int) -> int:
-    """Fold values below 128 in place, if it pays, and write whether, how, and their low bits; the next bit."""
-    begin, width, count = choose_tail(values)
+def fold_tail(values: U32, tokens: U8, block: int, counts: I32) -> tuple[int, int, U8]:
+    """Fold the tail of values below 128 if it pays: where it begins, how many low bits are off, these in order.
+
+    Values, tokens (alike, as no shift is) and the histograms of each ``block`` of them are changed in place.
+    """
+    begin, width, count = choose_tail(counts, values.size)
+    lows, k, mask = np.empty(count, np.uint8), 0, np.uint8((1 << width) - 1)
+    for b in range(counts.shape[0] if count else 0):
+        left = 0
+        for t in range(begin, DIRECT):
+            n = counts[b, t]
+            left += n
+            counts[b, t] = 0
+            counts[b, begin + ((t - begin) >> width)] += n
+        for first in range(b * block, min((b + 1) * block, tokens.size) if left else 0, 64):
+            part = tokens[first : first + 64]
+            most = np.uint8(0)
+            for i in range(part.size):  # the tail is rare: most parts have none of it
+                most = max(most, part[i])
+            for i in range(part.size if most >= begin else 0):
+                if part[i] >= begin:
+                    far = np.uint8(part[i] - np.uint8(begin))
+                    lows[k] = far & mask
+                    k += 1
+                    part[i] = np.uint8(begin + (far >> np.uint8(width)))
+                    values[first + i] = part[i]
+    return begin, width, lows
+
+
+@njit(cache=True, nogil=True)
+def put_tail(out: U8, at: int, begin: int, width: int, lows: U8) -> int:
+    """Write whether values were folded, how, and their low bits; the next bit."""
     at = put(out, at, 1 if width else 0, 1)
     if width == 0:
         return at
-    at = put(out, put(out, put(out, at, begin, BEGIN_BITS), width, WIDTH_BITS), count, COUNT_BITS)
-    for i in range(values.size):
-        if values[i] >= begin:
-            far = np.int64(values[i]) - begin
-            at = put(out, at, far & ((1 << width) - 1), width)
-            values[i] = begin + (far >> width)
+    at = put(out, put(out, put(out, at, begin, BEGIN_BITS), width, WIDTH_BITS), lows.size, COUNT_BITS)
+    for low in lows:
+        at = put(out, at, np.int64(low), width)
     return at
 
 

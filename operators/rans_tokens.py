@@ -22,12 +22,12 @@ _WORD = np.uint64(0xFFFFFFFF)
 
 
 @njit(cache=True, nogil=True)
-def zigzag(values: I32, signed: bool, out: U32) -> int:
-    """Fold signed values to unsigned ones; the bitwise or of all."""
+def zigzag(values: npt.NDArray[Any], signed: bool, out: U32) -> int:
+    """Fold signed values of up to 32 bits to unsigned ones; the bitwise or of all."""
     every = np.uint32(0)
     if signed:
         for i in range(values.size):
-            v = values[i]
+            v = np.int32(values[i])
             u = np.uint32((v << np.int32(1)) ^ (v >> np.int32(31)))
             out[i] = u
             every |= u

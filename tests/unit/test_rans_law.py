@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from operators import rans, rans_bits, rans_freq, rans_law, rans_tail
+from operators import rans, rans_bits, rans_cluster, rans_freq, rans_law, rans_tail
 from operators.errors import HilbertflowError
 
 
@@ -76,7 +76,12 @@ def test_what_folds_unfolds() -> None:
     rng = np.random.default_rng(4)
     values = np.minimum(rng.geometric(0.08, 50_000) - 1, 127).astype(np.uint32)
     out, before = np.zeros(5000, np.uint8), values.copy()
-    rans_tail.put_tail(values, out, 5)
+    tokens, counts = values.astype(np.uint8), np.zeros((49, rans_bits.TOKENS), np.int32)
+    rans_cluster.block_counts(tokens, 1024, counts)
+    begin, width, lows = rans_tail.fold_tail(values, tokens, 1024, counts)
+    np.testing.assert_array_equal(tokens, values)
+    assert (counts.sum(axis=0)[:128] == np.bincount(values, minlength=128)).all()
+    assert rans_tail.put_tail(out, 5, begin, width, lows) > 5
     low, begin, width, count = rans_tail.get_tail(out, 5)
     assert width > 0 and count == (before >= begin).sum() and values.max() < before.max()
     for dtype in (np.uint8, np.uint32):

@@ -48,14 +48,15 @@ KINDS: tuple[IndexKind, ...] = (IvfPq(), Hnsw())
 GROWN = 500 << 20  # what a builder may take beyond its shard
 
 
-def run(quick: bool) -> list[Table]:
+def run(quick: bool) -> Iterator[Table]:
     """All tables; ``quick`` takes 20,000 rows in each."""
     small = 20_000 if quick else 100_000
     large = int(os.environ.get("HILBERTFLOW_BUILD_ROWS", 0)) or (20_000 if quick else 1_000_000)
     url, _ = _archived(small)
     queries = clustered(QUERIES, SEED + 1)
-    tables = [_sharded(url, queries, _truth(small, queries)), _workers(url, quick)]
-    return [*tables, _large(large)]
+    yield _sharded(url, queries, _truth(small, queries))
+    yield _workers(url, quick)
+    yield _large(large)
 
 
 def clustered(rows: int, seed: int) -> F32:

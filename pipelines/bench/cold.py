@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Point:
     requests: float | None = None
 
 
-def run(quick: bool) -> list[Table]:
+def run(quick: bool) -> Iterator[Table]:
     """All tables; ``quick`` takes 10,000 rows and 100 queries."""
     data = _data(quick)
     home = cache_dir() / "cold" / f"{data.name}-{len(data.train)}"
@@ -58,11 +58,11 @@ def run(quick: bool) -> list[Table]:
     engine = SearchEngine.open(url)
     ladder = _ladder(engine.collection, quick)
     curve = [_read(engine, data, setting) for setting in ladder]
-    tables = [_curve(data, engine.collection, curve)]
+    yield _curve(data, engine.collection, curve)
     best = min((p for p in curve if p[0].recall >= TARGET), key=lambda p: p[0].bytes, default=curve[-1])[0]
-    tables += [_orders(engine.collection, data, best.setting)]
+    yield _orders(engine.collection, data, best.setting)
     peers = lance.built(home / "lance", data.train, data.metric, quick) if lance.available() else {}
-    return [*tables, *_beside(data, url, best.setting, home / "lance", peers, quick)]
+    yield from _beside(data, url, best.setting, home / "lance", peers, quick)
 
 
 def _data(quick: bool) -> Dataset:

@@ -7,7 +7,7 @@ codebooks, tables, centroids, the list of each row, headers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,19 +55,21 @@ class Point:
         return self.family.startswith("ours")
 
 
-def run(quick: bool) -> list[Table]:
+def run(quick: bool) -> Iterator[Table]:
     """All tables; ``quick`` takes 4,000 rows of each set, 300 queries and fewer codecs."""
     import faiss
 
     faiss.omp_set_num_threads(1)  # k-means of a few dimensions is slower on two
     whole = (load("gloss"), load("fashion"))
     sets = [shortened(s, QUICK_ROWS, 300) if quick else shortened(s, len(s.train), QUERIES) for s in whole]
-    tables = []
     for data in sets:
         found, missing = points(data, quick)
-        tables += [curve(data, found, missing), verdicts(data, found)]
-    tables += [levels(data) for data in sets]
-    return [*tables, small(whole[0]), controls(sets[0], 4000 if quick else 20_000)]
+        yield curve(data, found, missing)
+        yield verdicts(data, found)
+    for data in sets:
+        yield levels(data)
+    yield small(whole[0])
+    yield controls(sets[0], 4000 if quick else 20_000)
 
 
 def factories(dim: int, quick: bool) -> list[str]:

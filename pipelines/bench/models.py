@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -45,16 +45,18 @@ TURNED = ("permuted", "permuted, residual", "rescaled")
 MODELS = 100_000
 
 
-def run(quick: bool) -> list[Table]:
+def run(quick: bool) -> Iterator[Table]:
     """All tables; ``quick`` leaves the families of large checkpoints out."""
     chosen = [m for m in members() if not quick or m.family not in LARGE]
     held = [signature_of(member) for member in chosen]
     scores, codes = _scores(held), _codes(held)
     weights = read_weights(chosen)
-    return [
-        _retrieval(chosen, held, scores, codes, weights), _by_change(chosen, scores, weights),
-        _strangers(chosen, scores), _strain(chosen), _lineage(chosen, held, weights), _speed(),
-    ]  # fmt: skip
+    yield _retrieval(chosen, held, scores, codes, weights)
+    yield _by_change(chosen, scores, weights)
+    yield _strangers(chosen, scores)
+    yield _strain(chosen)
+    yield _lineage(chosen, held, weights)
+    yield _speed()
 
 
 def signature_of(member: Member) -> Signature:

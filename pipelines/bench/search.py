@@ -6,7 +6,7 @@ of all queries, each contender in turn; ours go through `SearchEngine` over the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +64,10 @@ class Field:
         return front
 
 
-def run(quick: bool, plots: Path | None = None) -> list[Table]:
+def run(quick: bool, plots: Path | None = None) -> Iterator[Table]:
     """All tables; ``quick`` takes 20,000 rows of each data set and fewer settings; plots: a folder for pictures."""
-    tables = []
     for name in ("gloss", "fashion"):
-        tables += _compared(load(name), quick, plots)
-    return tables
+        yield from _compared(load(name), quick, plots)
 
 
 def _compared(data: Dataset, quick: bool, plots: Path | None) -> list[Table]:

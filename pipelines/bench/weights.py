@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,24 @@ MOST = 1.02
 """All levels together against the smallest lossless copy."""
 
 
-def run(quick: bool) -> list[Table]:
+def run(quick: bool) -> Iterator[Table]:
     """All tables; ``quick`` takes half of the planes and fewer operating points."""
     planes = 16 if quick else 32
     control, weights = gaussian("F32", planes), model_planes("F32", planes)
     materials = (control, weights, model_planes("BF16", planes), shuffled(weights))
-    tables = [rate_distortion(m, DECIBELS[::3] if quick else DECIBELS, quick) for m in materials]
-    tables += [split(m, (8, 256), (256, 512), DECIBELS[::3]) for m in materials[:2]]
-    tables += [order(weights, Quantize(sqnr_db=BASE_DB))]
-    tables += [progressive(lambda d=dtype: model_planes(d, planes), dtype) for dtype in ("BF16", "F16", "F32")]  # type: ignore[misc]
-    return [*tables, speed(gaussian("F32", planes), planes, quick), fidelity(quick)]
+    for material in materials:
+        yield rate_distortion(material, DECIBELS[::3] if quick else DECIBELS, quick)
+    for material in materials[:2]:
+        yield split(material, (8, 256), (256, 512), DECIBELS[::3])
+    yield order(weights, Quantize(sqnr_db=BASE_DB))
+    for dtype in ("BF16", "F16", "F32"):
+        yield progressive(model_planes(dtype, planes))
+    yield speed(control, planes, quick)
+    yield fidelity(quick)
 
 
-def progressive(make: Callable[[], Material], dtype: str) -> Table:
+def progressive(material: Material) -> Table:
     """Base, refinement and exact level beside one lossless copy, ours and the peers'."""
-    material = make()
     layers = Layerize(levels=("base", "fine", "exact"))
     coded = encode(material, Quantize(sqnr_db=BASE_DB), layers)
     bits = {name: 8 * size / material.count for name, size in coded.levels.items()}
@@ -63,7 +66,7 @@ def progressive(make: Callable[[], Material], dtype: str) -> Table:
     if missing:
         notes.append(f"not installed: {', '.join(sorted(missing))} (pip install 'hilbertflow[bench]')")
     return Table(
-        f"progressive to bit-exact: {material.name} as {dtype}, base at {coded.sqnr_db:.2f} dB",
+        f"progressive to bit-exact: {material.name} as {material.dtype}, base at {coded.sqnr_db:.2f} dB",
         ("coder", "bits/value", "against the smallest lossless copy"), tuple(rows), tuple(notes),
     )  # fmt: skip
 

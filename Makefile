@@ -15,8 +15,9 @@ export RAY_USAGE_STATS_ENABLED := 0
 quickstart: $(STAMP)
 	@$(PY) -m pipelines.quickstart
 
+# Two files of tests at a time; WORKERS=0 for one after the other in this process.
 test: lint browser
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n $(or $(WORKERS),2) --dist loadfile
 
 # The page is tested in Chromium. Where there is none and none can be installed, those tests are skipped and say so.
 browser:

@@ -74,8 +74,10 @@ def decode(
     cells = np.ascontiguousarray(cells, dtype=np.int32)
     base, keys = _geometry(dtype, cells, rows, lattice)
     bits = np.empty(cells.shape, f"<u{form.word}") if out is None else out
-    stored = scratch("symbols", symbols.shape, bits.dtype)
-    np.copyto(stored, symbols, casting="unsafe")
+    stored = symbols
+    if symbols.dtype != bits.dtype or not symbols.flags.c_contiguous:
+        stored = scratch("symbols", symbols.shape, bits.dtype)
+        np.copyto(stored, symbols, casting="unsafe")
     _unsort(stored.reshape(-1), keys.reshape(-1), bits.reshape(-1))
     _to_bits(bits, base, keys, cells, rows.exponents, rows.grain, form.mantissa, 8 * form.width)
     return bits

@@ -28,7 +28,7 @@ VIDEO = (("hevc", (20.0, 28.0, 36.0)), ("h264", (30.0, 38.0, 46.0)), ("av1", (28
 TARGETS = {"uniform": 0.27, "trellis, 8 states": 0.08, "trellis, 256 states": 0.05}
 ON_WEIGHTS = 0.03  # bits that the excess on weights may lie above that on the Gaussian control
 RIVAL = Quantize(states=32)
-NNC = (4, -2, -9, -15)  # quantization parameters: from half a bit to five on rows of unit deviation
+NNC = (4, 2, -2, -9, -15)  # quantization parameters: from a third of a bit to five on rows of unit deviation
 EXCESS = "bits above the bound"
 DB_A_BIT = 20 * math.log10(2)
 

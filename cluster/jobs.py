@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 import shlex
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ ROOMS = ("operators", "storage", "cluster", "pipelines")
 MAX_RECIPE = 64 * 1024
 _EXCLUDES = [".git", ".venv", "data", "out", "build", "dist", "tests", "notebooks", "**/__pycache__", "**/.*_cache"]
 _ROOT = Path(__file__).resolve().parents[1]
+_PAUSE_S = 0.5
 _ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 
 
@@ -33,25 +36,41 @@ class Job:
 
     def status(self) -> str:
         """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-        return str(_call(self.address, lambda client: client.get_job_status(self.id).value))
+        return str(self._call(lambda client: client.get_job_status(self.id).value))
 
     def log(self) -> str:
         """Everything it has printed so far."""
-        return str(_call(self.address, lambda client: client.get_job_logs(self.id)))
+        return str(self._call(lambda client: client.get_job_logs(self.id)))
 
     def stop(self) -> bool:
         """Ask it to end; what it has written stays, the same recipe goes on from there. True when it was running."""
-        return bool(_call(self.address, lambda client: client.stop_job(self.id)))
+        return bool(self._call(lambda client: client.stop_job(self.id)))
 
     def follow(self, write: Callable[[str], Any]) -> int:
-        """Pass on its output as it comes; returns its exit code (-1 when it was stopped or never began)."""
+        """Pass on its output as it comes; returns its exit code (-1 when it was stopped or never began).
+
+        A connection that breaks off is made again, and nothing is passed on twice.
+        """
+        passed = 0
 
         async def tail(client: Any) -> None:
-            async for lines in client.tail_job_logs(self.id):
-                write(lines)
+            nonlocal passed
+            known = passed
+            async for text in client.tail_job_logs(self.id):
+                if fresh := text[known:]:
+                    write(fresh)
+                    passed += len(fresh)
+                known = max(0, known - len(text))
 
-        _call(self.address, lambda client: asyncio.run(tail(client)))
-        info = _call(self.address, lambda client: client.get_job_info(self.id))
+        while True:
+            with contextlib.suppress(HilbertflowError):  # broken off: whether the server is there, `ended` finds out
+                self._call(lambda client: asyncio.run(tail(client)))
+            if self.ended:
+                break
+            time.sleep(_PAUSE_S)
+        if rest := self.log()[passed:]:
+            write(rest)
+        info = self._call(lambda client: client.get_job_info(self.id))
         code = info.driver_exit_code
         if code is None:
             return 0 if info.status.value == "SUCCEEDED" else -1
@@ -61,6 +80,9 @@ class Job:
     def ended(self) -> bool:
         """Whether it has come to an end, good or bad."""
         return self.status() in _ENDED
+
+    def _call(self, action: Callable[[Any], Any]) -> Any:
+        return _call(self.address, action, self.id)
 
 
 def submit(
@@ -108,7 +130,7 @@ def _environment() -> dict[str, Any]:
     return {"py_modules": [str(_ROOT / room) for room in ROOMS]}
 
 
-def _call(address: str, action: Callable[[Any], Any]) -> Any:
+def _call(address: str, action: Callable[[Any], Any], job: str = "") -> Any:
     from ray.job_submission import JobSubmissionClient
 
     if not address.startswith(("http://", "https://")):
@@ -119,6 +141,8 @@ def _call(address: str, action: Callable[[Any], Any]) -> Any:
         return action(JobSubmissionClient(address))
     except (ConnectionError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if job and "does not exist" in reason:
+            raise HilbertflowError(f"has no job {job!r}", where=address, remedy="`submit` prints the id") from None
         raise HilbertflowError(
             f"the job server does not answer ({reason[:200]})",
             where=address,

@@ -1,4 +1,4 @@
-"""Amounts written for people."""
+"""Amounts written for people, and the order that levels are told in."""
 
 from __future__ import annotations
 
@@ -11,3 +11,9 @@ def size(count: int | float) -> str:
             break
         value /= 1000
     return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def in_order(levels: dict[str, int]) -> dict[str, int]:
+    """Bytes by array, coarse to fine: ``level0`` …, ``exact``, then what belongs to all of them."""
+    place = {"cells": 1, "exact": 2, "scales": 3, "means": 4, "code": 4, "tables": 5, "rows": 6, "ids": 7}
+    return dict(sorted(levels.items(), key=lambda item: (place.get(item[0], 0), item[0])))

@@ -33,7 +33,7 @@ COMMANDS = {
     command.__name__: command
     for command in (
         flow.run, flow.submit, flow.status, flow.stop,
-        archives.ls, archives.info, archives.verify, archives.restore, archives.rm,
+        archives.ls, archives.info, upkeep.verify, archives.restore, upkeep.rm,
         upkeep.cp, upkeep.gc, upkeep.repair,
         searching.search, models.similar,
         rows.upsert, rows.delete, rows.compact,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +17,9 @@ from ray.data import ActorPoolStrategy, DataContext
 from operators.embed import Embed
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Resources
+from pipelines.ledger import Span
+from pipelines.observe import Observer
+from pipelines.pending import Pending
 from pipelines.plan import Pass
 from pipelines.ray_io import ArchiveSink, UnitSource
 from pipelines.recipe import Compute
@@ -36,26 +38,34 @@ class StageSpec:
     @property
     def name(self) -> str:
         """For logs and progress."""
-        return " → ".join(o.kind for o in self.operators)  # type: ignore[attr-defined]
+        return " → ".join(kinds(self.operators))
+
+
+def kinds(operators: tuple[Operator, ...]) -> list[str]:
+    """What each is called."""
+    return [o.kind for o in operators]  # type: ignore[attr-defined]
 
 
 class Stage:
-    """The actor of a stage; tells the ``tally`` the most memory it has taken."""
+    """The actor of a stage; tells how long each operator took over a unit, and the most memory it has taken."""
 
-    def __init__(self, operators: tuple[Operator, ...], tally: Any) -> None:
-        self.operators, self.tally = operators, tally
-        self.name = operators[0].kind  # type: ignore[attr-defined]
+    def __init__(self, operators: tuple[Operator, ...], observer: Observer) -> None:
+        self.operators, self.observer = operators, observer
+        self.kinds = kinds(operators)
         pa.set_cpu_count(1)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Apply the operators to whole units, one after another so that one unit's arrays are held at a time."""
         for unit in pc.unique(batch.column("unit")).to_pylist():
             table = batch.filter(pc.equal(batch.column("unit"), unit))
-            for operator in self.operators:
-                table = operator.apply(table)
+            spans: list[Span] = []
+            for operator, kind in zip(self.operators, self.kinds, strict=True):
+                with self.observer.operator(kind, unit, spans) as amounts:
+                    amounts.bytes_in = table.nbytes
+                    table = operator.apply(table)
+                    amounts.bytes_out = table.nbytes
+            self.observer.tell(spans)
             yield table
-        if self.tally is not None:
-            self.tally.memory.remote(self.name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
@@ -78,8 +88,12 @@ def on_device(operators: tuple[Operator, ...], device: str, gpus: float) -> tupl
     )
 
 
-def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = None, url: str = "") -> None:
-    """Stream the pending units of a pass through its stages to its writer; ``url`` is that of the run's source.
+def execute(
+    step: Pass, compute: Compute, pending: Pending, tally: Any = None, url: str = "", archive: str = ""
+) -> None:
+    """Stream the pending units of a pass through its stages to its writer.
+
+    ``url`` is that of the run's source, ``archive`` a name for metrics.
 
     Nothing is gathered: the driver sees receipts only, through the ``tally`` actor. Blocks hold whole units, because
     Ray cuts a block only where one addition takes it from below its target to one and a half times that.
@@ -89,17 +103,20 @@ def execute(step: Pass, compute: Compute, pending: list[range], tally: Any = Non
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to tell
     cores = int(ray.cluster_resources().get("CPU", 1))
+    parts = stages(on_device(step.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
+    observer = Observer(archive, step.name, tally)
+    if tally is not None:
+        tally.flow.remote(step.name, [["read"], *(kinds(stage.operators) for stage in parts), ["write"]])
     data = ray.data.read_datasource(
-        UnitSource(step.source, pending, tally, url), num_cpus=IO_CPUS, memory=compute.memory,
+        UnitSource(step.source, pending, observer, url), num_cpus=IO_CPUS, memory=compute.memory,
         override_num_blocks=UnitSource.tasks(pending, cores),
     )  # fmt: skip
-    parts = stages(on_device(step.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
     for stage in parts:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
         share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
         data = data.map_batches(
-            Stage, fn_constructor_args=(stage.operators, tally), batch_size=None, batch_format="pyarrow",
+            Stage, fn_constructor_args=(stage.operators, observer), batch_size=None, batch_format="pyarrow",
             zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip
-    data.write_datasink(ArchiveSink(step.writer, tally, url), ray_remote_args={"num_cpus": IO_CPUS})
+    data.write_datasink(ArchiveSink(step.writer, observer, url), ray_remote_args={"num_cpus": IO_CPUS})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
 import threading
 import time
+from contextlib import suppress
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -22,44 +24,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from storage.s3_meter import Used
+from pipelines import console
+from pipelines.ledger import Ledger
+from pipelines.tally import Failure, Tally, Watched, Written
 
 POLL_S = 0.25
 
 
-@ray.remote(num_cpus=0)
-class Tally:
-    """Collects what the sink's workers have written; the driver asks it now and then."""
-
-    def __init__(self) -> None:
-        self.fresh: list[tuple[int, int, int]] = []
-        self.peaks: dict[str, int] = {}
-        self.s3 = Used()
-
-    def used(self, more: Used) -> None:
-        """What a worker has asked of S3 since it last told."""
-        self.s3 += more
-
-    def used_in_all(self) -> Used:
-        """What all of them have."""
-        return self.s3
-
-    def memory(self, stage: str, peak: int) -> None:
-        """The most bytes that a worker of a stage has held resident, shared memory included."""
-        self.peaks[stage] = max(peak, self.peaks.get(stage, 0))
-
-    def memory_by_stage(self) -> dict[str, int]:
-        """The largest worker of each stage."""
-        return self.peaks
-
-    def done(self, unit: int, source_bytes: int, archive_bytes: int) -> None:
-        """A unit is written and journalled."""
-        self.fresh.append((unit, source_bytes, archive_bytes))
-
-    def take(self) -> list[tuple[int, int, int]]:
-        """What was done since the last call."""
-        fresh, self.fresh = self.fresh, []
-        return fresh
+def job_id() -> str:
+    """Id of this run among Ray's jobs: the one it was submitted under, else the driver's own."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    return str(told.get("metadata", {}).get("job_submission_id") or ray.get_runtime_context().get_job_id())
 
 
 class Reporter:
@@ -75,9 +50,9 @@ class Reporter:
         self.name, self.json_log = name, json_log
         self.step, self.units, self.done, self.found = "", 0, 0, 0
         self.source_bytes = self.archive_bytes = 0
-        self.peak_memory: dict[str, int] = {}
-        self.s3 = Used()
-        self.tally = Tally.remote()  # type: ignore[attr-defined]
+        self.job, self.started = job_id(), time.time()
+        self.watched = Watched(Ledger(self.started))
+        self.tally = Tally.remote(name, self.started)  # type: ignore[attr-defined]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._began = self._step_began = time.monotonic()
@@ -115,8 +90,10 @@ class Reporter:
         self._thread.join()
         if kind is None:
             self._poll()
-            self.peak_memory = ray.get(self.tally.memory_by_stage.remote(), timeout=30)
-            self.s3 = ray.get(self.tally.used_in_all.remote(), timeout=30)
+            self.watched = ray.get(self.tally.watched.remote(), timeout=30)
+        else:
+            with suppress(RayError, RuntimeError):  # what failed is told, if Ray still answers
+                self._poll(5)
         self._bar.stop()
 
     def _watch(self) -> None:
@@ -128,25 +105,38 @@ class Reporter:
             except RayError:  # the cluster is gone: the run itself will say so
                 return
 
-    def _poll(self) -> None:
+    def _poll(self, timeout: float = 30) -> None:
         with self._lock:
-            for unit, source, archive in ray.get(self.tally.take.remote(), timeout=30):
-                self.done += 1
-                self.source_bytes += source
-                self.archive_bytes += archive
-                rate = self.source_bytes / 1e6 / max(time.monotonic() - self._step_began, 1e-9)
-                self._event("unit", unit=unit, done=self.done, units=self.units, source_bytes=source,
-                            archive_bytes=archive, mb_per_s=round(rate, 2))  # fmt: skip
-                if self._task is not None:
-                    told = f"{rate:6.1f} MB/s" if source else ""
-                    self._bar.update(self._task, completed=self.done, rate=told)
+            fresh = ray.get(self.tally.take.remote(), timeout=timeout)
+            for unit in fresh.written:
+                self._written(unit)
+            for failure in fresh.failures:
+                self._failed(failure)
+
+    def _written(self, unit: Written) -> None:
+        self.done += 1
+        self.source_bytes += unit.source_bytes
+        self.archive_bytes += unit.archive_bytes
+        rate = self.source_bytes / 1e6 / max(time.monotonic() - self._step_began, 1e-9)
+        self._event(
+            "unit", unit=unit.unit, done=self.done, units=self.units, source_bytes=unit.source_bytes,
+            archive_bytes=unit.archive_bytes, mb_per_s=round(rate, 2),
+            operators={kind: round(seconds, 4) for kind, seconds in unit.operators.items()},
+            workers=unit.workers,
+        )  # fmt: skip
+        if self._task is not None:
+            told = f"{rate:6.1f} MB/s" if unit.source_bytes else ""
+            self._bar.update(self._task, completed=self.done, rate=told)
+
+    def _failed(self, failure: Failure) -> None:
+        self._event("failed", unit=failure.unit, operator=failure.operator, error=failure.error, worker=failure.worker)
 
     def _event(self, event: str, **fields: Any) -> None:
         if self.json_log:
-            emit(event, archive=self.name, step=self.step, **fields)
+            emit(event, job=self.job, archive=self.name, step=self.step, **fields)
 
 
 def emit(event: str, **fields: Any) -> None:
-    """One JSON event on a line of standard output."""
-    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
-    sys.stdout.flush()
+    """One JSON event on a line of standard output, with the time."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    console.print_json({"event": event, "time": at, **fields})

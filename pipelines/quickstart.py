@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from operators.amounts import in_order
 from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from pipelines import console
 from pipelines.cli import leave
-from pipelines.commands.archives import in_order
 from pipelines.recipe import load
 from pipelines.run import Report, local_ray, run
 from pipelines.sources import row_source

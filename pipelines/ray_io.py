@@ -13,10 +13,14 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 from ray.data.datasource.datasink import WriteResult
 
+from pipelines.ledger import Span
+from pipelines.observe import Observer
+from pipelines.pending import Pending
 from pipelines.plan import Units, UnitWriter
 from storage import s3_meter
 
 TASKS_A_CORE = 16
+_NOBODY = Observer()
 
 
 class UnitSource(Datasource):
@@ -27,19 +31,19 @@ class UnitSource(Datasource):
     Parameters
     ----------
     source: reads a unit as an Arrow table.
-    pending: the units to read, as ranges.
-    progress: an actor handle whose ``used`` takes what reading asked of S3; may be None.
+    pending: the units to read.
+    observer: is told how long reading took, and what it asked of S3.
     url: of what is read, for that count.
     """
 
-    def __init__(self, source: Units, pending: list[range], progress: Any = None, url: str = "") -> None:
+    def __init__(self, source: Units, pending: Pending, observer: Observer = _NOBODY, url: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._source, self._pending, self._progress, self._url = source, pending, progress, url
+        self._source, self._pending, self._observer, self._url = source, pending, observer, url
 
     @staticmethod
-    def tasks(pending: list[range], cores: int) -> int:
+    def tasks(pending: Pending, cores: int) -> int:
         """How many read tasks to ask for: enough to balance the load, no more than there are units."""
-        return max(1, min(sum(map(len, pending)), TASKS_A_CORE * cores))
+        return max(1, min(len(pending), TASKS_A_CORE * cores))
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -47,22 +51,21 @@ class UnitSource(Datasource):
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Bytes of all pending units in the stream."""
-        return sum(map(len, self._pending)) * self._source.unit_bytes
+        return len(self._pending) * self._source.unit_bytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """At most ``parallelism`` tasks of about equal numbers of units."""
         del per_task_row_limit, data_context
-        total = sum(map(len, self._pending))
+        total = len(self._pending)
         tasks = []
         for k in range(min(parallelism, total)):
-            mine = _slice(self._pending, k * total // parallelism, (k + 1) * total // parallelism)
-            count = sum(map(len, mine))
-            if count:
-                size = count * self._source.unit_bytes
+            mine = self._pending.part(k * total // parallelism, (k + 1) * total // parallelism)
+            if mine:
+                size = len(mine) * self._source.unit_bytes
                 metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(partial(_read, self._source, mine, self._progress, self._url), metadata))
+                tasks.append(ReadTask(partial(_read, self._source, mine, self._observer, self._url), metadata))
         return tasks
 
 
@@ -72,13 +75,12 @@ class ArchiveSink(Datasink[int]):
     Parameters
     ----------
     writer: of the units.
-    progress: an actor handle whose ``done`` takes each receipt's unit and bytes, and ``used`` what was asked of S3;
-        may be None.
+    observer: is told each receipt's unit and bytes, how long writing took, and what was asked of S3.
     url: of the source, which a writer may read too.
     """
 
-    def __init__(self, writer: UnitWriter, progress: Any = None, url: str = "") -> None:
-        self._writer, self._progress, self._url = writer, progress, url
+    def __init__(self, writer: UnitWriter, observer: Observer = _NOBODY, url: str = "") -> None:
+        self._writer, self._observer, self._url = writer, observer, url
 
     def get_name(self) -> str:
         """Name in Ray's logs."""
@@ -93,42 +95,35 @@ class ArchiveSink(Datasink[int]):
             if not table.num_rows:
                 continue
             for unit in pc.unique(table.column("unit")).to_pylist():
-                with _counted(self._progress, self._url):
-                    receipt = self._writer.write(table.filter(pc.equal(table.column("unit"), unit)))
+                spans: list[Span] = []
+                mine = table.filter(pc.equal(table.column("unit"), unit))
+                with _counted(self._observer, self._url), self._observer.operator("write", unit, spans) as amounts:
+                    receipt = self._writer.write(mine)
+                    amounts.bytes_in, amounts.bytes_out = mine.nbytes, sum(o.size for o in receipt.objects)
                 written += 1
-                if self._progress is not None:
-                    size = sum(o.size for o in receipt.objects)
-                    self._progress.done.remote(receipt.unit, receipt.source_bytes, size)
+                self._observer.tell(spans)
+                self._observer.written(receipt.unit, receipt.source_bytes, amounts.bytes_out)
         return written
 
     def on_write_complete(self, write_result: WriteResult[int]) -> None:
         """Nothing: the manifest is written by the run, which knows whether all units are there."""
 
 
-def _read(source: Units, pending: list[range], progress: Any, url: str) -> Iterator[pa.Table]:
-    for units in pending:
-        for unit in units:
-            with _counted(progress, url):
-                table = source.read(unit)
-            yield table
+def _read(source: Units, pending: Pending, observer: Observer, url: str) -> Iterator[pa.Table]:
+    for unit in pending:
+        spans: list[Span] = []
+        with _counted(observer, url), observer.operator("read", unit, spans) as amounts:
+            table = source.read(unit)
+            amounts.bytes_out = table.nbytes
+        observer.tell(spans)
+        yield table
 
 
 @contextmanager
-def _counted(progress: Any, url: str) -> Iterator[None]:
+def _counted(observer: Observer, url: str) -> Iterator[None]:
     """Tell what the block asks of S3."""
     s3_meter.watch(url)
     before = s3_meter.used()
     yield
-    if progress is not None and (used := s3_meter.used() - before).total:
-        progress.used.remote(used)
-
-
-def _slice(ranges: list[range], start: int, stop: int) -> list[range]:
-    out = []
-    for units in ranges:
-        part = units[max(0, start) : max(0, stop)]
-        if part:
-            out.append(part)
-        start -= len(units)
-        stop -= len(units)
-    return out
+    if observer.tally is not None and (used := s3_meter.used() - before).total:
+        observer.tally.used.remote(used)

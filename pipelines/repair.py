@@ -20,10 +20,10 @@ from operators.errors import HilbertflowError
 from operators.row_training import Trained
 from operators.rowcode import RowCode
 from pipelines.compile import make_plan, prepare
+from pipelines.pending import Pending
 from pipelines.plan import Pass, Plan
 from pipelines.plan_rows import trained_key
 from pipelines.recipe import Recipe
-from pipelines.run import missing
 from storage import code_arrays, signatures
 from storage import manifest as manifests
 from storage.codecs import coder_of
@@ -37,7 +37,7 @@ from storage.upkeep import BESIDE, copy_object
 from storage.verify import damages
 from storage.writer import SKETCHES, Receipt, clear, coded_unit, gathered, journalled, written_units
 
-Runner = Callable[[Pass, list[range]], None]
+Runner = Callable[[Pass, Pending], None]
 """Streams some units of a pass to its writer."""
 
 
@@ -194,12 +194,12 @@ def _made_again(place: Location, source: str, manifest: Manifest, broken: list[O
     plan = _plan(place, source, manifest)
     if plan.recipe.collection:
         _keep_code(place, manifest)
-    plan = prepare(plan, lambda step: run(step, missing(step.source.units, step.writer.written())))
+    plan = prepare(plan, lambda step: run(step, Pending.missing(step.source.units, step.writer.written())))
     whole = bool({"planes.parquet", signatures.KEY} & set(wanted))  # they tell of every unit
     writer = BrokenOnly(plan.spec, wanted, whole)
     units = set(range(plan.spec.units)) if whole else {item.unit for item in broken if item.unit >= 0}
     done = (set(range(plan.spec.units)) - units) | writer.written()
-    if pending := missing(plan.spec.units, done):
+    if pending := Pending.missing(plan.spec.units, done):
         run(Pass("repair", plan.source, plan.operators, writer), pending)
     put(place, plan.spec.metadata() | (gathered(plan.spec, plan.extra)[1] if whole else plan.extra), wanted)
     return len(units)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import ray
 
+from operators.amounts import in_order
 from operators.errors import HilbertflowError
 from pipelines.compile import make_plan, prepare
+from pipelines.pending import Pending
 from pipelines.plan import Pass, Plan
-from pipelines.progress import Reporter, emit
+from pipelines.progress import Reporter, emit, job_id
 from pipelines.recipe import CollectionSource, Recipe
+from pipelines.tally import Watched
 from pipelines.update import bring_up_to_date, changes_of, is_folder
 from storage import archive, catalog, s3_meter
 from storage import manifest as manifests
@@ -37,6 +42,16 @@ UNITS_UNDER_WAY = 24
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What was seen of a run on Ray: of its workers, how long indexes took, machines and CPUs of the cluster."""
+
+    watched: Watched
+    index_seconds: float
+    nodes: int
+    cpus: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a run did.
 
@@ -51,6 +66,9 @@ class Report:
     peak_memory: bytes of the largest worker of each stage, by its first operator.
     changes: what a finished collection of a folder was brought up to date with; None where it was made by this run.
     s3: what planning, streaming and finishing asked of S3, in all processes; indexes not counted.
+    job: id of the run among Ray's jobs; empty without Ray.
+    seen: what was seen of its workers; None when nothing was to do, or without Ray.
+    page: URL of the page that tells how the run went; empty when nothing was to do, or without Ray.
     """
 
     url: str
@@ -63,6 +81,9 @@ class Report:
     peak_memory: dict[str, int] = field(default_factory=dict)
     changes: FolderChanges | None = None
     s3: Used = field(default_factory=Used)
+    job: str = ""
+    seen: Seen | None = None
+    page: str = ""
 
 
 def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, dry_run: bool = False) -> Report:
@@ -82,7 +103,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
             report = _archived(plan, lease, json_log, before)
     clear(Location(report.url))
     _publish(report.plan)
-    return report
+    return dataclasses.replace(report, page=_page(report))
 
 
 def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
@@ -96,8 +117,8 @@ def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
             tell(Location(spec.url), step.name, step.source.units, step.writer.folder)
             done = step.writer.written()
             reporter.begin(step.name, step.source.units, len(done))
-            if pending := missing(step.source.units, done):
-                execute(step, compute, pending, reporter.tally, plan.recipe.source.path)
+            if pending := Pending.missing(step.source.units, done):
+                execute(step, compute, pending, reporter.tally, plan.recipe.source.path, spec.name)
 
         plan = prepare(plan, carry_out)
         open_for_writing(plan.spec)
@@ -106,13 +127,39 @@ def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
     manifest = finish(plan.spec, plan.extra)
     catalog.add(Location(plan.recipe.sink.path), manifest)
     if json_log:
-        emit("archived", url=spec.url, levels=manifest.levels, source_bytes=manifest.source_bytes)
-    asked = reporter.s3 + (s3_meter.used() - before)
+        emit("archived", job=reporter.job, archive=spec.name, url=spec.url, levels=manifest.levels,
+             source_bytes=manifest.source_bytes)  # fmt: skip
+    asked = reporter.watched.s3 + (s3_meter.used() - before)
+    began = time.monotonic()
     indexes = _index(plan, json_log)
-    written = manifest.units - reporter.found
+    seen = Seen(reporter.watched, time.monotonic() - began, *_cluster())
     return Report(
-        spec.url, manifest, plan, written, reporter.found, reporter.seconds, indexes, reporter.peak_memory, s3=asked
-    )
+        spec.url, manifest, plan, manifest.units - reporter.found, reporter.found, reporter.seconds, indexes,
+        reporter.watched.peaks, s3=asked, job=reporter.job, seen=seen,
+    )  # fmt: skip
+
+
+def _cluster() -> tuple[int, int]:
+    return sum(node["Alive"] for node in ray.nodes()), int(ray.cluster_resources().get("CPU", 1))
+
+
+def _page(report: Report) -> str:
+    """Write the page of a run; a run that is through does not fail for want of it."""
+    from pipelines import run_page
+
+    manifest, recipe, seen = report.manifest, report.plan.recipe, report.seen
+    assert manifest is not None and seen is not None
+    told = run_page.Run(
+        report.url, manifest.kind, manifest.name, report.job, report.seconds, manifest.units, report.written,
+        report.skipped, manifest.source_bytes, in_order(manifest.levels), manifest.quality, seen.watched,
+        recipe.compute.memory, seen.nodes, seen.cpus, recipe.model_dump(mode="json"), report.s3, report.indexes,
+        seen.index_seconds,
+    )  # fmt: skip
+    try:
+        return run_page.write(told, Location(recipe.sink.path))
+    except HilbertflowError as error:
+        print(f"the run is finished, its page could not be written: {error}", file=sys.stderr, flush=True)
+        return ""
 
 
 def _brought_up_to_date(plan: Plan, address: str | None, json_log: bool) -> Report:
@@ -129,7 +176,8 @@ def _brought_up_to_date(plan: Plan, address: str | None, json_log: bool) -> Repo
 
                 def update(step: Pass) -> None:
                     reporter.begin(step.name, step.source.units, 0)
-                    execute(step, plan.recipe.compute, [range(step.source.units)], reporter.tally)
+                    units, compute = Pending.all(step.source.units), plan.recipe.compute
+                    execute(step, compute, units, reporter.tally, archive=plan.spec.name)
 
                 bring_up_to_date(plan, changes, update)
         indexes = _index(plan, json_log)
@@ -204,27 +252,16 @@ def _publish(plan: Plan) -> None:
 
 
 def _carry_out_here(step: Pass) -> None:
-    here(step, missing(step.source.units, step.writer.written()))
+    here(step, Pending.missing(step.source.units, step.writer.written()))
 
 
-def here(step: Pass, pending: list[range]) -> None:
+def here(step: Pass, pending: Pending) -> None:
     """Stream units of a pass in this process."""
-    for units in pending:
-        for unit in units:
-            batch = step.source.read(unit)
-            for operator in step.operators:
-                batch = operator.apply(batch)
-            step.writer.write(batch)
-
-
-def missing(units: int, done: set[int]) -> list[range]:
-    """Units not in ``done``, as ascending ranges."""
-    ranges, start = [], 0
-    for unit in [*sorted(done), units]:
-        if unit > start:
-            ranges.append(range(start, unit))
-        start = unit + 1
-    return ranges
+    for unit in pending:
+        batch = step.source.read(unit)
+        for operator in step.operators:
+            batch = operator.apply(batch)
+        step.writer.write(batch)
 
 
 def _finished(plan: Plan) -> Manifest | None:
@@ -269,7 +306,7 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
     else:
         built = build_indexes(url, index.kinds, shards=shards, target_recall=target)
     if json_log:
-        emit("indexed", url=plan.spec.url, kinds=list(built))
+        emit("indexed", job=job_id(), archive=plan.spec.name, url=plan.spec.url, kinds=list(built))
     return tuple(built)
 
 

@@ -12,6 +12,8 @@ from storage.model import ModelArchive
 from storage.rowlog import current
 
 FOLDERS = {"models": "model", "collections": "collection"}
+RUNS = "runs"
+"""Folder of a root with the pages that runs leave: ``runs/models/NAME/TIME.html``; they are no archive's objects."""
 
 
 def open(url: str) -> Any:

@@ -7,6 +7,7 @@ MODULES = {
     "lineage": "pipelines.bench.lineage",
     "memory": "pipelines.bench.memory",
     "models": "pipelines.bench.models",
+    "pipeline": "pipelines.bench.pipeline",
     "search": "pipelines.bench.search",
     "serve": "pipelines.bench.serve",
     "soak": "pipelines.bench.soak",

@@ -1,19 +1,17 @@
-"""Commands on what is archived: ls, info, verify, restore, export."""
+"""Commands on what is archived: ls, info, restore, export."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from operators.amounts import in_order
 from pipelines import console
 from pipelines.commands.options import Json, Root, Url, level
 
 if TYPE_CHECKING:
-    from storage.collection import CollectionArchive
     from storage.handle import Archive
-    from storage.verify import Damage
 
 
 def ls(root: Root, as_json: Json = False) -> None:
@@ -205,63 +203,6 @@ def describe(handle: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_order(levels: dict[str, int]) -> dict[str, int]:
-    """Bytes by array, coarse to fine: ``level0`` …, ``exact``, then what belongs to all of them."""
-    place = {"cells": 1, "exact": 2, "scales": 3, "means": 4, "code": 4, "tables": 5, "rows": 6, "ids": 7}
-    return dict(sorted(levels.items(), key=lambda item: (place.get(item[0], 0), item[0])))
-
-
-def verify(url: Url, as_json: Json = False) -> None:
-    """Recompute every checksum of an archive, of its indexes and its log.
-
-    Exit code 1 when an object is not what was written; each such object is named.
-    """
-    import dataclasses
-
-    from storage import archive
-    from storage.verify import verify as check
-
-    handle = archive.open(url)
-    with console.progress("verifying") as tick:
-        verdict = check(handle.place, tick)
-    if handle.manifest.kind == "collection":
-        verdict = dataclasses.replace(verdict, damaged=(*verdict.damaged, *_damaged_beside(handle)))
-    if as_json:
-        damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
-        console.print_json(
-            {"url": verdict.url, "sound": verdict.sound, "objects": verdict.objects, "bytes": verdict.bytes,
-             "damaged": damaged}
-        )  # fmt: skip
-    elif verdict.sound:
-        console.say(f"{verdict.url}: all {verdict.objects} objects are sound ({console.size(verdict.bytes)} read)")
-    for item in verdict.damaged:
-        console.fail(f"{verdict.url}/{item.key}: {item.what}; `hilbertflow repair` makes it again")
-    if not verdict.sound:
-        raise typer.Exit(1)
-
-
-def _damaged_beside(handle: CollectionArchive) -> Iterator[Damage]:
-    """What is damaged of a collection's indexes and of its log."""
-    from cluster.index_store import current_builds, damaged_files, indexes_of
-    from operators.errors import HilbertflowError
-    from storage.batch_log import BatchLog
-    from storage.rowlog import home_of
-    from storage.verify import Damage
-
-    def found() -> Iterator[HilbertflowError]:
-        place, home = indexes_of(handle), home_of(handle)
-        try:
-            for build in current_builds(place).values():
-                yield from damaged_files(place, build)
-        except HilbertflowError as error:
-            yield error
-        if home.exists("log"):
-            yield from BatchLog(home).damaged(handle.dim, handle.table(0, 0).schema)
-
-    for error in found():
-        yield Damage(error.where.removeprefix(handle.url).lstrip("/"), error.what)
-
-
 def restore(
     url: Url,
     out: Annotated[
@@ -284,33 +225,6 @@ def restore(
     with console.progress("restoring") as tick:
         written = write(url, out, level=chosen, tensor=tensor, tick=tick)
     console.say(f"{out}: {console.size(written)} at level {chosen}")
-
-
-def rm(
-    url: Annotated[str, typer.Argument(help="The archive itself: ROOT/models/NAME or ROOT/collections/NAME.")],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
-    """Remove an archive, finished or half-written."""
-    from operators.errors import HilbertflowError
-    from storage import manifest
-    from storage.archive import FOLDERS
-    from storage.fs import Location
-
-    place = Location(url)
-    folder, name = place.url.split("/")[-2:] if "/" in place.url else ("", "")
-    if folder not in FOLDERS or not (place.exists(manifest.NAME) or place.exists("zarr.json")):
-        raise HilbertflowError(
-            "no archive here", where=place.url, remedy="name it: ROOT/models/NAME, as `ls` prints it"
-        )
-    if not yes:
-        typer.confirm(f"remove {place.url} and all its bytes?", abort=True)
-    root = Location(place.url.removesuffix(f"/{folder}/{name}"))
-    # The manifest goes first: what is interrupted from here on is half-written, not damaged.
-    for here, key in ((place, manifest.NAME), (root, f"catalog/{FOLDERS[folder]}-{name}.json")):
-        if here.exists(key):
-            here.delete(key)
-    place.delete(recursive=True)
-    console.say(f"removed {place.url}")
 
 
 def export(

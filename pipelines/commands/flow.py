@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from operators.amounts import in_order
 from pipelines import console
-from pipelines.commands.archives import in_order
 from pipelines.commands.options import Json, Sets
 
 if TYPE_CHECKING:
@@ -39,13 +39,14 @@ def run(
     from pipelines.recipe import load
 
     loaded = load(recipe, sets or [])  # every error of the recipe comes before Ray is as much as imported
+    from pipelines.progress import emit
     from pipelines.run import run as run_recipe
 
     report = run_recipe(loaded, address=address, json_log=json_log, dry_run=dry_run)
     if dry_run:
         _show_plan(report.plan, json_log)
     elif json_log:
-        console.print_json({"event": "done", **_summary(report)})
+        emit("done", archive=report.plan.spec.name, **_summary(report))
     else:
         _show(report)
 
@@ -70,7 +71,12 @@ def submit(
         console.say(job.id)
         return
     console.note(f"job {job.id}")
-    raise typer.Exit(1 if (code := job.follow(lambda text: print(text, end="", flush=True))) < 0 else code)
+    try:
+        code = job.follow(lambda text: print(text, end="", flush=True))
+    except KeyboardInterrupt:
+        console.note(f"job {job.id} goes on; `hilbertflow stop {job.id} --address {address}` ends it")
+        raise
+    raise typer.Exit(1 if code < 0 else code)
 
 
 JobId = Annotated[str, typer.Argument(help="As `submit --no-wait` printed it.")]
@@ -120,6 +126,7 @@ def _summary(report: Report) -> dict[str, Any]:
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
         "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
+        "job": report.job, "page": report.page,
     } | _asked_of_s3(report)  # fmt: skip
 
 
@@ -167,6 +174,8 @@ def _show(report: Report) -> None:
     _show_sampled(report.plan)
     if report.indexes:
         console.say(f"indexes: {', '.join(report.indexes)}")
+    if report.page:
+        console.say(f"how it went: {report.page}")
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:

@@ -234,17 +234,8 @@ def rm(
     url: RootUrl, model: Model, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
 ) -> None:  # fmt: skip
     """Remove a model's archive. Refused while others are coded as differences to it."""
-    from cluster.model_root import ModelRoot
-    from operators.errors import HilbertflowError
-    from pipelines.commands.archives import rm as remove
+    from pipelines.commands.upkeep import rm as remove
 
-    root = ModelRoot(url)
-    children = [name for name, row in root.rows.items() if row.get("parent") == root.check(model)]
-    if children:
-        raise HilbertflowError(
-            f"{len(children)} models hold only what differs from it: {', '.join(children[:5])}", where=model,
-            remedy="remove those first",
-        )  # fmt: skip
     remove(_place(url, model).url, yes)
 
 

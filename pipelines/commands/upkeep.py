@@ -1,9 +1,9 @@
-"""Commands that keep a root in order: cp, gc."""
+"""Commands that keep a root in order: cp, gc, repair, verify, rm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +11,13 @@ from pipelines import console
 from pipelines.commands.options import Json, Root, Url
 
 if TYPE_CHECKING:
+    from pipelines.pending import Pending
     from pipelines.plan import Pass
+    from storage.collection import CollectionArchive
     from storage.fs import Location
+    from storage.handle import Archive
+    from storage.upkeep import Tick
+    from storage.verify import Damage, Verdict
 
 
 def cp(
@@ -62,7 +67,7 @@ def repair(
 
     place = archive.place_of(url)
 
-    def run(step: Pass, pending: list[range]) -> None:
+    def run(step: Pass, pending: Pending) -> None:
         from pipelines.graph import execute
 
         with local_ray(address):
@@ -101,11 +106,14 @@ def gc(
             if logged is None:  # compacted a moment ago: the version before may still be read
                 continue
             used |= logged
-        for orphan in orphans(place, used, grace * 3600):
-            if not dry_run:
-                place.delete(orphan.key)
-            removed.append({"object": place.join(orphan.key).url, "bytes": orphan.size})
-            total += orphan.size
+        with console.progress(f"cleaning {place.name}") as tick:
+            found = orphans(place, used, grace * 3600)
+            for done, orphan in enumerate(found, 1):
+                if not dry_run:
+                    place.delete(orphan.key)
+                removed.append({"object": place.join(orphan.key).url, "bytes": orphan.size})
+                total += orphan.size
+                tick(done, len(found))
     if as_json:
         console.print_json({"removed": removed, "bytes": total, "dry_run": dry_run})
         return
@@ -113,6 +121,123 @@ def gc(
         console.say(str(item["object"]))
     said = "would be removed" if dry_run else "removed"
     console.say(f"{len(removed)} objects {said} ({console.size(total)})" if removed else "nothing to remove")
+
+
+def verify(url: Root, as_json: Json = False) -> None:
+    """Recompute every checksum of an archive, or of all under a root, of their indexes and logs.
+
+    Exit code 1 when an object is not what was written; each such object is named.
+    """
+    from storage import archive
+
+    verdicts: list[Verdict] = []
+    for place in _archives(url, finished=True):
+        with console.progress(f"verifying {place.name}") as tick:
+            verdicts.append(_verdict(archive.open(place.url), tick))
+        told = verdicts[-1]
+        if told.sound and not as_json:
+            console.say(f"{told.url}: all {told.objects} objects are sound ({console.size(told.bytes)} read)")
+        for item in told.damaged:
+            console.fail(f"{told.url}/{item.key}: {item.what}; `hilbertflow repair` makes it again")
+    if as_json:
+        each = [_as_json(verdict) for verdict in verdicts]
+        whole = {"url": url, "sound": all(v.sound for v in verdicts), "objects": sum(v.objects for v in verdicts),
+                 "bytes": sum(v.bytes for v in verdicts), "archives": each}  # fmt: skip
+        console.print_json(each[0] if len(each) == 1 else whole)
+    if not all(verdict.sound for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
+    return {"url": verdict.url, "sound": verdict.sound, "objects": verdict.objects, "bytes": verdict.bytes,
+            "damaged": damaged}  # fmt: skip
+
+
+def _verdict(handle: Archive, tick: Tick) -> Verdict:
+    import dataclasses
+
+    from storage.collection import CollectionArchive
+    from storage.verify import verify as check
+
+    found = check(handle.place, tick)
+    if not isinstance(handle, CollectionArchive):
+        return found
+    return dataclasses.replace(found, damaged=(*found.damaged, *_damaged_beside(handle)))
+
+
+def _damaged_beside(handle: CollectionArchive) -> Iterator[Damage]:
+    """What is damaged of a collection's indexes and of its log."""
+    from cluster.index_store import current_builds, damaged_files, indexes_of
+    from operators.errors import HilbertflowError
+    from storage.batch_log import BatchLog
+    from storage.rowlog import home_of
+    from storage.verify import Damage
+
+    def found() -> Iterator[HilbertflowError]:
+        place, home = indexes_of(handle), home_of(handle)
+        try:
+            for build in current_builds(place).values():
+                yield from damaged_files(place, build)
+        except HilbertflowError as error:
+            yield error
+        if home.exists("log"):
+            yield from BatchLog(home).damaged(handle.dim, handle.table(0, 0).schema)
+
+    for error in found():
+        yield Damage(error.where.removeprefix(handle.url).lstrip("/"), error.what)
+
+
+def rm(
+    url: Annotated[str, typer.Argument(help="The archive itself: ROOT/models/NAME or ROOT/collections/NAME.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove an archive, finished or half-written, with the pages of its runs.
+
+    Refused while other models are coded as differences to it.
+    """
+    from operators.errors import HilbertflowError
+    from storage import manifest
+    from storage.archive import FOLDERS, RUNS
+    from storage.fs import Location
+
+    place = Location(url)
+    folder, name = place.url.split("/")[-2:] if "/" in place.url else ("", "")
+    if folder not in FOLDERS or not (place.exists(manifest.NAME) or place.exists("zarr.json")):
+        raise HilbertflowError(
+            "no archive here", where=place.url, remedy="name it: ROOT/models/NAME, as `ls` prints it"
+        )
+    root = Location(place.url.removesuffix(f"/{folder}/{name}"))
+    if folder == "models":
+        _refuse_parents(root, name)
+    sizes = [entry.size for entry in place.entries().values()]
+    held = f"{console.count(len(sizes), 'object')}, {console.size(sum(sizes))}"
+    if not yes:
+        typer.confirm(f"remove {place.url} ({held})?", abort=True, err=True)
+    # The manifest goes first: what is interrupted from here on is half-written, not damaged.
+    for here, key in ((place, manifest.NAME), (root, f"catalog/{FOLDERS[folder]}-{name}.json")):
+        if here.exists(key):
+            here.delete(key)
+    place.delete(recursive=True)
+    root.delete(f"{RUNS}/{folder}/{name}", recursive=True)
+    if as_json:
+        console.print_json({"removed": place.url, "objects": len(sizes), "bytes": sum(sizes)})
+    else:
+        console.say(f"removed {place.url} ({held})")
+
+
+def _refuse_parents(root: Location, name: str) -> None:
+    """Raise while models hold only what differs from this one."""
+    from operators.errors import HilbertflowError
+    from storage import catalog
+
+    children = [row["name"] for row in catalog.ls(root.url) if row.get("parent") == name]
+    if children:
+        raise HilbertflowError(
+            f"{len(children)} models hold only what differs from it: {', '.join(children[:5])}",
+            where=root.join("models", name).url, remedy="remove those first",
+        )  # fmt: skip
 
 
 def _archives(url: str, finished: bool) -> Iterator[Location]:

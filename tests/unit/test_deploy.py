@@ -23,6 +23,7 @@ from cluster.auth import Keys
 from cluster.config import IMPORT_PATH, parse_config
 from cluster.metrics import Metrics
 from operators.errors import HilbertflowError
+from pipelines import run_metrics
 from pipelines.bench.datasets import debian_files
 
 DEPLOY = Path(__file__).resolve().parents[2] / "cluster" / "deploy"
@@ -143,8 +144,11 @@ def test_grafana_shows_metrics_that_exist() -> None:
     body = json.loads((DEPLOY / "grafana.json").read_text())
     dashboard = Dashboard.from_json(body)
     assert len(dashboard.panels or ()) == len({panel["id"] for panel in body["panels"]}) >= 8
-    known = {metric.name for metric in Metrics().registry.collect()}
+    known = {metric.name for metric in Metrics().registry.collect()} | {f"ray_{name}" for name in run_metrics.NAMES}
+    shown = set()
     for panel in body["panels"]:
         for target in panel["targets"]:
-            for name in re.findall(r"hilbertflow_\w+", target["expr"]):
-                assert re.sub(r"_(total|bucket|sum|count)$", "", name) in known, name
+            for name in re.findall(r"(?:ray_)?hilbertflow_\w+", target["expr"]):
+                shown.add(re.sub(r"_(total|bucket|sum|count)$", "", name))
+    assert shown <= known
+    assert {f"ray_{name}" for name in run_metrics.NAMES} <= shown

@@ -1,0 +1,175 @@
+"""``bench pipeline``: what streaming costs beside the operators, two workers against one, planning of many units."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+from pipelines.bench import kernels
+from pipelines.bench.memory import write_checkpoint
+from pipelines.bench.report import Table
+from pipelines.bench.s3_server import server
+from pipelines.recipe import load
+from pipelines.run import Report, local_ray
+from pipelines.run import run as run_recipe
+from storage.fs import Location
+
+RECIPE = "quickstart-model"
+SHARE, SPEED_UP, PLAN_S, PLAN_MB = 0.8, 1.8, 10.0, 1000.0
+UNITS = 10_000_000
+_names = count()
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured. megabytes: of the checkpoint; tiny: units of the overhead; runs: of each kind."""
+
+    megabytes: int
+    timed: int
+    tiny: int
+    runs: int
+
+
+SIZES = {False: Size(240, 6, 1500, 5), True: Size(48, 3, 300, 3)}
+
+
+def run(quick: bool) -> Iterator[Table]:
+    """Tables as they come; ``quick`` takes a smaller checkpoint and three runs of each kind."""
+    size = SIZES[quick]
+    yield planning(UNITS)
+    with tempfile.TemporaryDirectory() as name, server(_made(Path(name, "s3")), "bench"), local_ray(None):
+        folder = Path(name)
+        write_checkpoint(folder / "source", size.megabytes * 1_000_000)
+        source = [f"source.path={folder}/source", "operators.1.layout=hilbert", "operators.4.coder=rans"]
+        _stream(source, str(folder / "warm"), 2)  # compiles, and starts Ray's workers
+        yield throughput(size, source, folder)
+        yield workers(size, source, folder)
+        yield overhead(size, folder)
+
+
+def throughput(size: Size, source: list[str], folder: Path) -> Table:
+    """Bytes a second of whole runs beside what the operators' single-thread times allow, on disk and on S3."""
+    cores = os.cpu_count() or 1
+    place = Location("s3://bench/source")
+    for path in (folder / "source").iterdir():
+        place.write_atomic(path.name, path.read_bytes())
+    remote = ["source.path=s3://bench/source", *source[1:]]
+    found: dict[str, list[tuple[float, float]]] = {}
+    spent: dict[str, dict[str, float]] = {}
+    for _ in range(3):
+        for where, settings, root in (("disk", source, str(folder / "root")), ("S3", remote, "s3://bench/root")):
+            alone = kernels.measure(RECIPE, size.timed, [*source, f"sink.path={folder}/none"])
+            report = _stream(settings, root, cores)
+            assert report.manifest is not None and report.seen is not None
+            rate = report.manifest.source_bytes / report.seconds
+            found.setdefault(where, []).append((alone.allow(cores), rate))
+            ledger = report.seen.watched.ledger
+            spent[where] = {kind: total.seconds for (_, kind), total in ledger.totals.items()}
+    rows, notes = [], []
+    for where, pairs in found.items():
+        share = median(rate / allowed for allowed, rate in pairs)
+        rows.append((where, f"{median(a for a, _ in pairs) / 1e6:.1f}", f"{median(r for _, r in pairs) / 1e6:.1f}",
+                     f"{share:.3f}", "met" if share >= SHARE else "missed"))  # fmt: skip
+        told = ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in spent[where].items())
+        notes.append(f"{where}: seconds of work in the last run, in the pipeline: {told}")
+    notes.append(
+        f"medians of {len(pairs)} runs, interleaved with timings of {size.timed} units on one thread; target {SHARE}"
+    )
+    return Table(
+        f"pipeline: {size.megabytes} MB of bfloat16 through {RECIPE} on {cores} cores, MB/s of source",
+        ("where", "operators alone would allow", "pipeline", "share", "target"), tuple(rows), tuple(notes),
+    )  # fmt: skip
+
+
+def workers(size: Size, source: list[str], folder: Path) -> Table:
+    """Units a second with one worker of the stage and with two; the machine's own scaling beside it."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    own = []
+    for _ in range(size.runs):
+        for actors in rates:
+            report = _stream(source, str(folder / "root"), actors)
+            rates[actors].append(report.written / report.seconds)
+        own.append(_scaling(size, [*source, f"sink.path={folder}/none"]))
+    ratio = median(rates[2]) / median(rates[1])
+    rows = [
+        (actors, f"{median(found):.2f}", f"{min(found):.2f} to {max(found):.2f}") for actors, found in rates.items()
+    ]
+    return Table(
+        "pipeline: units a second by workers of the stage", ("workers", "units/s, median", "all runs"), tuple(rows),
+        (f"2 against 1: {ratio:.2f} x, target {SPEED_UP}: {'met' if ratio >= SPEED_UP else 'missed'}",
+         f"two processes of operators alone, nothing between them: {median(own):.2f} x one, median of {len(own)}"),
+    )  # fmt: skip
+
+
+def overhead(size: Size, folder: Path) -> Table:
+    """Milliseconds a unit beyond the work on it, with units of one small plane, once the workers are there."""
+    cores = os.cpu_count() or 1
+    write_checkpoint(folder / "tiny", 8_388_608 * -(-size.tiny // 4096))
+    settings = [f"source.path={folder}/tiny", "compute.planes_per_unit=1", "operators.1.side=32",
+                "operators.1.layout=hilbert", "operators.4.coder=rans",
+                f"operators.0.max_params={size.tiny * 1024}"]  # fmt: skip
+    report = _stream(settings, str(folder / "root"), cores)
+    assert report.seen is not None
+    ledger = report.seen.watched.ledger
+    work = sum(total.seconds for total in ledger.totals.values()) / report.written
+    slots = [at for at, amount in enumerate(ledger.written.amounts) if amount]
+    steady = (slots[-1] - slots[0] + 1) * ledger.written.slot / report.written
+    rows = [("wall clock, first to last unit written", f"{1e3 * steady:.2f}"),
+            ("work in operators, reading and writing", f"{1e3 * work:.2f}"),
+            (f"overhead: {cores} cores × wall clock − work", f"{1e3 * (cores * steady - work):.2f}")]  # fmt: skip
+    return Table(
+        f"pipeline: scheduling, {report.written} units of one plane of 32²", ("a unit", "ms"), tuple(rows),
+        ("the wait for workers to start is left out; a unit is 4 to 8 MB otherwise",),
+    )  # fmt: skip
+
+
+def planning(units: int) -> Table:
+    """Seconds and memory of the driver for a simulated source of so many units."""
+    rows, slowest, most = [], 0.0, 0.0
+    for how, said in (
+        ("none", "a new run"),
+        ("half", "the first half is there"),
+        ("scattered", "every other is there"),
+    ):
+        command = [sys.executable, "-m", "pipelines.bench.planning", str(units), how]
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+        told = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+        slowest, most = max(slowest, told["seconds"]), max(most, told["peak_mb"])
+        rows.append((said, told["planned"], told["tasks"], f"{told['sent_mb']:.0f}", f"{told['seconds']:.2f}",
+                     f"{told['peak_mb']:.0f}", f"{told['given_mb']:.0f}"))  # fmt: skip
+    return Table(
+        f"pipeline: planning {units:,} units of a simulated source",
+        ("run", "units planned", "read tasks", "MB of tasks", "seconds", "driver MB", "MB before it"), tuple(rows),
+        (f"slowest {slowest:.1f} s of {PLAN_S:.0f}: {'met' if slowest < PLAN_S else 'missed'}",
+         f"driver {most:.0f} MB of {PLAN_MB:.0f}: {'met' if most < PLAN_MB else 'missed'}; before it: what is imported,"
+         " and the numbers of units that are there"),
+    )  # fmt: skip
+
+
+def _stream(settings: list[str], root: str, actors: int) -> Report:
+    """One run into an archive of its own, which is removed again."""
+    name = f"n{next(_names)}"
+    made = load(RECIPE, [*settings, f"sink.path={root}", f"sink.name={name}", f"compute.actors={actors}"])
+    report = run_recipe(made, json_log=False)
+    Location(root).delete(recursive=True)
+    return report
+
+
+def _scaling(size: Size, settings: list[str]) -> float:
+    """Units a second of two processes at once over those of one."""
+    alone = kernels.measure(RECIPE, size.timed, settings).a_unit
+    both = [kernels.start(RECIPE, size.timed, settings) for _ in range(2)]
+    return sum(alone / kernels.result(process).a_unit for process in both)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,116 @@
+"""The actor that workers tell what they did; the driver asks it now and then. Its memory does not grow with the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import ray
+
+from pipelines import run_metrics
+from pipelines.ledger import Ledger, Span
+from storage.s3_meter import Used
+
+FAILURES = 20
+
+
+@dataclass(frozen=True)
+class Written:
+    """A unit that is written and journalled. operators: seconds it took in each; workers: who did it, in turn."""
+
+    step: str
+    unit: int
+    source_bytes: int
+    archive_bytes: int
+    operators: dict[str, float]
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An operator that raised over a unit, and what it said."""
+
+    step: str
+    operator: str
+    unit: int
+    error: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What came since the driver last asked."""
+
+    written: list[Written] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """All that was seen of a run.
+
+    Parameters
+    ----------
+    ledger: of its operators.
+    peaks: bytes of the largest worker of each stage, resident, shared memory included, by its first operator.
+    s3: what its workers asked of S3.
+    flows: operators by stage, by pass; ``read`` and ``write`` stand alone.
+    """
+
+    ledger: Ledger
+    peaks: dict[str, int] = field(default_factory=dict)
+    s3: Used = field(default_factory=Used)
+    flows: dict[str, list[list[str]]] = field(default_factory=dict)
+
+
+@ray.remote(num_cpus=0)
+class Tally:
+    """Collects what workers tell of the run of one archive."""
+
+    def __init__(self, archive: str, began: float) -> None:
+        self.archive = archive
+        self.ledger = Ledger(began)
+        self.fresh = Fresh()
+        self.peaks: dict[str, int] = {}
+        self.s3 = Used()
+        self.flows: dict[str, list[list[str]]] = {}
+
+    def flow(self, step: str, stages: list[list[str]]) -> None:
+        """A pass begins; its operators by stage."""
+        self.flows[step] = stages
+
+    def spans(self, step: str, spans: tuple[Span, ...], peak: int) -> None:
+        """A stage is through with a unit; ``peak`` is the most bytes its process has held resident."""
+        for span in spans:
+            self.ledger.add(step, span)
+        first, last = spans[0].operator, spans[-1].operator
+        self.peaks[first] = max(peak, self.peaks.get(first, 0))
+        stages = self.flows.get(step, [])
+        for before, after in pairwise(stages):
+            if last == before[-1] or first == after[0]:
+                run_metrics.waiting(self.archive, after[0], self.ledger.waiting(step, before[-1], after[0]))
+
+    def used(self, more: Used) -> None:
+        """What a worker has asked of S3 since it last told."""
+        self.s3 += more
+
+    def done(self, step: str, unit: int, at: float, source_bytes: int, archive_bytes: int) -> None:
+        """A unit is written and journalled."""
+        spans = self.ledger.done(step, unit, at, source_bytes)
+        operators = {span.operator: span.seconds for span in spans}
+        workers = tuple(dict.fromkeys(span.worker for span in spans))
+        self.fresh.written.append(Written(step, unit, source_bytes, archive_bytes, operators, workers))
+
+    def failed(self, step: str, operator: str, unit: int, error: str, worker: str) -> None:
+        """An operator raised."""
+        if len(self.fresh.failures) < FAILURES:
+            self.fresh.failures.append(Failure(step, operator, unit, error, worker))
+
+    def take(self) -> Fresh:
+        """What came since the last call."""
+        fresh, self.fresh = self.fresh, Fresh()
+        return fresh
+
+    def watched(self) -> Watched:
+        """All of it."""
+        return Watched(self.ledger, self.peaks, self.s3, self.flows)

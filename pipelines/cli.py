@@ -1,7 +1,7 @@
 """The command line. Starting it imports next to nothing: every command imports what it needs when it runs.
 
-Exit codes: 0 done; 1 the work could not be done (one line says why); 2 the command line was wrong, or the command is
-not there yet; 130 interrupted; 141 the reader of the output went away.
+Exit codes: 0 done; 1 the work could not be done (one line says why); 2 the command line was wrong; 130 interrupted;
+141 the reader of the output went away.
 """
 
 from __future__ import annotations

@@ -114,9 +114,11 @@ def execute(
     for stage in parts:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
         share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
+        # All at once: waiting until the first is busy before the second begins would cost its start once more.
+        pool = ActorPoolStrategy(min_size=1, max_size=actors, initial_size=max(1, min(actors, len(pending))))
         data = data.map_batches(
             Stage, fn_constructor_args=(stage.operators, observer), batch_size=None, batch_format="pyarrow",
-            zero_copy_batch=True, compute=ActorPoolStrategy(min_size=1, max_size=actors),
+            zero_copy_batch=True, compute=pool,
             num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
         )  # fmt: skip
     data.write_datasink(ArchiveSink(step.writer, observer, url), ray_remote_args={"num_cpus": IO_CPUS})

@@ -33,11 +33,3 @@ def level(text: str) -> int | Literal["exact"]:
     if text.isascii() and text.isdigit() and len(text) < 4:
         return int(text)
     raise typer.BadParameter(f"'{text}' is no level; write a number from 0, or exact")
-
-
-def later(command: str, what: str) -> typer.Exit:
-    """The command is known, what it does is not there yet: one line, exit code 2."""
-    from pipelines import console
-
-    console.fail(f"{command}: {what} is not in this version yet")
-    return typer.Exit(2)

@@ -34,7 +34,8 @@ lint: $(STAMP)
 
 # Every reader on 10,000 damaged files each, some hours; CASES=n for another number.
 fuzz: $(STAMP)
-	@HILBERTFLOW_FUZZ=$(or $(CASES),10000) $(PY) -m pytest tests/property/test_readers.py tests/property/test_damaged_archives.py
+	@HILBERTFLOW_FUZZ=$(or $(CASES),10000) $(PY) -m pytest -o faulthandler_timeout=0 \
+	  tests/property/test_readers.py tests/property/test_damaged_archives.py
 
 format: $(STAMP)
 	@$(PY) -m ruff check --fix .

@@ -322,7 +322,7 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
     before = peak()
 
     @settings(
-        max_examples=CASES // 5 if name in SLOW else CASES, deadline=None, derandomize=CASES <= 300, database=None,
+        max_examples=CASES // 5 if name in SLOW and CASES <= 300 else CASES, deadline=None, derandomize=CASES <= 300, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(damage())

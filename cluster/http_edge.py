@@ -56,18 +56,21 @@ def accepted(header: str) -> str:
 
 async def whole_body(request: Request, limits: Limits) -> bytes:
     """The body, refused (413, 408) as soon as it is too long or too slow."""
-    too_long = Refused(413, f"the body is larger than {limits.body_bytes} bytes", remedy="send fewer queries at once")
     declared = request.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared[:20]) > limits.body_bytes:
-        raise too_long
+        raise _too_long(limits)
     parts, size = [], 0
     try:
         async with asyncio.timeout(limits.body_seconds):
             async for part in request.stream():
                 size += len(part)
                 if size > limits.body_bytes:
-                    raise too_long
+                    raise _too_long(limits)
                 parts.append(part)
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {limits.body_seconds} s") from None
     return b"".join(parts)
+
+
+def _too_long(limits: Limits) -> Refused:
+    return Refused(413, f"the body is larger than {limits.body_bytes} bytes", remedy="send fewer queries at once")

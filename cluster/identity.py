@@ -16,6 +16,7 @@ from storage.rowlog import View
 
 Known = Callable[[I64], list[str] | None]
 
+FEW = 64
 KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
 
 
@@ -41,12 +42,21 @@ class Ids:
                 return self._with_late(ids, rows, late, view)
         flat = np.where((rows == NO_ROW) | late, 0, rows).reshape(-1)
         if self._collection.count <= KEPT_ROWS:
-            found = self._kept().take(pa.array(flat))
+            column = self._kept()
+            if flat.size <= FEW:  # one by one is faster than a kernel of Arrow's is started
+                few = np.empty(flat.size, object)
+                few[:] = [column[row].as_py() for row in flat.tolist()]
+                return self._shaped(few, rows, late, view)
+            found = column.take(pa.array(flat))
         else:
             distinct, back = np.unique(flat, return_inverse=True)
             found = self._collection.metadata(distinct).column("id").take(pa.array(back)).combine_chunks()
-        ids = found.to_numpy(zero_copy_only=False).astype(object, copy=False).reshape(rows.shape)
-        absent = rows == NO_ROW
+        return self._shaped(found.to_numpy(zero_copy_only=False).astype(object, copy=False), rows, late, view)
+
+    def _shaped(
+        self, flat: npt.NDArray[np.object_], rows: I64, late: npt.NDArray[np.bool_], view: View | None
+    ) -> npt.NDArray[np.object_]:
+        ids, absent = flat.reshape(rows.shape), rows == NO_ROW
         if absent.any():
             ids[absent] = None
         return self._with_late(ids, rows, late, view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -12,6 +13,15 @@ from cluster.service import CollectionService
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+@dataclass(frozen=True)
+class _Counters:
+    """What an answer of one tier of one collection is counted by, looked up once: that takes longer than counting."""
+
+    queries: Counter
+    batch: Histogram
+    work: tuple[tuple[Counter, str], ...]
 
 
 class Metrics:
@@ -39,6 +49,7 @@ class Metrics:
         self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recent: dict[str, Recent] = {}
+        self._answering: dict[tuple[str, str], _Counters] = {}
         self.recalls: dict[str, dict[str, float]] = {}
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
         self.estimate = Gauge(
@@ -62,15 +73,27 @@ class Metrics:
         """Count one answered search; its share of a batch's work."""
         queries, explain = len(results.rows), results.explain
         share = queries / max(1, explain["batched"])
+        key = collection, explain["tier"]
+        if (counters := self._answering.get(key)) is None:
+            counters = self._answering[key] = self._counters(*key)
         self.recent.setdefault(collection, Recent()).add(queries, explain["seconds"]["whole"], results.partial)
-        self.queries.labels(collection, explain["tier"]).inc(queries)
-        self.batch.labels(collection).observe(explain["batched"])
-        self.scanned.labels(collection).inc(explain["rows_scanned"] * share)
-        self.read.labels(collection).inc(explain["bytes_read"] * share)
-        self.fetched.labels(collection).inc(explain["requests"] * share)
-        self.hits.labels(collection).inc(explain["cache_hits"] * share)
+        counters.batch.observe(explain["batched"])
+        counters.queries.inc(queries)
+        for counter, name in counters.work:
+            if explain[name]:
+                counter.inc(explain[name] * share)
         if results.partial:
             self.partial.labels(collection).inc(queries)
+
+    def _counters(self, collection: str, tier: str) -> _Counters:
+        work = {
+            "rows_scanned": self.scanned,
+            "bytes_read": self.read,
+            "requests": self.fetched,
+            "cache_hits": self.hits,
+        }
+        children = tuple((counter.labels(collection), name) for name, counter in work.items())
+        return _Counters(self.queries.labels(collection, tier), self.batch.labels(collection), children)
 
     def estimated(self, collection: str, recalls: dict[str, float]) -> None:
         """Keep the newest estimate of each tier."""

@@ -76,8 +76,9 @@ def checked_vectors(vectors: Any, dim: int) -> F32:
         array = np.asarray(vectors)
         if array.dtype.kind not in "fiu":
             raise ValueError("not numbers")
-        with np.errstate(over="ignore"):
-            array = np.ascontiguousarray(array, np.float32)
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            with np.errstate(over="ignore"):
+                array = np.ascontiguousarray(array, np.float32)
     except (ValueError, TypeError):
         raise HilbertflowError("the query is not an array of numbers of equal lengths", where="search") from None
     if array.ndim == 1:
@@ -85,7 +86,8 @@ def checked_vectors(vectors: Any, dim: int) -> F32:
     if array.ndim != 2 or array.shape[1] != dim:
         raise HilbertflowError(f"the query has shape {array.shape}, not (q, {dim})", where="search",
                                remedy=f"give vectors of {dim} values")  # fmt: skip
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-    if len(bad):
+    finite = np.isfinite(array)
+    if not finite.all():
+        bad = np.flatnonzero(~finite.all(axis=1))
         raise HilbertflowError("the query holds NaN or infinity", where=f"search, query {bad[0]}")
     return array

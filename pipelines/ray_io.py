@@ -87,14 +87,19 @@ class ArchiveSink(Datasink[int]):
         return "Archive"
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> int:
-        """Write the units of these blocks; returns how many."""
+        """Write the units of these blocks; returns how many.
+
+        Where Ray runs this again, since the worker that ran it is dead, units that it committed are left as they are.
+        """
         del ctx
-        written = 0
+        written, done = 0, self._writer.written() if _again() else set()
         for block in blocks:
             table = BlockAccessor.for_block(block).to_arrow()
             if not table.num_rows:
                 continue
             for unit in pc.unique(table.column("unit")).to_pylist():
+                if unit in done:
+                    continue
                 spans: list[Span] = []
                 mine = table.filter(pc.equal(table.column("unit"), unit))
                 with _counted(self._observer, self._url), self._observer.operator("write", unit, spans) as amounts:
@@ -107,6 +112,14 @@ class ArchiveSink(Datasink[int]):
 
     def on_write_complete(self, write_result: WriteResult[int]) -> None:
         """Nothing: the manifest is written by the run, which knows whether all units are there."""
+
+
+def _again() -> bool:
+    """Whether an earlier attempt at the task that runs here came to no end. Ray has this nowhere else."""
+    from ray._private.worker import global_worker
+
+    attempt = getattr(getattr(global_worker, "core_worker", None), "get_current_task_attempt_number", None)
+    return attempt is not None and bool(attempt() > 0)
 
 
 def _read(source: Units, pending: Pending, observer: Observer, url: str) -> Iterator[pa.Table]:

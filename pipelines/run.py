@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import sys
@@ -10,12 +9,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from operators.amounts import in_order
 from operators.errors import HilbertflowError
+from pipelines import flow_limits
 from pipelines.compile import make_plan, prepare
 from pipelines.pending import Pending
 from pipelines.plan import Pass, Plan
@@ -35,10 +36,6 @@ from storage.s3_meter import Used
 from storage.spec import claim, open_for_writing
 from storage.under_way import tell
 from storage.writer import clear, finish
-
-LOCAL_OBJECT_STORE = 512 * 1024 * 1024
-LEAST_OBJECT_STORE = 128 * 1024 * 1024
-UNITS_UNDER_WAY = 24
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,8 @@ class Report:
     indexes: kinds of the indexes that were built by this run.
     peak_memory: bytes of the largest worker of each stage, by its first operator.
     changes: what a finished collection of a folder was brought up to date with; None where it was made by this run.
-    s3: what planning, streaming and finishing asked of S3, in all processes; indexes not counted.
+    s3: what planning, streaming and finishing asked of S3, in all processes; indexes not counted. Empty
+        where a part of it is not known: what counted it was killed.
     job: id of the run among Ray's jobs; empty without Ray.
     seen: what was seen of its workers; None when nothing was to do, or without Ray.
     page: URL of the page that tells how the run went; empty when nothing was to do, or without Ray.
@@ -99,11 +97,15 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
     with _writing(plan) as lease:
         if lease is None:
             return _brought_up_to_date(plan, address, json_log)
-        with local_ray(address, _object_store(plan)):
+        store = flow_limits.object_store(plan.recipe.compute, plan.source.unit_bytes, os.cpu_count() or 1)
+        with local_ray(address, store), _goes_on(plan.spec.url):
             report = _archived(plan, lease, json_log, before)
+        archived = s3_meter.used()
     clear(Location(report.url))
     _publish(report.plan)
-    return dataclasses.replace(report, page=_page(report))
+    if report.s3.total:
+        report = replace(report, s3=report.s3 + (s3_meter.used() - archived))
+    return replace(report, page=_page(report))
 
 
 def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
@@ -129,7 +131,7 @@ def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
     if json_log:
         emit("archived", job=reporter.job, archive=spec.name, url=spec.url, levels=manifest.levels,
              source_bytes=manifest.source_bytes)  # fmt: skip
-    asked = reporter.watched.s3 + (s3_meter.used() - before)
+    asked = reporter.watched.s3 + (s3_meter.used() - before) if reporter.watched.whole else Used()
     began = time.monotonic()
     indexes = _index(plan, json_log)
     seen = Seen(reporter.watched, time.monotonic() - began, *_cluster())
@@ -207,6 +209,7 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
             manifest = finish(plan.spec, plan.extra)
             catalog.add(Location(recipe.sink.path), manifest)
     clear(Location(plan.spec.url))
+    asked = s3_meter.used() - before
     built = _index(plan, False) if indexes else ()
     _publish(plan)
     if lease is None:
@@ -215,7 +218,6 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
         if changes := changes_of(plan):
             bring_up_to_date(plan, changes, _carry_out_here)
         return Report(plan.spec.url, finished, plan, skipped=finished.units, indexes=built, changes=changes)
-    asked = s3_meter.used() - before
     return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built, s3=asked)
 
 
@@ -310,17 +312,8 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
     return tuple(built)
 
 
-def _object_store(plan: Plan) -> int:
-    """Bytes of shared memory for the units under way.
-
-    A worker maps what it touches of it, and touches all of it in time: with more than is needed, resident memory would
-    grow with the length of the run.
-    """
-    return min(LOCAL_OBJECT_STORE, max(LEAST_OBJECT_STORE, UNITS_UNDER_WAY * plan.source.unit_bytes))
-
-
 @contextmanager
-def local_ray(address: str | None, object_store: int = LOCAL_OBJECT_STORE) -> Iterator[None]:
+def local_ray(address: str | None, object_store: int = flow_limits.MOST_OBJECT_STORE) -> Iterator[None]:
     """A Ray to run on: the one at ``address``, the one this process has, or a local one that ends with the run.
 
     ``object_store`` is the shared memory, in bytes, of one that is started here.
@@ -348,6 +341,20 @@ def local_ray(address: str | None, object_store: int = LOCAL_OBJECT_STORE) -> It
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _goes_on(url: str) -> Iterator[None]:
+    """Say in one line that Ray itself came to an end; what an operator raised passes."""
+    try:
+        yield
+    except RayError as error:
+        if isinstance(error, RayTaskError):
+            raise
+        raise HilbertflowError(
+            f"Ray does not answer any more ({type(error).__name__})", where=url,
+            remedy="run the recipe again: it goes on after the units that are written",
+        ) from error  # fmt: skip
 
 
 @contextmanager

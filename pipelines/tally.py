@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -54,6 +55,7 @@ class Watched:
     ledger: of its operators.
     peaks: bytes of the largest worker of each stage, resident, shared memory included, by its first operator.
     s3: what its workers asked of S3.
+    whole: False where what was seen first is lost.
     flows: operators by stage, by pass; ``read`` and ``write`` stand alone.
     """
 
@@ -61,11 +63,15 @@ class Watched:
     peaks: dict[str, int] = field(default_factory=dict)
     s3: Used = field(default_factory=Used)
     flows: dict[str, list[list[str]]] = field(default_factory=dict)
+    whole: bool = True
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Tally:
-    """Collects what workers tell of the run of one archive."""
+    """Collects what workers tell of the run of one archive.
+
+    No byte of the archive hangs on it: one that dies begins anew, and what it had been told is lost.
+    """
 
     def __init__(self, archive: str, began: float) -> None:
         self.archive = archive
@@ -74,6 +80,9 @@ class Tally:
         self.peaks: dict[str, int] = {}
         self.s3 = Used()
         self.flows: dict[str, list[list[str]]] = {}
+        with warnings.catch_warnings():  # Ray's own use of what it deprecates
+            warnings.simplefilter("ignore")
+            self.whole = not ray.get_runtime_context().was_current_actor_reconstructed
 
     def flow(self, step: str, stages: list[list[str]]) -> None:
         """A pass begins; its operators by stage."""
@@ -113,4 +122,4 @@ class Tally:
 
     def watched(self) -> Watched:
         """All of it."""
-        return Watched(self.ledger, self.peaks, self.s3, self.flows)
+        return Watched(self.ledger, self.peaks, self.s3, self.flows, self.whole)

@@ -7,9 +7,10 @@ import random
 import re
 import socket
 import struct
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,23 +53,27 @@ class Fault:
 
 @dataclass
 class Proxy:
-    """What it was asked, and what it shall do next."""
+    """What it was asked, and what it shall do next; ``moved`` has bytes of objects by method and key."""
 
     url: str
     upstream: str
     stall_s: float
     faults: list[Fault] = field(default_factory=list)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    moved: Counter[tuple[str, str]] = field(default_factory=Counter)
     random: random.Random = field(default_factory=random.Random)
     listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     client: Any = None
     closing: threading.Event = field(default_factory=threading.Event)
+    watch: Callable[[str, str, int], None] | None = None
+    """Told method and key of every request with 0 before it goes on, and with the status of its answer."""
 
     def begin(self, *faults: Fault, seed: int = 0) -> None:
         """Forget what was asked; these faults from now on."""
         self.random.seed(seed)
         self.asked.clear()
+        self.moved.clear()
         self.listings.clear()
         self.faults = list(faults)
 
@@ -93,8 +98,7 @@ class Proxy:
 @contextmanager
 def proxy(upstream: str, stall_s: float) -> Iterator[Proxy]:
     """Run it on loopback; ``upstream`` is the server's URL, ``stall_s`` how long a stall lasts."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     mine = Proxy(f"http://127.0.0.1:{server.server_address[1]}", upstream, stall_s)
     mine.client = botocore.session.get_session().create_client("s3", endpoint_url=upstream)
     server.proxy = mine  # type: ignore[attr-defined]
@@ -109,8 +113,17 @@ def proxy(upstream: str, stall_s: float) -> Iterator[Proxy]:
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # clients here are killed: their connections break
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second must not wait for an acknowledgement
 
     def log_message(self, *args: object) -> None:
         pass
@@ -130,7 +143,20 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "reset":
             self.hang_up()
             return
-        status, headers, data = self.forward(mine.upstream, body)
+        told = ("LIST" if listing else self.command, key)
+        try:
+            if mine.watch is not None:
+                mine.watch(*told, 0)
+            status, headers, data = self.forward(mine.upstream, body)
+        except (OSError, http.client.HTTPException):  # there is no server, or none any more
+            self.hang_up()
+            return
+        if mine.watch is not None:
+            mine.watch(*told, status)
+        if status < 300 and told[0] in ("GET", "PUT"):
+            length = int(self.headers.get("x-amz-decoded-content-length") or len(body))
+            with mine.lock:
+                mine.moved[told] += length if told[0] == "PUT" else len(data)
         if kind == "stale" and listing:
             asked = re.sub(r"&?continuation-token=[^&]*", "", self.path)
             status, headers, data = mine.listings.setdefault(asked, (status, headers, data))

@@ -41,10 +41,9 @@ def read(system: Any, ranges: Sequence[Range]) -> list[bytes]:
         bucket = (ranges[0][0].partition("/")[0], os.getpid())
         store = None if _broken[bucket] >= _FAULTS else _s3(system, *bucket)
         if store is not None:
-            keys = [path.partition("/")[2] for path, _, _ in ranges]
             try:
                 found = list(sync(get_loop(), _read_store, store, ranges))
-                s3_meter.ranges(bucket[0], [(key, len(part)) for key, part in zip(keys, found, strict=True)])
+                s3_meter.ranges(bucket[0], requests(ranges))
                 if any(len(part) != stop - start for part, (_, start, stop) in zip(found, ranges, strict=True)):
                     return _read_any(system, ranges)  # the object ends, or the answer was cut: s3fs can tell
                 _broken.pop(bucket, None)
@@ -52,11 +51,25 @@ def read(system: Any, ranges: Sequence[Range]) -> list[bytes]:
             except Exception as error:
                 if not _is_its_own(error):
                     raise
-                s3_meter.ranges(bucket[0], [(key, 0) for key in keys])
+                s3_meter.ranges(bucket[0], [(key, 0) for key, _ in requests(ranges)])
                 found = _read_any(system, ranges)  # or the error, in words that the storage edge knows
                 _broken[bucket] += 1
                 return found
     return _read_any(system, ranges)
+
+
+def requests(ranges: Sequence[Range]) -> list[tuple[str, int]]:
+    """Key and bytes of each request that obstore makes of these ranges: those that touch or overlap are one."""
+    made: list[tuple[str, int]] = []
+    path, end = "", 0
+    for name, start, stop in sorted(ranges):
+        if name == path and start <= end:
+            made[-1] = (made[-1][0], made[-1][1] + max(0, stop - end))
+            end = max(end, stop)
+        else:
+            made.append((name.partition("/")[2], stop - start))
+            path, end = name, stop
+    return made
 
 
 def forget() -> None:

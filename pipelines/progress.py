@@ -7,12 +7,13 @@ import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -68,7 +69,8 @@ class Reporter:
     def begin(self, step: str, units: int, done: int) -> None:
         """The next pass, its units, and how many of them an earlier run wrote."""
         if self._task is not None:
-            self._poll()
+            with suppress(RayActorError):
+                self._poll()
         with self._lock:
             self.step, self.units, self.done, self.found = step, units, done, done
             self.source_bytes = self.archive_bytes = 0
@@ -89,8 +91,11 @@ class Reporter:
         self._stop.set()
         self._thread.join()
         if kind is None:
-            self._poll()
-            self.watched = ray.get(self.tally.watched.remote(), timeout=30)
+            try:
+                self._poll()
+                self.watched = ray.get(self.tally.watched.remote(), timeout=30)
+            except RayActorError:  # the tally is dead for good: what it saw is lost, of the archive nothing
+                self.watched = replace(self.watched, whole=False)
         else:
             with suppress(RayError, RuntimeError):  # what failed is told, if Ray still answers
                 self._poll(5)

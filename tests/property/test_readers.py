@@ -322,8 +322,8 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
     before = peak()
 
     @settings(
-        max_examples=CASES // 5 if name in SLOW and CASES <= 300 else CASES, deadline=None, derandomize=CASES <= 300, database=None,
-        suppress_health_check=list(HealthCheck),
+        max_examples=CASES // 5 if name in SLOW and CASES <= 300 else CASES, deadline=None, derandomize=CASES <= 300,
+        database=None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(damage())
     def read(steps: list[tuple[str, float, int]]) -> None:

@@ -23,7 +23,7 @@ from operators.vector_code import (
     training_runs,
 )
 from pipelines.recipe import Recipe
-from pipelines.tune import SAMPLED_PLANES, sample
+from pipelines.tune import sample
 from storage import code_arrays
 from storage.planes import PlaneUnits
 from storage.spec import ArraySpec, index_array
@@ -45,7 +45,7 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
             f"dim {vq.dim} does not divide side {mapper.side}", where="vq", remedy="use a smaller dim"
         )
     side, shard, planes = mapper.side, source.layout.per_unit, source.layout.planes
-    wanted = max(SAMPLED_PLANES, -(-training_runs(vq) * vq.dim // side**2))
+    wanted = -(-training_runs(vq) * vq.dim // side**2)
     rows = [row for row in sample(source, wanted).to_pylist() if not row["opaque"]]
     tree = train(
         [(np.frombuffer(r["bits"], f"u{r['word']}").reshape(side, side), r["dtype"]) for r in rows], vq, layers

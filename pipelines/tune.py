@@ -15,7 +15,7 @@ from operators.planes import level_columns
 from pipelines.plan import Trials, Units
 from storage.planes import PlaneUnits
 
-SAMPLED_UNITS, SAMPLED_PLANES, SAMPLED_ROWS = 3, 12, 256
+SAMPLED_UNITS, SAMPLED_PLANES, SAMPLED_ROWS = 3, 4, 256
 CANDIDATES: tuple[CoderKind, ...] = ("rans", "hevc", "h264", "av1", "ffv1")
 LAYOUTS: tuple[Layout, ...] = ("raster", "hilbert")  # the first of equals wins, here and above
 
@@ -32,7 +32,7 @@ def tune(stream: tuple[Operator, ...], source: Units) -> tuple[tuple[Operator, .
     kinds = CANDIDATES if encoder and encoder.coder == "auto" else ()
     if len(layouts) == 1 and not kinds:
         return stream, Trials()
-    sampled = sample(source, trial_planes(source))
+    sampled = sample(source)
     measured: dict[str, int] = {}
     best: dict[str, dict[str, CoderKind]] = {}
     levels = sampled
@@ -63,18 +63,11 @@ def _named(mapper: HilbertMap | None) -> Layout:
     return "raster" if mapper is None or mapper.layout == "auto" else mapper.layout
 
 
-def trial_planes(source: Units) -> int:
-    """How many planes to try: twelve, or a hundredth of those there are, but three: they are read twice."""
-    if not isinstance(source, PlaneUnits):
-        return SAMPLED_PLANES
-    return min(SAMPLED_PLANES, max(SAMPLED_UNITS, source.layout.planes // 100))
-
-
-def sample(source: Units, planes: int = SAMPLED_PLANES) -> pa.Table:
+def sample(source: Units, planes: int = SAMPLED_UNITS * SAMPLED_PLANES) -> pa.Table:
     """A few planes, or rows, of units spread evenly over a source; of more ``planes`` in all, more of more units."""
-    count = SAMPLED_UNITS * (1 if planes <= SAMPLED_PLANES else 3)
+    count = SAMPLED_UNITS * (1 if planes <= SAMPLED_UNITS * SAMPLED_PLANES else 3)
     picked = sorted({source.units * (2 * i + 1) // (2 * count) for i in range(count)})
-    each, tables = max(1, -(-planes // max(1, len(picked)))), []
+    each, tables = max(SAMPLED_PLANES, -(-planes // len(picked))), []
     for unit in picked:
         if isinstance(source, PlaneUnits):
             tables.append(source.read_some(unit, each))

@@ -10,11 +10,7 @@ import pytest
 from safetensors.numpy import save
 
 from pipelines.bench.s3_server import server
-from pipelines.compile import make_plan
-from pipelines.recipe import load
-from storage import s3_meter
 from storage.fs import Location, forget_connections
-from storage.references import package_path
 from tests.archived_model import small_tensors
 from tests.faults.killing import Cluster, Run
 from tests.faults.proxy import Proxy, proxy
@@ -62,20 +58,3 @@ def test_requests_and_bytes_are_those_that_the_server_saw(between: Proxy, tmp_pa
     assert told["source_bytes_read"] == between.moved["GET", "cost/m.safetensors"] >= len(data)
     asked = sum(count for (_, key), count in between.asked.items() if key.startswith("cost/m.safetensors"))
     assert told["source_requests"] == asked
-
-
-def test_a_checkpoint_is_read_once(between: Proxy) -> None:
-    """Headers, fingerprint and the planes that are tried included: what planning and the units read of MiniLM."""
-    place = Location("s3://cost/minilm.safetensors")
-    place.write_atomic("", Path(package_path(MINILM)).read_bytes())
-    settings = [f"source.path={place.url}", "sink.path=s3://cost/root", "operators.4.coder=rans"]
-    s3_meter.watch(place.url)
-    before = s3_meter.used()
-    plan = make_plan(load("quickstart-model", settings))
-    assert plan.trials.planes >= 3
-    for unit in range(plan.source.units):
-        plan.source.read(unit)
-    used = s3_meter.used() - before
-    share = used.source_read / place.size()
-    print(f"{used.source_read:,} bytes in {used.source_requests} requests, {share:.4f} of the file")
-    assert 1 <= share <= 1.02

@@ -18,7 +18,7 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
     for table in tables:
         if table.chart is None:
             continue
-        figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+        figure = Figure(figsize=(10, 5), dpi=120, layout="constrained")
         axes = figure.subplots()
         for i, (name, points) in enumerate(_points(table, table.chart).items()):
             xs, ys = zip(*points, strict=True)
@@ -34,8 +34,8 @@ def draw(tables: Sequence[Table], folder: Path) -> list[Path]:
             axes.minorticks_off()
         axes.set_title(table.title, fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', table.title.split(',')[0].lower()).strip('-')}.png"
+        figure.legend(loc="outside right upper", fontsize=8)  # beside the curves, never over them
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', table.title.split(', ')[0].lower()).strip('-')}.png"
         figure.savefig(path)
         written.append(path)
     return written

@@ -127,14 +127,26 @@ def sums(matrix: Matrix, values: F32, start: int, anchor: F32 | None) -> Sums:
     along = anchor if matrix.anchored_rows and anchor is not None else nothing
     across = anchor if matrix.anchored_columns and anchor is not None else nothing
     _pass(
-        flat, start, n, signs(n), along, across, matrix.along_rows, matrix.along_columns, found.moments, found.rows,
-        found.linear, found.columns, found.squares, head, tail,
+        _read_only(flat), start, n, signs(n), _read_only(along), _read_only(across), matrix.along_rows,
+        matrix.along_columns, found.moments, found.rows, found.linear, found.columns, found.squares, head, tail,
     )  # fmt: skip
     if start % n or start + flat.size < (first + 1) * n:
         found.broken[first] = head[0], float(tail[0])
     if last != first and (start + flat.size) % n:
         found.broken[last] = head[1], float(tail[1])
     return found
+
+
+def compile_sums() -> None:
+    """Compile :func:`sums`, which takes seconds, once here and not in every process that begins with it at once."""
+    sums(Matrix(1, 1), np.zeros(1, np.float32), 0, None)
+
+
+def _read_only(array: F32) -> F32:
+    """The array, of one type to the compiled code wherever it comes from."""
+    seen = array.view()
+    seen.flags.writeable = False
+    return seen
 
 
 @lru_cache(maxsize=32)

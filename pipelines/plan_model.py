@@ -14,6 +14,7 @@ from operators.layerize import Layerize
 from operators.operator import Operator
 from operators.quantize import Quantize
 from operators.sample import Sample, shares
+from operators.sketch import compile_sums
 from operators.vector_code import VectorQuantize
 from pipelines.plan import Plan, Trials, archive_spec, only, only_of
 from pipelines.plan_child import child_parts
@@ -55,6 +56,7 @@ def model_plan(recipe: Recipe) -> Plan:
     }  # fmt: skip
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
     source = dataclasses.replace(source, frame=frame_of(checkpoint))
+    compile_sums()
     return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table))
 
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long a case takes is the neighbours' affair
+settings.load_profile("untimed")
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 

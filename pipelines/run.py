@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import ray
-from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from operators.amounts import in_order
 from operators.errors import HilbertflowError
@@ -36,10 +36,6 @@ from storage.s3_meter import Used
 from storage.spec import claim, open_for_writing
 from storage.under_way import tell
 from storage.writer import clear, finish
-
-STREAM_TRIES = 3
-"""How often a pass is streamed when an actor dies for good: Ray may take a driver that has the port of one that was
-killed a moment ago for that one, and end its actors as they are made."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +119,8 @@ def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
             tell(Location(spec.url), step.name, step.source.units, step.writer.folder)
             done = step.writer.written()
             reporter.begin(step.name, step.source.units, len(done))
-            for tries in range(STREAM_TRIES, 0, -1):
-                if not (pending := Pending.missing(step.source.units, done)):
-                    break
-                try:
-                    execute(step, compute, pending, reporter.tally, plan.recipe.source.path, spec.name)
-                    break
-                except ActorDiedError:
-                    if tries == 1:
-                        raise
-                    done = step.writer.written()
+            if pending := Pending.missing(step.source.units, done):
+                execute(step, compute, pending, reporter.tally, plan.recipe.source.path, spec.name)
 
         plan = prepare(plan, carry_out)
         open_for_writing(plan.spec)

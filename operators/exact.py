@@ -72,15 +72,27 @@ def decode(
     """
     form, rows = dtype_info(dtype), rows_of(codes, dtype, lattice, level)
     cells = np.ascontiguousarray(cells, dtype=np.int32)
-    base, keys = _geometry(dtype, cells, rows, lattice)
+    base, keys = scratch("base", cells.shape, np.uint32), scratch("keys", cells.shape, np.uint8)
     bits = np.empty(cells.shape, f"<u{form.word}") if out is None else out
     stored = symbols
     if symbols.dtype != bits.dtype or not symbols.flags.c_contiguous:
         stored = scratch("symbols", symbols.shape, bits.dtype)
         np.copyto(stored, symbols, casting="unsafe")
-    _unsort(stored.reshape(-1), keys.reshape(-1), bits.reshape(-1))
-    _to_bits(bits, base, keys, cells, rows.exponents, rows.grain, form.mantissa, 8 * form.width)
+    of_format = form.drop, form.rebias, form.mantissa, form.top, 8 * form.width
+    reach = np.float32(lattice.reach)
+    decode_words(stored.reshape(-1), cells, rows.exponents, rows.steps, rows.grain, reach, *of_format, base, keys, bits)
     return bits
+
+
+@njit(cache=True, nogil=True)
+def decode_words(  # type: ignore[no-untyped-def]
+    stored, cells, k, steps, grain, reach, drop, rebias, mantissa, top, width, base, keys, bits
+):
+    """What :func:`decode` does, compiled; ``stored`` is flat, ``base`` and ``keys`` are work arrays like ``cells``."""
+    _of_cells(cells, k, grain, drop, rebias, mantissa, top, base, keys)
+    _of_points(cells, k, steps, grain, reach, drop, rebias, mantissa, top, base, keys)
+    _unsort(stored, keys.reshape(-1), bits.reshape(-1))
+    _to_bits(bits, base, keys, cells, k, grain, mantissa, width)
 
 
 def _geometry(

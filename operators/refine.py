@@ -85,14 +85,15 @@ def _rows_of(packed: bytes, dtype: str, lattice: Lattice, level: int) -> Rows:
     floats, whole = np.empty((3, codes.size), np.float32), np.empty((4, codes.size), np.int64)
     extra = 2 * (lattice.reach > 1)  # on a trellis a value chooses between points that lie four steps apart
     bits = lattice.fine_bits
-    _derive(codes, row_steps(codes, lattice.step), form.mantissa, 1 - form.bias, extra, bits, level, floats, whole)
+    derive(codes, row_steps(codes, lattice.step), form.mantissa, 1 - form.bias, extra, bits, level, floats, whole)
     for array in (floats, whole):
         array.setflags(write=False)
     return Rows(floats[0], whole[0], whole[1], floats[1], floats[2], whole[2], whole[3])
 
 
 @njit(cache=True, nogil=True)
-def _derive(codes, steps, mantissa, lowest, extra, bits, level, floats, whole):  # type: ignore[no-untyped-def]
+def derive(codes, steps, mantissa, lowest, extra, bits, level, floats, whole):  # type: ignore[no-untyped-def]
+    """Fill ``floats`` (3, rows) and ``whole`` (4, rows) with the arrays of :class:`Rows`."""
     places = np.zeros(_PLACES + 2, np.int64)
     ranks = np.empty(codes.size, np.int64)
     for r in range(codes.size):
@@ -133,7 +134,7 @@ def refine(
     """
     rows = rows_of(codes, dtype, lattice, level)
     fine = np.empty(cells.shape, np.int32)
-    _start(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
+    start_cells(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
     per_cell = np.ldexp(1.0, np.where(rows.exponents == NONE, 0, -rows.exponents))
     symbols = np.zeros(cells.shape, np.int8)
     _symbols(np.ascontiguousarray(values), fine, per_cell, rows.exponents, symbols)
@@ -155,8 +156,8 @@ def refined(
     """
     rows = rows_of(codes, dtype, lattice, level)
     fine = np.empty(cells.shape, np.int32) if out is None else out
-    _start(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
-    _add_rows(fine, np.ascontiguousarray(symbols), rows.order)
+    start_cells(np.ascontiguousarray(cells, np.int32), rows.ratios, rows.exponents, rows.above, level == 1, fine)
+    add_rows(fine, np.ascontiguousarray(symbols), rows.order)
     return fine
 
 
@@ -180,7 +181,7 @@ def reconstruct(
 
 
 @njit(cache=True, nogil=True)
-def _start(cells, ratios, k, above, first, out):  # type: ignore[no-untyped-def]
+def start_cells(cells, ratios, k, above, first, out):  # type: ignore[no-untyped-def]
     """Cells that a symbol 0 means: that of the base's reconstruction, or the first of the cells that split one."""
     rows, side = cells.shape
     for r in range(rows):
@@ -214,7 +215,8 @@ def _symbols(values, start, per_cell, k, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _add_rows(cells, symbols, order):  # type: ignore[no-untyped-def]
+def add_rows(cells, symbols, order):  # type: ignore[no-untyped-def]
+    """Add stored rows of symbols to the cells of the rows they belong to, in place."""
     for place in range(order.size):
         r = order[place]
         for i in range(cells.shape[1]):

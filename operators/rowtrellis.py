@@ -44,7 +44,7 @@ def allocate(deviation: F64, distortion: F64 | float, states: int) -> Columns:
     Reverse water-filling: a coefficient whose variance is hardly above the distortion is left out. The excess over the
     rate-distortion bound hardly depends on the rate, so one more bit buys the same everywhere.
     """
-    trellis._check(states)
+    trellis.taps(states)
     reached = np.array(trellis._DECIBELS[states])
     decibels = 10 * np.log10(np.maximum(deviation**2 / distortion, 1e-30))
     deltas, weights = np.array(trellis._DELTAS), np.array(trellis._LAMBDAS)
@@ -62,7 +62,7 @@ def quantize(values: F32, columns: Columns, states: int, most: int = 32000) -> n
 
     ``values`` (n, r) float32, finite.
     """
-    h0, h1 = trellis._check(states)
+    h0, h1 = trellis.taps(states)
     n, r = values.shape
     coded = np.flatnonzero(columns.spacing > 0)
     out = np.zeros((n, r), np.int16)
@@ -92,7 +92,7 @@ def rate(deviation: F64, distortion: F64, states: int) -> F64:
 
 def index(symbols: npt.NDArray[np.integer], states: int) -> I32:
     """Odd lattice indices (n, c) int32 of symbols (n, c) of the coded columns; a value is ``index * spacing / 2``."""
-    h0, h1 = trellis._check(states)
+    h0, h1 = trellis.taps(states)
     out = np.empty(symbols.shape, np.int32)
     _follow(np.ascontiguousarray(symbols), h0, h1, out)
     return out
@@ -161,7 +161,7 @@ def add(symbols: npt.NDArray[np.int16], states: int, steps: F32, columns: npt.ND
 
     steps: float32 (c,), of half the lattice spacing.
     """
-    h0, h1 = trellis._check(states)
+    h0, h1 = trellis.taps(states)
     _accumulate(np.ascontiguousarray(symbols), h0, h1, steps, columns, total)
 
 
@@ -187,7 +187,7 @@ def products(
     indices of its symbols add: ``around`` (K, c) is what the squared length gains with each, ``own`` (c,) with its
     square.
     """
-    h0, h1 = trellis._check(states)
+    h0, h1 = trellis.taps(states)
     _products(np.ascontiguousarray(symbols), h0, h1, lists, around, own, queries, near, squares, out, length)
 
 

@@ -51,7 +51,7 @@ _DECIBELS = {
     128: (28.0, 20.01, 15.05, 11.8, 10.04, 8.43, 6.88, 5.33, 4.22, 3.02, 1.87),
     256: (28.04, 20.04, 15.08, 11.83, 10.08, 8.46, 6.9, 5.36, 4.24, 3.03, 1.91),
 }
-_LANES = 32
+LANES = 32
 _TAIL = 3.5  # deviations beyond which a Gaussian's quadratic rate is continued as a straight line
 _MOST = 24.0  # bits of a symbol at most
 _RATES = 4096  # symbols whose rate is tabulated, on either side
@@ -59,7 +59,7 @@ _RATES = 4096  # symbols whose rate is tabulated, on either side
 
 def step_for(sqnr_db: float, states: int) -> float:
     """Lattice step, in deviations of the row, at which Gaussian rows reach ``sqnr_db`` decibels."""
-    _check(states)
+    taps(states)
     if not 2 <= sqnr_db <= 90:
         raise HilbertflowError(f"sqnr_db is {sqnr_db:g}", where="trellis", remedy="use 2 to 90 decibels")
     reached = _DECIBELS[states]
@@ -74,16 +74,16 @@ def quantize(values: npt.NDArray[np.float32], codes: Codes, step: float, states:
 
     ``step`` is what :func:`step_for` gives; lambda follows from it.
     """
-    h0, h1 = _check(states)
+    h0, h1 = taps(states)
     steps = row_steps(codes, step).astype(np.float64)
     inverse = np.divide(0.5, steps, out=np.zeros_like(steps), where=steps > 0)
-    turns = -(-values.size // _LANES)
-    u, symbols = np.zeros(turns * _LANES, np.float32), np.empty((turns, _LANES), np.int16)
+    turns = -(-values.size // LANES)
+    u, symbols = np.zeros(turns * LANES, np.float32), np.empty((turns, LANES), np.int16)
     _normalized(np.ascontiguousarray(values), inverse, u)
-    taken = np.empty((turns, (states + 7) >> 3, _LANES), np.uint8)
+    taken = np.empty((turns, (states + 7) >> 3, LANES), np.uint8)
     rate, shrink, shift = _rates(2 * step)
     nu = states.bit_length() - 1
-    _path(u.reshape(turns, _LANES), rate, shrink, shift, states, nu, h0, h1, taken, symbols)
+    _path(u.reshape(turns, LANES), rate, shrink, shift, states, nu, h0, h1, taken, symbols)
     return symbols.reshape(-1)[: values.size].reshape(values.shape)
 
 
@@ -91,20 +91,20 @@ def index(
     symbols: npt.NDArray[np.integer], states: int, out: npt.NDArray[np.int32] | None = None
 ) -> npt.NDArray[np.int32]:
     """Lattice indices (rows, side) int32 of symbols, in ``out`` where it is given; the value is ``index * step``."""
-    h0, h1 = _check(states)
-    turns = -(-symbols.size // _LANES)
+    h0, h1 = taps(states)
+    turns = -(-symbols.size // LANES)
     flat = np.ascontiguousarray(symbols).reshape(-1)
-    if flat.size % _LANES:
-        flat = np.concatenate([flat, np.zeros(turns * _LANES - flat.size, flat.dtype)])
-    if out is not None and not symbols.size % _LANES:
-        _follow(flat.reshape(turns, _LANES), h0, h1, out.reshape(turns, _LANES))
+    if flat.size % LANES:
+        flat = np.concatenate([flat, np.zeros(turns * LANES - flat.size, flat.dtype)])
+    if out is not None and not symbols.size % LANES:
+        follow(flat.reshape(turns, LANES), h0, h1, out.reshape(turns, LANES))
         return out
-    points = np.empty((turns, _LANES), np.int32)
-    _follow(flat.reshape(turns, _LANES), h0, h1, points)
+    points = np.empty((turns, LANES), np.int32)
+    follow(flat.reshape(turns, LANES), h0, h1, points)
     return points.reshape(-1)[: symbols.size].reshape(symbols.shape)
 
 
-def _check(states: int) -> tuple[int, int]:
+def taps(states: int) -> tuple[int, int]:
     """The polynomials without their lowest bit, which the machine does not need."""
     if states not in POLYNOMIALS:
         raise HilbertflowError(
@@ -131,9 +131,9 @@ def _rates(delta: float) -> tuple[npt.NDArray[np.float32], np.float32, np.float3
 def _path(u, rate, shrink, shift, states, nu, h0, h1, taken, symbols):  # type: ignore[no-untyped-def]
     """The best path through ``u`` (steps, lanes) in units of delta."""
     steps = u.shape[0]
-    cost = np.full((2, states, _LANES), 1e30, np.float32)
+    cost = np.full((2, states, LANES), 1e30, np.float32)
     cost[0, 0] = 0
-    branch = np.empty((4, _LANES), np.float32)
+    branch = np.empty((4, LANES), np.float32)
     for t in range(steps):
         _branches(u[t], rate, shrink, shift, branch)
         _extend(cost[t & 1], cost[1 - (t & 1)], branch, states, nu, h0, h1, taken[t])
@@ -141,7 +141,7 @@ def _path(u, rate, shrink, shift, states, nu, h0, h1, taken, symbols):  # type: 
             _settle(cost[1 - (t & 1)], states)
     state = _ends(cost[steps & 1], states)
     for t in range(steps - 1, -1, -1):
-        for lane in range(_LANES):
+        for lane in range(LANES):
             s = state[lane]
             bit, half = np.int32(taken[t, s >> 3, lane] >> (s & 7)) & 1, s >> (nu - 1)
             w = -u[t, lane] if half else u[t, lane]
@@ -159,7 +159,7 @@ def _nearest(w, parity, shrink, shift):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def _branches(u, rate, shrink, shift, branch):  # type: ignore[no-untyped-def]
     """Cost of the best symbol for each half of the states and each bit: squared error plus lambda times rate."""
-    for lane in range(_LANES):
+    for lane in range(LANES):
         for half in range(2):
             w = -u[lane] if half else u[lane]
             for parity in range(2):
@@ -181,12 +181,12 @@ def _extend(old, new, branch, states, nu, h0, h1, taken):  # type: ignore[no-unt
             from1 = old[((origin ^ h1) << 1 | half) & (states - 1)]
             cost0, cost1, into, flag = branch[half * 2], branch[half * 2 + 1], new[s], np.uint8(1 << j)
             if j == 0:
-                for lane in range(_LANES):
+                for lane in range(LANES):
                     a, b = from0[lane] + cost0[lane], from1[lane] + cost1[lane]
                     into[lane] = min(a, b)
                     row[lane] = flag if b < a else np.uint8(0)
             else:
-                for lane in range(_LANES):
+                for lane in range(LANES):
                     a, b = from0[lane] + cost0[lane], from1[lane] + cost1[lane]
                     into[lane] = min(a, b)
                     row[lane] |= flag if b < a else np.uint8(0)
@@ -196,29 +196,29 @@ def _extend(old, new, branch, states, nu, h0, h1, taken):  # type: ignore[no-unt
 def _settle(cost, states):  # type: ignore[no-untyped-def]
     least = cost[0].copy()
     for s in range(1, states):
-        for lane in range(_LANES):
+        for lane in range(LANES):
             least[lane] = min(least[lane], cost[s, lane])
     for s in range(states):
-        for lane in range(_LANES):
+        for lane in range(LANES):
             cost[s, lane] -= least[lane]
 
 
 @njit(cache=True, nogil=True)
 def _ends(cost, states):  # type: ignore[no-untyped-def]
-    state = np.zeros(_LANES, np.int32)
+    state = np.zeros(LANES, np.int32)
     for s in range(1, states):
-        for lane in range(_LANES):
+        for lane in range(LANES):
             if cost[s, lane] < cost[state[lane], lane]:
                 state[lane] = s
     return state
 
 
 @njit(cache=True, nogil=True)
-def _follow(symbols, h0, h1, index):  # type: ignore[no-untyped-def]
+def follow(symbols, h0, h1, index):  # type: ignore[no-untyped-def]
     """Lattice indices (steps, lanes) of the paths that the symbols take from state 0."""
-    state, both = np.zeros(_LANES, np.int32), h0 ^ h1
+    state, both = np.zeros(LANES, np.int32), h0 ^ h1
     for t in range(symbols.shape[0]):
-        for lane in range(_LANES):
+        for lane in range(LANES):
             s, k = state[lane], np.int32(symbols[t, lane])
             half = -(s & 1)
             index[t, lane] = ((4 * k + 1) ^ half) - half

@@ -12,32 +12,53 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
 from zarr.codecs import ShardingCodec
 
+from operators import plane_bits
+from operators.coders import RansCoder
+from operators.decode import Ladder
 from operators.errors import HilbertflowError
 from operators.hilbert_map import from_layout
-from operators.scales import loaded
+from operators.scales import loaded, row_steps
 from operators.scratch import scratch
 from storage.codecs import PlaneCodec
 from storage.shard import unpack, unsealed
 from storage.spec import TOGETHER
 
 if TYPE_CHECKING:
+    from operators.scales import Codes
+    from operators.vector_code import VectorLadder
     from storage.handle import Level
     from storage.layout import Group
     from storage.model import ModelArchive
 
 Plane = npt.NDArray[Any]
+Rows: TypeAlias = "tuple[Codes, npt.NDArray[np.float32]]"
+"""Codes and lattice steps of rows: (planes, side) each, or (side,) of one plane."""
 _T = TypeVar("_T")
-Decode = Callable[[int, str | None], Plane]
-"""The i-th chunk of a span; with a name, in the thread's work array of that name."""
 AHEAD = 2
 """Units under way: one is handed out while the next is fetched and decoded."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The chunks of an array for a span.
+
+    Parameters
+    ----------
+    decode: gives the i-th; with a name, in the thread's work array of that name.
+    chunks: as they were coded, where they are at hand.
+    limit: the largest unsigned number of the array's dtype.
+    """
+
+    decode: Callable[[int, str | None], Plane]
+    chunks: Sequence[bytes | None] = ()
+    limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,8 +88,8 @@ def symbols(handle: ModelArchive, first: int, stop: int) -> Iterator[tuple[int, 
         word = f"u{handle.layout.word_of(span.group)}"
 
         def decode(at: int) -> tuple[int, str, Plane, Plane]:
-            symbols = array.result()(at, None).astype(word, copy=False).reshape(-1)
-            return span.start + at, span.group.dtype, symbols, loaded(codes.result()(at, None))
+            symbols = array.result().decode(at, None).astype(word, copy=False).reshape(-1)
+            return span.start + at, span.group.dtype, symbols, loaded(codes.result().decode(at, None))
 
         return _side_by_side(decode, span)
 
@@ -121,32 +142,40 @@ def _start(handle: ModelArchive, span: Span, level: Level) -> list[Callable[[], 
     """Fetch what a span needs and begin to decode it."""
     depth = handle.ladder.refinements + 1 if level == "exact" else int(level) + 1
     opaque, lossy = span.group.opaque, level != "exact" and not span.group.opaque
-    names = [] if opaque else ["scales", *(f"level{k}" for k in range(depth))]
+    names = [] if opaque else [f"level{k}" for k in range(depth)]
+    scales = None if opaque else _fetching().submit(_scales, handle, span)
     arrays = _fetched(handle, names if lossy else (*names, "exact"), span)
     kind = np.float32 if lossy else np.dtype(f"<u{handle.layout.word_of(span.group)}")
     out: Plane = np.empty((span.stop - span.start, handle.layout.area), kind)
 
     def decode(at: int) -> tuple[int, Plane]:
-        planes = [array.result()(at, f"plane{i}") for i, array in enumerate(arrays)]
-        codes = None if opaque else loaded(planes.pop(0))
-        return span.start + at, _plane(handle, span, level, planes, codes, at, out[at])
+        found = [array.result() for array in arrays]
+        rows = None if scales is None else _of_plane(scales.result(), at)
+        return span.start + at, _plane(handle, span, level, found, rows, at, out[at])
 
     return _side_by_side(decode, span)
 
 
 def _plane(
-    handle: ModelArchive, span: Span, level: Level, planes: list[Plane], codes: Plane | None, at: int, out: Plane
+    handle: ModelArchive,
+    span: Span,
+    level: Level,
+    found: list[Fetched],
+    rows: Rows | None,
+    at: int,
+    out: Plane,
 ) -> Plane:
-    """Fill ``out`` (side²,) with the words or values of a plane; returns it."""
-    group, ladder, square = span.group, handle.ladder, (handle.layout.side, handle.layout.side)
-    if codes is None:
-        out[:] = from_layout(planes.pop().reshape(-1), ladder.layout)
-    elif level != "exact":
-        ladder.values(planes, codes, group.dtype, out.reshape(square))
-        return out
-    else:
-        residual = planes.pop()
-        ladder.bits(planes, codes, residual, group.dtype, out.reshape(square))
+    """Fill ``out`` (side²,) with the words or values of a plane, ``rows`` its codes and steps; returns it."""
+    ladder, square = handle.ladder, out.reshape(handle.layout.side, handle.layout.side)
+    if rows is None or level != "exact" or not _in_one(span, found, rows, ladder, at, square):
+        planes = [array.decode(at, f"plane{i}") for i, array in enumerate(found)]
+        if rows is None:
+            out[:] = from_layout(planes.pop().reshape(-1), ladder.layout)
+        elif level != "exact":
+            ladder.values(planes, rows[0], span.group.dtype, square)
+            return out
+        else:
+            ladder.bits(planes[:-1], rows[0], planes[-1], span.group.dtype, square)
     if google_crc32c.value(out.tobytes()) != handle.checksums[span.start + at][0]:
         raise HilbertflowError(
             f"plane {span.start + at} does not decode to its source's bytes", where=handle.url,
@@ -155,27 +184,49 @@ def _plane(
     return out
 
 
-def _fetched(handle: ModelArchive, names: Sequence[str], span: Span) -> list[Future[Decode]]:
+def _in_one(
+    span: Span, found: Sequence[Fetched], rows: Rows, ladder: Ladder | VectorLadder, at: int, out: Plane
+) -> bool:
+    """Whether the plane could be decoded in one call. What is damaged is left to the longer way, which names it."""
+    if not isinstance(ladder, Ladder) or not all(array.chunks for array in found):
+        return False
+    chunks, limits = [array.chunks[at] for array in found], [array.limit for array in found]
+    return plane_bits.decode(chunks, limits, *rows, span.group.dtype, ladder, out)
+
+
+def _scales(handle: ModelArchive, span: Span) -> Rows:
+    """Codes and lattice steps of the rows, (planes, side) each."""
+    fetched = _fetch(handle, "scales", span)
+    codes = loaded(np.stack([fetched.decode(at, None) for at in range(span.stop - span.start)]))
+    return codes, row_steps(codes, handle.ladder.step)
+
+
+def _of_plane(rows: Rows, at: int) -> Rows:
+    codes, steps = rows
+    return codes[at], steps[at]
+
+
+def _fetched(handle: ModelArchive, names: Sequence[str], span: Span) -> list[Future[Fetched]]:
     """The chunks of some arrays for a span, on their way, at once: an object store takes its time for each."""
     for name in names:
         handle.array(name)  # what zarr.json says is read once, and here
     return [_fetching().submit(_fetch, handle, name, span) for name in names]
 
 
-def _fetch(handle: ModelArchive, name: str, span: Span) -> Decode:
-    """Get the chunks of an array for a span; gives what decodes the i-th of them."""
+def _fetch(handle: ModelArchive, name: str, span: Span) -> Fetched:
+    """Get the chunks of an array for a span."""
     array: Any = handle.array(name)
     shape, dtype = array.chunks[1:], array.dtype.newbyteorder("=")
     key = "/".join((name, "c", str(span.unit), *("0" for _ in shape)))
     if not span.whole or handle.may_lack(key):  # Zarr knows what to make of an object that is not there
         rows = handle.part(name, slice(span.start, span.stop))
-        return lambda at, _: np.asarray(rows[at])
+        return Fetched(lambda at, _: np.asarray(rows[at]))
     with handle.damage(name, span.start, span.stop):
         data = handle.place.read(key)
         if name in TOGETHER:
             coder = _codec(array.metadata.codecs).coder()
             unit = coder.decode(unsealed(data), array.chunks, dtype)
-            return lambda at, _: unit[at]
+            return Fetched(lambda at, _: unit[at])
         chunks = unpack(data, handle.attributes["per_unit"])
     coder = _codec(_sharding(array).codecs).coder()
 
@@ -185,7 +236,8 @@ def _fetch(handle: ModelArchive, name: str, span: Span) -> Decode:
                 raise ValueError("the chunk is missing")
             return coder.decode(chunk, shape, dtype, None if keep is None else scratch(keep, shape, dtype))
 
-    return decode
+    own = isinstance(coder, RansCoder) and not coder.tables
+    return Fetched(decode, chunks if own else (), (1 << 8 * dtype.itemsize) - 1)
 
 
 def _sharding(array: Any) -> ShardingCodec:

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators import plane_bits, rans
 from operators.decode import Ladder
-from operators.floats import FORMATS, to_float32
+from operators.floats import FORMATS, round_to, to_float32
 from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.planes import arrays
 from operators.quantize import Quantize
+from operators.scales import row_steps
 
 SIDE = 16
 LOSSY = sorted(name for name, form in FORMATS.items() if form.lossy)
@@ -61,12 +63,41 @@ def test_any_bits_come_back(dtype: str, layout: Any, data: st.DataObject) -> Non
     levels = [read[f"level{k}"].reshape(SIDE, SIDE) for k in range(refinements + 1)]
     restored = ladder.bits(levels, read["scales"], read["exact"].reshape(SIDE, SIDE), dtype)
     np.testing.assert_array_equal(restored, words)
+    done, in_one = _in_one_call(levels, read["scales"], read["exact"].reshape(SIDE, SIDE), dtype, ladder)
+    if done:
+        np.testing.assert_array_equal(in_one, words)
+
+
+def _in_one_call(
+    levels: list[npt.NDArray[Any]], codes: npt.NDArray[Any], residual: npt.NDArray[Any], dtype: str, ladder: Ladder
+) -> tuple[bool, npt.NDArray[Any]]:
+    """Whether :func:`operators.plane_bits.decode` did it, and the words."""
+    out, coded = np.empty_like(residual), [*levels, residual]
+    limits = [(1 << 8 * level.itemsize) - 1 for level in coded]
+    chunks = [rans.encode(level) for level in coded]
+    done = plane_bits.decode(chunks, limits, codes, row_steps(codes, ladder.step), dtype, ladder, out)
+    return done, out.reshape(-1)
+
+
+@pytest.mark.parametrize("layout", ["hilbert", "raster"])
+@pytest.mark.parametrize("method", ["uniform", "trellis"])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_weights_come_back_in_one_call(dtype: str, method: Any, layout: Any) -> None:
+    rng = np.random.default_rng(3)
+    words = round_to(rng.standard_normal(SIDE * SIDE).astype(np.float32) * np.float32(0.02), dtype)
+    layers, quantizer = Layerize(levels=("base", "fine", "finer", "exact")), Quantize(method=method, sqnr_db=12)
+    out = layers.apply(quantizer.apply(HilbertMap(side=SIDE, layout=layout).apply(plane(words, dtype))))
+    ladder = Ladder(method, quantizer.step, layers.fine_bits, 2, True, layout, quantizer.states)
+    dtypes = {"level0": "i2", "level1": "i1", "level2": "i1", "scales": "u4", "exact": f"u{words.itemsize}"}
+    read = {name: array.reshape(-1, SIDE) for name, array in levels_of(out, dtypes).items()}
+    levels, codes = [read[f"level{k}"] for k in range(3)], read["scales"].reshape(-1)
+    done, restored = _in_one_call(levels, codes, read["exact"], dtype, ladder)
+    assert done
+    np.testing.assert_array_equal(restored, words)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_every_level_halves_the_error_of_gaussian_planes(dtype: str) -> None:
-    from operators.floats import round_to
-
     rng = np.random.default_rng(7)
     values = rng.standard_normal(SIDE * SIDE).astype(np.float32) * np.float32(0.02)
     words = round_to(values, dtype)

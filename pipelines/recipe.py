@@ -66,10 +66,10 @@ class Part(BaseModel):
 
 
 class CheckpointSource(Part):
-    """Tensors of a checkpoint: one safetensors file, or a directory of them."""
+    """Tensors of a checkpoint: a safetensors, GGUF or PyTorch file, or a directory with one or with shards."""
 
     kind: Literal["checkpoint"] = "checkpoint"
-    path: Text = Field(description="file or directory, local or a URL; package://NAME/inside for an installed package")
+    path: Text = Field(description="file or directory, local or a URL; package://NAME/inside, hf://ORG/NAME")
 
 
 class VectorsSource(Part):

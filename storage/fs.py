@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import logging
 import os
 import sys
 import threading
@@ -301,6 +302,10 @@ class Location:
             if isinstance(error, HilbertflowError) or not is_storage_fault(error):
                 raise
             raise explained(error, self._url(path), doing) from error
+
+
+# An error is one line: without this, Python prints a bare "stamina.retry_scheduled" for every try before it.
+logging.getLogger("stamina").addHandler(logging.NullHandler())
 
 
 def tries() -> Any:

@@ -26,8 +26,8 @@ _TRANSIENT_NAMES = frozenset(
 )  # fmt: skip
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _LIBRARIES = frozenset(
-    {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpcore",
-     "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"}
+    {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2",
+     "httpx", "httpx2", "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"}
 )  # fmt: skip
 EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "abfss": "adlfs", "az": "adlfs",
           "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko",

@@ -19,7 +19,7 @@ from storage.fs import Location
 from storage.tensors import TensorSpec
 
 _MAX_HEADER = 256 << 20
-_MAX_STRING, _MAX_STRINGS, _MAX_TENSORS = 1 << 24, 4_000_000, 1_000_000
+_MAX_STRING, _MAX_STRINGS, _MAX_TENSORS = 1 << 24, 2_000_000, 1_000_000  # strings: of all arrays together
 _PLAIN = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 _WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
 # Type number -> name, values a block, bytes a block. Of the last eleven the bytes are kept and nothing more is known.
@@ -41,6 +41,7 @@ class _Header:
     def __init__(self, location: Location) -> None:
         self.location, self.url, self.size = location, location.url, location.size()
         self.at = 0
+        self._strings = _MAX_STRINGS
         self._data = b""
         self._start = 0
 
@@ -90,7 +91,8 @@ class _Header:
                 raise self.fault(f"the array {key} claims {count:,} values")
             self.skip(count * width, key)
         else:
-            if count > _MAX_STRINGS:
+            self._strings -= count  # each takes a microsecond, empty or not
+            if self._strings < 0:
                 raise self.fault(f"the array {key} claims {count:,} values")
             for _ in range(count):
                 if inner == 8:

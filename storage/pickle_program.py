@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _MARK = object()
-_MAX_OPCODES = 5_000_000
+_MAX_OPCODES = 1_500_000  # some 60,000 tensors; takes 4 seconds
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
     {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
@@ -115,7 +115,9 @@ class _Machine:
             stack.append(Global(module, attribute))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(Global(str(module), str(attribute)))
+            if not isinstance(module, str) or not isinstance(attribute, str):  # as text, nested lists would never end
+                raise PickleError(f"the name at byte {position} is no text")
+            stack.append(Global(module, attribute))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             self._call(name)
         elif name == "BUILD":

@@ -110,7 +110,7 @@ def _deviation(tensor: Tensor, level: Level, most: int) -> float:
 
 
 def _grey(values: npt.NDArray[np.float32], scale: float, side: int) -> Picture:
-    level = 128 + 127 / DEVIATIONS * np.nan_to_num(values / scale)
+    level = 128 + 127 / DEVIATIONS * np.clip(np.nan_to_num(values / scale), -DEVIATIONS - 1, DEVIATIONS + 1)
     return to_layout(np.clip(level, 0, 255).astype(np.uint8), "hilbert").reshape(side, side)
 
 

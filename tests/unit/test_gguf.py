@@ -133,6 +133,14 @@ LIES: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
+def test_the_strings_of_all_arrays_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.gguf._MAX_STRINGS", 100)
+    arrays = b"".join(pair(key, 9, struct.pack("<IQ", 8, 40) + bytes(320)) for key in "abc")
+    (tmp_path / "x.gguf").write_bytes(header(0, 3) + arrays)
+    with pytest.raises(HilbertflowError, match="the array c claims 40 values"):
+        read_gguf(Location(str(tmp_path / "x.gguf")))
+
+
 @pytest.mark.parametrize("case", LIES)
 def test_lying_headers_are_refused_at_once(tmp_path: Path, case: str) -> None:
     data, says = LIES[case]

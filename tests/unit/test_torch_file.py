@@ -177,6 +177,17 @@ def test_calls_are_noted_and_not_made() -> None:
     assert isinstance(made, Call) and made.function == Global("builtins", "exec")
 
 
+NESTED = b"]q\x00" + b"".join(b"0](h%ch%ceq%c" % (at, at, at + 1) for at in range(40))
+"""A program that leaves a list of two lists of two lists …, 40 deep."""
+
+
+def test_a_storage_called_by_lists_that_hold_one_another_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02(X\x07\0\0\0storage" + NESTED + b"X\x01\0\0\0aNNtQ.")
+    with pytest.raises(HilbertflowError, match="unknown storage of type list"):
+        open_checkpoint(str(tmp_path / "x.pt"))
+
+
 def test_programs_that_would_exhaust_memory_or_time() -> None:
     for program in (
         b"\x80\x02r\xff\xff\xff\x7f.",  # memo slot 2^31
@@ -185,6 +196,7 @@ def test_programs_that_would_exhaust_memory_or_time() -> None:
         b"\x80\x02(((.", b"\x80\x02u.", b"\x80\x02h\x05.", b"\x80\x02a.", b"\x80\x02.", b"\x80\x02N", b"",
         b"\x80\x02\x82\x01.",  # extension registry
         b"\x80\x02c__builtin__\n", b"\x80\x02N" + b"\x85" * 100,
+        b"\x80\x04" + NESTED + b"X\x01\0\0\0x\x93.",  # a module called by lists that hold one another 2^40 times
     ):  # fmt: skip
         begin = time.process_time()
         with pytest.raises(PickleError):

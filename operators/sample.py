@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,9 +28,9 @@ class Sample(Operator):
 
     Parameters
     ----------
-    max_params: at most this many parameters in all. Every kind keeps its share of the whole (largest remainder),
-        and inside a kind every tensor its share of the kind, in whole leading rows; at least one row of a tensor
-        is kept while the budget allows. 0 keeps all.
+    max_params: at most this many parameters in all. Every kind keeps its share of the whole, and inside a kind every
+        tensor its share of the kind, in whole leading rows: a tensor whose share is less than a row is left out, and
+        its share goes to the larger ones of its kind. 0 keeps all.
     include, exclude: shell globs on tensor names (``encoder.layer.0.*``); exclude wins.
     kinds: the kinds kept; empty keeps all.
     """
@@ -72,17 +73,13 @@ class Sample(Operator):
         )  # fmt: skip
 
 
-def shares(table: pa.Table) -> dict[str, tuple[int, int]]:
-    """Kept and available parameters of each kind, from a table that has ``keep``."""
-    result: dict[str, tuple[int, int]] = {}
-    for kind in pc.unique(table.column("kind")).to_pylist():
-        kept = total = 0
-        part = table.filter(pc.equal(table.column("kind"), kind)).select(["shape", "keep"])
-        for row in part.to_pylist():
-            width = int(np.prod(row["shape"][1:], dtype=np.int64))
-            kept += row["keep"] * width
-            total += (row["shape"][0] if row["shape"] else 1) * width
-        result[str(kind)] = kept, total
+def shares(kept: pa.Table, whole: pa.Table) -> dict[str, tuple[int, int]]:
+    """Kept and available parameters of each kind, from the table with ``keep`` and the one before it was sampled."""
+    result = {str(kind): (0, 0) for kind in pc.unique(whole.column("kind")).to_pylist()}
+    for kind, shape in zip(*(whole.column(name).to_pylist() for name in ("kind", "shape")), strict=True):
+        result[kind] = 0, result[kind][1] + prod(shape)
+    for kind, shape, rows in zip(*(kept.column(name).to_pylist() for name in ("kind", "shape", "keep")), strict=True):
+        result[kind] = result[kind][0] + rows * prod(shape[1:]), result[kind][1]
     return result
 
 

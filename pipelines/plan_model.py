@@ -34,7 +34,7 @@ from storage.spec import ArraySpec, index_array
 def model_plan(recipe: Recipe) -> Plan:
     """Open the checkpoint, sample its tensors, resolve ``auto`` on sampled planes, fix every array."""
     checkpoint = open_checkpoint(recipe.source.path)
-    table = _tensor_table(checkpoint)
+    table = whole = _tensor_table(checkpoint)
     for operator in recipe.operators:
         if operator.over == "tensors":
             table = operator.apply(table)
@@ -57,7 +57,7 @@ def model_plan(recipe: Recipe) -> Plan:
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
     source = dataclasses.replace(source, frame=frame_of(checkpoint))
     compile_sums()
-    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table))
+    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole))
 
 
 def _scalar_parts(

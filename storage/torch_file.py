@@ -78,7 +78,8 @@ def torch_specs(location: Location) -> tuple[TensorSpec, ...]:
         ) from error
     visits = iter(range(_MAX_VISITS))
     found = _tensors(value, "", 0, visits, location.url)
-    specs = [_spec(name, tensor, root, infos, location) for name, tensor in found]
+    begins: dict[str, int] = {}  # of the records seen so far: tied tensors share one
+    specs = [_spec(name, tensor, root, infos, location, begins) for name, tensor in found]
     if twice := next((name for name, count in Counter(spec.name for spec in specs).items() if count > 1), None):
         raise HilbertflowError(f"two tensors are called {twice[:80]!r}", where=location.url)
     return tuple(sorted(specs, key=lambda spec: (spec.offset, spec.name)))
@@ -164,7 +165,9 @@ _REDUCTIONS: dict[Global, Callable[[Any], Any]] = {
 }
 
 
-def _spec(name: str, tensor: _Tensor, root: str, infos: dict[str, zipfile.ZipInfo], location: Location) -> TensorSpec:
+def _spec(
+    name: str, tensor: _Tensor, root: str, infos: dict[str, zipfile.ZipInfo], location: Location, begins: dict[str, int]
+) -> TensorSpec:
     where = f"{location.url}: tensor {name[:80]!r}"
     if any(0xD800 <= ord(letter) <= 0xDFFF for letter in name):
         raise HilbertflowError("the name is not valid Unicode", where=where)
@@ -189,7 +192,9 @@ def _spec(name: str, tensor: _Tensor, root: str, infos: dict[str, zipfile.ZipInf
     if begin + nbytes > info.file_size:
         what = f"bytes {begin:,} to {begin + nbytes:,} reach past its record of {info.file_size:,}"
         raise HilbertflowError(what, where=where, remedy="it is truncated or lies: copy it again")
-    offset = _record_offset(location, info, where) + begin
+    if info.filename not in begins:
+        begins[info.filename] = _record_offset(location, info, where)
+    offset = begins[info.filename] + begin
     return TensorSpec(name, tensor.dtype, tensor.shape, "other", location.url, offset, nbytes)
 
 

@@ -28,8 +28,11 @@ def test_everything_is_kept_by_default() -> None:
 
 @pytest.mark.parametrize("budget", [1000, 20_000, 150_000])
 def test_a_budget_is_kept_and_every_kind_has_its_share(budget: int) -> None:
-    whole = shares(Sample().apply(table()))
-    kept = shares(Sample(max_params=budget).apply(table()))
+    whole = shares(Sample().apply(table()), table())
+    kept = shares(Sample(max_params=budget).apply(table()), table())
+    assert {kind: of for kind, (_, of) in kept.items()} == {
+        "embedding": 192_000, "attention": 24_576, "mlp": 98_304, "norm": 384
+    }  # fmt: skip
     total, taken = sum(n for _, n in whole.values()), sum(n for n, _ in kept.values())
     assert 0.8 * budget <= taken <= budget
     for kind in ("embedding", "attention", "mlp"):

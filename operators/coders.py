@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from operators import rans, raw, video
+from operators import rans, raw
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
 
@@ -65,12 +65,16 @@ class VideoCoder(Coder):
 
     def encode(self, plane: Plane) -> bytes:
         """Code a plane; its last axis is a row of pixels."""
+        from operators import video  # FFmpeg is loaded where a plane is coded by it
+
         return video.encode_plane(plane, self.kind)
 
     def decode(
         self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
     ) -> Plane:
         """The plane that was coded."""
+        from operators import video
+
         return video.decode_plane(data, shape, dtype, self.kind)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import faiss
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
@@ -215,6 +214,8 @@ class VectorCoding(Operator):
 
     def _nearest(self, values: F32, codes: Codes) -> I32:
         """Flat codes (height, width / dim) of the runs of a plane."""
+        import faiss  # loaded by those who train and code with it, not by all who import operators
+
         tree = self.ladder.tree
         index = faiss.IndexFlatL2(self.dim)
         index.add(tree.points[-1])
@@ -229,6 +230,8 @@ def training_runs(vq: VectorQuantize) -> int:
 
 def train(planes: Sequence[tuple[npt.NDArray[Any], str]], vq: VectorQuantize, layers: TreeLayers) -> CodeTree:
     """The nested codebooks of sampled planes: words (height, width) and their dtype. Seeded; k-means of FAISS."""
+    import faiss
+
     parts = []
     for words, dtype in planes:
         codes = scales.encode(words, dtype)

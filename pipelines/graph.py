@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
@@ -18,15 +15,12 @@ from operators.embed import Embed
 from operators.errors import HilbertflowError
 from operators.operator import Operator, Resources
 from pipelines.flow_limits import in_flight
-from pipelines.ledger import Span
 from pipelines.observe import Observer
 from pipelines.pending import Pending
 from pipelines.plan import Pass
-from pipelines.ray_io import ArchiveSink, UnitSource
+from pipelines.ray_io import UnitSource
 from pipelines.recipe import Compute
-
-IO_CPUS = 0.25
-"""What a read or a write asks for: they wait more than they work, and must not starve the coders."""
+from pipelines.stage import CALLS, Stage, kinds
 
 
 @dataclass(frozen=True)
@@ -40,33 +34,6 @@ class StageSpec:
     def name(self) -> str:
         """For logs and progress."""
         return " → ".join(kinds(self.operators))
-
-
-def kinds(operators: tuple[Operator, ...]) -> list[str]:
-    """What each is called."""
-    return [o.kind for o in operators]  # type: ignore[attr-defined]
-
-
-class Stage:
-    """The actor of a stage; tells how long each operator took over a unit, and the most memory it has taken."""
-
-    def __init__(self, operators: tuple[Operator, ...], observer: Observer) -> None:
-        self.operators, self.observer = operators, observer
-        self.kinds = kinds(operators)
-        pa.set_cpu_count(1)
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Apply the operators to whole units, one after another so that one unit's arrays are held at a time."""
-        for unit in pc.unique(batch.column("unit")).to_pylist():
-            table = batch.filter(pc.equal(batch.column("unit"), unit))
-            spans: list[Span] = []
-            for operator, kind in zip(self.operators, self.kinds, strict=True):
-                with self.observer.operator(kind, unit, spans) as amounts:
-                    amounts.bytes_in = table.nbytes
-                    table = operator.apply(table)
-                    amounts.bytes_out = table.nbytes
-            self.observer.tell(spans)
-            yield table
 
 
 def stages(operators: tuple[Operator, ...]) -> tuple[StageSpec, ...]:
@@ -96,9 +63,11 @@ def execute(
 
     ``url`` is that of the run's source, ``archive`` a name for metrics.
 
-    Nothing is gathered: the driver sees receipts only, through the ``tally`` actor; what lies between the stages is
-    bounded (:mod:`pipelines.flow_limits`), whatever the cluster's object stores hold. Blocks hold whole units, because
-    Ray cuts a block only where one addition takes it from below its target to one and a half times that.
+    The first stage reads its units and the last writes them, so that nothing but numbers of units leaves a worker where
+    there is one stage. Nothing is gathered: the driver sees receipts only, through the ``tally`` actor; what lies
+    between stages is bounded (:mod:`pipelines.flow_limits`), whatever the cluster's object stores hold. Blocks hold
+    whole units, because Ray cuts a block only where one addition takes it from below its target to one and a half times
+    that.
     """
     context = DataContext.get_current()
     context.target_max_block_size = int(2.5 * step.source.unit_bytes)
@@ -112,18 +81,28 @@ def execute(
     observer = Observer(archive, step.name, tally)
     if tally is not None:
         tally.flow.remote(step.name, [["read"], *(kinds(stage.operators) for stage in parts), ["write"]])
-    data = ray.data.read_datasource(
-        UnitSource(step.source, pending, observer, url), num_cpus=IO_CPUS, memory=compute.memory,
-        override_num_blocks=UnitSource.tasks(pending, cores),
-    )  # fmt: skip
+    done = step.writer.written if len(parts) == 1 else None
+    tasks = UnitSource.tasks(pending, cores)
+    data = None
     for stage in parts:
         actors = max(1, compute.actors or cores // max(1, round(stage.resources.cpus)))
-        share = stage.resources.cpus if len(parts) == 1 else stage.resources.cpus / 2
-        # All at once: waiting until the first is busy before the second begins would cost its start once more.
-        pool = ActorPoolStrategy(min_size=1, max_size=actors, initial_size=max(1, min(actors, len(pending))))
-        data = data.map_batches(
-            Stage, fn_constructor_args=(stage.operators, observer), batch_size=None, batch_format="pyarrow",
-            zero_copy_batch=True, compute=pool,
-            num_cpus=max(0.1, share - IO_CPUS), num_gpus=stage.resources.gpus, memory=compute.memory,
+        share = stage.resources.cpus / min(2, len(parts))
+        asked = {"num_cpus": share, "num_gpus": stage.resources.gpus, "memory": compute.memory}
+        if data is None:  # asks for what its stage asks for: so Ray reads in the stage's workers
+            data = ray.data.read_datasource(
+                UnitSource(step.source, pending, observer, url, done), override_num_blocks=tasks, **asked
+            )
+        # All at once, and none is let go: a worker takes seconds to start.
+        least = max(1, min(actors, len(pending), int(cores / share)))
+        pool = ActorPoolStrategy(
+            min_size=least, max_size=actors, initial_size=least, max_tasks_in_flight_per_actor=CALLS,
+            max_concurrent_calls_per_actor=CALLS, enable_true_multi_threading=True,
         )  # fmt: skip
-    data.write_datasink(ArchiveSink(step.writer, observer, url), ray_remote_args={"num_cpus": IO_CPUS})
+        writer = step.writer if stage is parts[-1] else None
+        data = data.map_batches(
+            Stage, fn_constructor_args=(stage.operators, observer, writer, url), batch_size=None,
+            batch_format="pyarrow", zero_copy_batch=True, compute=pool, **asked,
+        )  # fmt: skip
+    assert data is not None
+    for _ in data.iter_internal_ref_bundles():
+        pass

@@ -9,18 +9,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import ray
 
 from operators.errors import HilbertflowError
 from pipelines.ledger import Span
+from storage import s3_meter
 
 
 @lru_cache(maxsize=1)
 def worker() -> str:
     """This process among those of the cluster."""
     return f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+
+
+class _Meter:
+    """What blocks of this process asked of S3, which may overlap in time: no request counts twice."""
+
+    def __init__(self) -> None:
+        self._lock, self._under_way, self._told = Lock(), 0, s3_meter.Used()
+
+    def begin(self, url: str) -> None:
+        with self._lock:
+            s3_meter.watch(url)
+            if not self._under_way:
+                self._told = s3_meter.used()
+            self._under_way += 1
+
+    def end(self) -> s3_meter.Used:
+        with self._lock:
+            now = s3_meter.used()
+            more, self._told = now - self._told, now
+            self._under_way -= 1
+            return more
+
+
+_meter = _Meter()
 
 
 @dataclass
@@ -66,6 +92,19 @@ class Observer:
         seconds = time.perf_counter() - clock
         spans.append(Span(kind, unit, began, seconds, amounts.bytes_in, amounts.bytes_out, worker()))
         run_metrics.ended(self.archive, spans[-1])
+
+    @contextmanager
+    def counted(self, url: str) -> Iterator[None]:
+        """Tell what the block asks of S3; ``url`` is the source's. Of blocks at once each request is told by one."""
+        if self.tally is None:
+            yield
+            return
+        _meter.begin(url)
+        try:
+            yield
+        finally:
+            if (used := _meter.end()).total:
+                self.tally.used.remote(used)
 
     def tell(self, spans: list[Span]) -> None:
         """Hand spans to the tally, with the memory that this process has taken; the list is empty afterwards."""

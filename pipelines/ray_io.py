@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,11 +12,14 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from ray.data.datasource import Datasink, Datasource, ReadTask
 from ray.data.datasource.datasink import WriteResult
 
+from pipelines import stage
+from pipelines.attempts import Committed
 from pipelines.ledger import Span
 from pipelines.observe import Observer
 from pipelines.pending import Pending
-from pipelines.plan import Units, UnitWriter
-from storage import s3_meter
+
+if TYPE_CHECKING:
+    from pipelines.plan import Units, UnitWriter
 
 TASKS_A_CORE = 16
 _NOBODY = Observer()
@@ -34,11 +36,20 @@ class UnitSource(Datasource):
     pending: the units to read.
     observer: is told how long reading took, and what it asked of S3.
     url: of what is read, for that count.
+    written: tells the units that are committed: a task that Ray runs again gives those by their number alone.
     """
 
-    def __init__(self, source: Units, pending: Pending, observer: Observer = _NOBODY, url: str = "") -> None:
+    def __init__(
+        self,
+        source: Units,
+        pending: Pending,
+        observer: Observer = _NOBODY,
+        url: str = "",
+        written: Callable[[], set[int]] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._source, self._pending, self._observer, self._url = source, pending, observer, url
+        self._source, self._pending = source, pending
+        self._read = partial(_read, source, observer=observer, url=url, written=written)
 
     @staticmethod
     def tasks(pending: Pending, cores: int) -> int:
@@ -65,7 +76,7 @@ class UnitSource(Datasource):
             if mine:
                 size = len(mine) * self._source.unit_bytes
                 metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(partial(_read, self._source, mine, self._observer, self._url), metadata))
+                tasks.append(ReadTask(partial(self._read, mine), metadata))
         return tasks
 
 
@@ -92,51 +103,31 @@ class ArchiveSink(Datasink[int]):
         Where Ray runs this again, since the worker that ran it is dead, units that it committed are left as they are.
         """
         del ctx
-        written, done = 0, self._writer.written() if _again() else set()
+        committed, written = Committed(self._writer.written), 0
         for block in blocks:
             table = BlockAccessor.for_block(block).to_arrow()
-            if not table.num_rows:
-                continue
-            for unit in pc.unique(table.column("unit")).to_pylist():
-                if unit in done:
-                    continue
-                spans: list[Span] = []
-                mine = table.filter(pc.equal(table.column("unit"), unit))
-                with _counted(self._observer, self._url), self._observer.operator("write", unit, spans) as amounts:
-                    receipt = self._writer.write(mine)
-                    amounts.bytes_in, amounts.bytes_out = mine.nbytes, sum(o.size for o in receipt.objects)
-                written += 1
-                self._observer.tell(spans)
-                self._observer.written(receipt.unit, receipt.source_bytes, amounts.bytes_out)
+            for unit in pc.unique(table.column("unit")).to_pylist() if table.num_rows else ():
+                if unit not in committed:
+                    mine = table.filter(pc.equal(table.column("unit"), unit))
+                    stage.write(self._writer, mine, unit, self._observer, [], self._url)
+                    written += 1
         return written
 
     def on_write_complete(self, write_result: WriteResult[int]) -> None:
         """Nothing: the manifest is written by the run, which knows whether all units are there."""
 
 
-def _again() -> bool:
-    """Whether an earlier attempt at the task that runs here came to no end. Ray has this nowhere else."""
-    from ray._private.worker import global_worker
-
-    attempt = getattr(getattr(global_worker, "core_worker", None), "get_current_task_attempt_number", None)
-    return attempt is not None and bool(attempt() > 0)
-
-
-def _read(source: Units, pending: Pending, observer: Observer, url: str) -> Iterator[pa.Table]:
+def _read(
+    source: Units, pending: Pending, *, observer: Observer, url: str, written: Callable[[], set[int]] | None
+) -> Iterator[pa.Table]:
+    committed = Committed(written) if written is not None else ()
     for unit in pending:
+        if unit in committed:
+            yield stage.written(unit)
+            continue
         spans: list[Span] = []
-        with _counted(observer, url), observer.operator("read", unit, spans) as amounts:
+        with observer.counted(url), observer.operator("read", unit, spans) as amounts:
             table = source.read(unit)
             amounts.bytes_out = table.nbytes
         observer.tell(spans)
         yield table
-
-
-@contextmanager
-def _counted(observer: Observer, url: str) -> Iterator[None]:
-    """Tell what the block asks of S3."""
-    s3_meter.watch(url)
-    before = s3_meter.used()
-    yield
-    if observer.tally is not None and (used := s3_meter.used() - before).total:
-        observer.tally.used.remote(used)

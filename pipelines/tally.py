@@ -56,7 +56,7 @@ class Watched:
     peaks: bytes of the largest worker of each stage, resident, shared memory included, by its first operator.
     s3: what its workers asked of S3.
     whole: False where what was seen first is lost.
-    flows: operators by stage, by pass; ``read`` and ``write`` stand alone.
+    flows: operators by stage, by pass, in the order of the stream; ``read`` and ``write`` stand at its ends.
     """
 
     ledger: Ledger
@@ -89,14 +89,15 @@ class Tally:
         self.flows[step] = stages
 
     def spans(self, step: str, spans: tuple[Span, ...], peak: int) -> None:
-        """A stage is through with a unit; ``peak`` is the most bytes its process has held resident."""
+        """A stage is through with a part of its work on a unit; ``peak`` is the most bytes its process has held."""
         for span in spans:
             self.ledger.add(step, span)
-        first, last = spans[0].operator, spans[-1].operator
-        self.peaks[first] = max(peak, self.peaks.get(first, 0))
-        stages = self.flows.get(step, [])
+        stages, first = self.flows.get(step, []), spans[0].operator
+        stage = stages[1][0] if first == "read" and len(stages) > 2 else first  # who reads codes, too
+        self.peaks[stage] = max(peak, self.peaks.get(stage, 0))
+        told = {span.operator for span in spans}
         for before, after in pairwise(stages):
-            if last == before[-1] or first == after[0]:
+            if before[-1] in told or after[0] in told:
                 run_metrics.waiting(self.archive, after[0], self.ledger.waiting(step, before[-1], after[0]))
 
     def used(self, more: Used) -> None:

@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 from operators.errors import HilbertflowError
 from operators.raw import KINDS
 from storage.codecs import RansCodec
-from storage.spec import contents
+from storage.zarr_documents import contents
 
 FOLDER = "code"
 

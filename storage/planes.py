@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,11 @@ import pyarrow as pa
 from operators.planes import with_arrays
 from storage.checkpoint import Checkpoint
 from storage.layout import Layout
-from storage.lineage import contexts
-from storage.model import ModelArchive
 from storage.signatures import Frame, sums_bytes, unit_sums
 from storage.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from storage.model import ModelArchive
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class PlaneUnits:
             table = with_arrays(table, "sketch", [sketch, *[b""] * (n - 1)][:n])
         if self.parent is None:
             return table
+        from storage.lineage import contexts
+
         pairs = list(contexts(layout, self.parent, first, stop))
         table = with_arrays(table, "parent", [words for words, _ in pairs])
         return with_arrays(table, "before", [b"" if before is None else before for _, before in pairs])

@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,10 @@ from operators.signature import Collector, Signature, TensorSketch, role_of
 from operators.sketch import LINEAR, MOMENTS, PROBES, Matrix, Sums, anchors, sums
 from storage.checkpoint import Checkpoint
 from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
-from storage.model import ModelArchive
 from storage.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from storage.model import ModelArchive
 
 F32 = npt.NDArray[np.float32]
 KEY = "signature.parquet"

@@ -62,8 +62,8 @@ def _main(name: str, wanted: int, settings: Sequence[str]) -> Kernels:
     import pyarrow as pa
 
     from pipelines.compile import make_plan
-    from pipelines.graph import kinds
     from pipelines.recipe import load
+    from pipelines.stage import kinds
 
     pa.set_cpu_count(1)
     step = make_plan(load(name, list(settings))).last

@@ -1,15 +1,15 @@
-"""Runs in processes of their own, cheap to start, and hands that kill a part of them at a moment seen by a proxy."""
+"""Runs in processes of their own, and hands that kill a part of them at a moment seen by a proxy."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import multiprocessing
 import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,34 +19,32 @@ from typing import Any
 
 HANDS = ("server", "worker", "actor", "raylet", "driver")
 PHASES = ("planning", "first", "middle", "last", "sealing")
-BUSY = ("ray::Read", "ray::Write", "ray::MapWorker", "ray::Tally")
-NAMES = {"worker": BUSY[:2], "actor": BUSY[2:], "raylet": ("raylet",)}
+BUSY = ("ray::MapWorker", "ray::Tally")
+NAMES = {"worker": BUSY[:1], "actor": BUSY[1:], "raylet": ("raylet",)}
 LONG = bool(os.environ.get("HILBERTFLOW_KILLS"))
 WHY_NOT = "Ray may end the actors of a driver on a cluster that lives longer (GCS: owner failed): `make kills` runs it"
 CHECKOUT = Path(__file__).parents[2]
 _COMMIT = re.compile(r"(?:journal|scratch/sorted)/\d{8}-[0-9a-f]+\.json")
 _UNIT = re.compile(r"(journal|scratch/sorted)/(\d{8})-[0-9a-f]+\.(?:json|arrow)")
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["pipelines.cli", "pipelines.run", "pipelines.graph", "storage.s3_system", "aiobotocore.session"]
-)
-
 
 class Session:
-    """A process in a session of its own, forked from one that has imported all there is, and what it starts."""
+    """A process of a fresh interpreter in a session of its own, and what it starts."""
 
-    def __init__(self, target: Callable[..., None], *arguments: object) -> None:
-        chosen = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "HILBERTFLOW_"))}
-        self._process = _forks.Process(target=_alone, args=(target, arguments, chosen))
-        self._process.start()
-        assert self._process.pid is not None
-        self.pid: int = self._process.pid
+    def __init__(self, arguments: list[str], said: Path) -> None:
+        environment = dict(os.environ, RAY_AUTH_MODE="disabled")  # two processes that no token came to share
+        with said.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=CHECKOUT, env=environment, start_new_session=True,
+                stdout=file, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        self.pid = self._process.pid
 
     def wait(self, seconds: float) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
-        self._process.join(seconds)
-        return self._process.exitcode
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode
 
     def processes(self) -> dict[int, str]:
         """Names of the living processes of the session, by number."""
@@ -67,16 +65,16 @@ class Session:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
-        self._process.join(20)
+        self._process.wait(20)
         assert not left, left
 
 
 class Cluster(Session):
-    """A Ray of one core, for many runs: one coder, and one process at a time that reads or writes."""
+    """A Ray of one core, for many runs: one worker that reads, codes and writes."""
 
     def __init__(self, folder: Path) -> None:
         at = folder / f"address-{time.monotonic_ns()}"
-        super().__init__(_keep_ray, str(at))
+        super().__init__(["-m", "tests.faults.keep_ray", str(at)], at.with_suffix(".log"))
         deadline = time.monotonic() + 120
         while not at.exists():
             assert self.wait(0.05) is None and time.monotonic() < deadline, "Ray does not start"
@@ -95,7 +93,8 @@ class Run(Session):
 
     def __init__(self, arguments: list[str], cluster: Cluster, log: Path, hand: Hand | None = None) -> None:
         self._log = log
-        super().__init__(_drive, [*arguments, "--address", cluster.address], str(log))
+        command = ["-m", "pipelines.cli", "run", *arguments, "--json", "--address", cluster.address]
+        super().__init__(command, log)
         if hand is not None:
             hand.may_strike(self, cluster)
 
@@ -112,34 +111,6 @@ class Run(Session):
         told: dict[str, Any] = json.loads(self.last())
         assert told["event"] == "done"
         return told
-
-
-def _alone(target: Callable[..., None], arguments: tuple[object, ...], environment: Mapping[str, str]) -> None:
-    os.setsid()
-    os.chdir(CHECKOUT)
-    os.environ.update(environment, RAY_AUTH_MODE="disabled")  # two processes that no token came to share
-    target(*arguments)
-
-
-def _keep_ray(at: str) -> None:
-    import ray
-
-    ray.init(
-        address="local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
-        logging_level=logging.ERROR, _node_ip_address="127.0.0.1",
-    )  # fmt: skip
-    Path(f"{at}.part").write_text(str(ray.get_runtime_context().gcs_address))
-    os.replace(f"{at}.part", at)
-    threading.Event().wait()
-
-
-def _drive(arguments: list[str], log: str) -> None:
-    with open(log, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    from pipelines.cli import call, leave
-
-    leave(call(["run", *arguments, "--json"]))
 
 
 @dataclass(frozen=True)

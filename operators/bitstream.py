@@ -120,3 +120,15 @@ def _without_notes(packet: bytes, kind: VideoKind) -> bytes:
 
 def _is_note(unit: bytes, kind: VideoKind) -> bool:
     return bool(unit) and ((unit[0] & 31) == 6 if kind == "h264" else (unit[0] >> 1 & 63) in (39, 40))
+
+
+def as_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array of any shape as (rows, columns), all axes but the last taken as rows."""
+    return plane.reshape(-1, plane.shape[-1]) if plane.ndim and plane.size else plane.reshape(-1, max(1, plane.size))
+
+
+def padded(samples: npt.NDArray[Any], depth: int) -> Frames:
+    """Grow a frame to edges that the encoder takes, by repeating its border."""
+    height, width = samples.shape
+    grow = ((0, padded_edge(height) - height), (0, padded_edge(width) - width))
+    return np.pad(samples.astype(np.uint8 if depth == 8 else np.uint16), grow, mode="edge")

@@ -15,11 +15,16 @@ from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
 
 CoderKind = Literal["rans", "hevc", "h264", "av1", "ffv1", "raw"]
+COARSEST: Mapping[str, int] = {"hevc": 51, "h264": 63, "av1": 63}
+"""The largest quality number of the codecs that can lose: a quantization parameter, for AV1 a rate factor."""
 Plane = npt.NDArray[Any]  # int8 to int32 or uint8 to uint32
 
 
 class Coder(ABC):
-    """Base of all coders: what ``encode`` returns, ``decode`` turns into the same array, or raises HilbertflowError."""
+    """Base of all coders: what ``encode`` returns, ``decode`` turns into the same array, or raises HilbertflowError.
+
+    A video coder with a quality gives an array near it, the same each time.
+    """
 
     kind: CoderKind
 
@@ -59,22 +64,33 @@ class RansCoder(Coder):
 
 @dataclass(frozen=True)
 class VideoCoder(Coder):
-    """A video codec in its lossless mode, a plane a frame (:mod:`operators.video`)."""
+    """A video codec, a plane a frame: without loss (:mod:`operators.video`) or at a quality (``video_lossy``).
+
+    Parameters
+    ----------
+    kind: the codec.
+    quality: None for no loss; else the quantization parameter, 0 (fine) to 51 (H.264: 63), AV1's rate factor to 63.
+    """
 
     kind: Literal["hevc", "h264", "av1", "ffv1"] = "ffv1"
+    quality: int | None = None
 
     def encode(self, plane: Plane) -> bytes:
         """Code a plane; its last axis is a row of pixels."""
-        from operators import video  # FFmpeg is loaded where a plane is coded by it
+        from operators import video, video_lossy  # FFmpeg is loaded where a plane is coded by it
 
+        if self.quality is not None:
+            return video_lossy.encode_plane(plane, self.kind, self.quality)
         return video.encode_plane(plane, self.kind)
 
     def decode(
         self, data: bytes | memoryview, shape: tuple[int, ...], dtype: npt.DTypeLike, out: Plane | None = None
     ) -> Plane:
         """The plane that was coded."""
-        from operators import video
+        from operators import video, video_lossy
 
+        if self.quality is not None:
+            return video_lossy.decode_plane(data, shape, dtype, self.kind)
         return video.decode_plane(data, shape, dtype, self.kind)
 
 

@@ -1,4 +1,4 @@
-"""Video codecs as coders: planes without loss for the archive, frames with loss for looking and for comparison.
+"""Video codecs as coders of planes, without loss for the archive; films and pictures for looking.
 
 A chunk of the archive is the mode byte 0x20, the CRC-32 of the pixels (little-endian), the smallest value, and one
 or more one-frame bitstreams: values less the smallest are cut in groups of bits that the codec's pixel format holds.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -19,7 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import raw
-from operators.bitstream import FORMATS, MAX_EDGE, Frames, VideoKind, decode_stream, encode_stream, padded_edge
+from operators.bitstream import (
+    FORMATS,
+    MAX_EDGE,
+    VideoKind,
+    as_rows,
+    decode_stream,
+    encode_stream,
+    padded,
+    padded_edge,
+)
 from operators.errors import HilbertflowError
 
 MODE = 0x20
@@ -48,7 +56,7 @@ def encode_plane(plane: npt.NDArray[Any], kind: VideoKind) -> bytes:
     is stored raw.
     """
     raw.checked(plane.dtype)
-    rows = _as_rows(plane)
+    rows = as_rows(plane)
     if not rows.size or max(rows.shape) > MAX_EDGE:
         return raw.encode(plane)
     low = int(rows.min())
@@ -61,7 +69,7 @@ def encode_plane(plane: npt.NDArray[Any], kind: VideoKind) -> bytes:
     values = np.ascontiguousarray(plane).astype(plane.dtype.newbyteorder("<"), copy=False).tobytes()
     parts = [_HEAD.pack(MODE, groups, width, zlib.crc32(values), low)]
     for group in range(groups):
-        samples = _padded((offsets >> np.uint32(group * width)) & np.uint32((1 << width) - 1), depth)
+        samples = padded((offsets >> np.uint32(group * width)) & np.uint32((1 << width) - 1), depth)
         packets = encode_stream(samples[None], kind, depth, LOSSLESS[kind])
         stream = b"".join(packets)
         parts += [_LENGTH.pack(len(stream)), stream]
@@ -113,85 +121,6 @@ def decode_plane(
     return plane
 
 
-# ---- with loss
-
-
-@dataclass(frozen=True)
-class _Lossy:
-    """Encoder options at a quality: psychovisual tools off, because they spend bits on what is not there."""
-
-    fixed: dict[str, str]
-    params: str
-    quality: str
-
-
-LOSSY: dict[VideoKind, _Lossy] = {
-    "hevc": _Lossy(
-        {},
-        "qp={quality}:psy-rd=0:psy-rdoq=0:rdoq-level=2:aq-mode=0:sao=0:"
-        "log-level=none:pools=none:frame-threads=1:info=0",
-        "x265-params",
-    ),
-    "h264": _Lossy({}, "qp={quality}:psy=0:aq-mode=0:mbtree=0:no-deblock=1", "x264-params"),
-    "av1": _Lossy({}, "crf={quality}:tune=1:aq-mode=0:lp=1", "svtav1-params"),
-}
-_FRAMES = struct.Struct("<BBIII")  # codec, depth, frames, height, width
-_LOSSY_DEPTH = 10
-
-
-def encode_frames(
-    frames: npt.NDArray[np.uint16], codec: VideoKind, quality: float, intra: bool, preset: str = ""
-) -> bytes:
-    """Code 10-bit frames with loss.
-
-    Parameters
-    ----------
-    frames: (n, height, width) uint16 below 1024.
-    codec: ``hevc``, ``h264`` or ``av1``.
-    quality: quantization parameter, 0 (fine) to 51 (coarse), H.264 to 63; for AV1 its rate factor, to 63. A rate
-        factor would cost x265 half a bit a value more on single frames of noise.
-    intra: every frame for itself; otherwise the encoder predicts between frames.
-    preset: speed preset of the encoder, its ``medium`` (SVT-AV1: 6) when empty.
-
-    Returns
-    -------
-    A self-contained byte string, read by :func:`decode_frames`.
-    """
-    if codec not in LOSSY:
-        raise HilbertflowError(f"{codec} has no lossy mode here", remedy=f"use one of {', '.join(LOSSY)}")
-    if frames.ndim != 3 or not frames.size or max(frames.shape[1:]) > MAX_EDGE or int(frames.max()) >> _LOSSY_DEPTH:
-        raise HilbertflowError(f"frames of shape {frames.shape}", remedy="give (n, height, width) of values below 1024")
-    lossy, height, width = LOSSY[codec], *frames.shape[1:]
-    options = {"preset": preset or ("6" if codec == "av1" else "medium"), "g": "1" if intra else "250"}
-    options |= lossy.fixed | {lossy.quality: lossy.params.format(quality=round(quality))}
-    padded = np.stack([_padded(frame, _LOSSY_DEPTH) for frame in frames])
-    packets = encode_stream(padded, codec, _LOSSY_DEPTH, options)
-    head = _FRAMES.pack(list(FORMATS).index(codec), _LOSSY_DEPTH, len(frames), height, width)
-    return head + b"".join(_LENGTH.pack(len(packet)) + packet for packet in packets)
-
-
-def decode_frames(data: bytes) -> npt.NDArray[np.uint16]:
-    """The frames (n, height, width), uint16, that :func:`encode_frames` coded."""
-    if len(data) < _FRAMES.size:
-        raise raw.damaged("video", "the coded bytes end too early")
-    number, depth, count, height, width = _FRAMES.unpack_from(data)
-    codecs = list(FORMATS)
-    if number >= len(codecs) or depth != _LOSSY_DEPTH or not 0 < min(height, width) <= max(height, width) <= MAX_EDGE:
-        raise raw.damaged("video", "the header is malformed")
-    packets, at = [], _FRAMES.size
-    while at < len(data):
-        length = _LENGTH.unpack_from(data, at)[0] if at + _LENGTH.size <= len(data) else len(data)
-        at += _LENGTH.size
-        if at + length > len(data):
-            raise raw.damaged("video", "the coded bytes end too early")
-        packets.append(data[at : at + length])
-        at += length
-    if count > len(packets):
-        raise raw.damaged("video", f"{len(packets)} packets for {count} frames")
-    frames = decode_stream(packets, codecs[number], depth, padded_edge(height), padded_edge(width), count)
-    return np.ascontiguousarray(frames[:, :height, :width]).astype(np.uint16, copy=False)
-
-
 def write_mp4(frames: npt.NDArray[np.uint8], fps: float = 8.0) -> bytes:
     """An MP4 file that browsers play: H.264, 8 bits, 4:2:0, its index in front.
 
@@ -205,16 +134,16 @@ def write_mp4(frames: npt.NDArray[np.uint8], fps: float = 8.0) -> bytes:
             f"frames of shape {frames.shape} and {frames.dtype}", remedy="give (n, height, width) uint8"
         )
     _, height, width = frames.shape
-    padded = np.pad(frames, ((0, 0), (0, height & 1), (0, width & 1)), mode="edge")
+    even = np.pad(frames, ((0, 0), (0, height & 1), (0, width & 1)), mode="edge")
     file = io.BytesIO()
     # the index goes into room kept at the front, which needs no second pass over the file
-    with av.open(file, "w", format="mp4", options={"moov_size": str(4096 + 64 * len(padded))}) as container:
+    with av.open(file, "w", format="mp4", options={"moov_size": str(4096 + 64 * len(even))}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = even.shape[2], even.shape[1], "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "14", "preset": "medium", "profile": "high"}
-        for samples in padded:
+        for samples in even:
             frame = av.VideoFrame.from_ndarray(samples, format="gray").reformat(format="yuv420p")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -230,16 +159,5 @@ def write_png(picture: npt.NDArray[np.uint8]) -> bytes:
     return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
 
 
-def _as_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return plane.reshape(-1, plane.shape[-1]) if plane.ndim and plane.size else plane.reshape(-1, max(1, plane.size))
-
-
 def _depth(kind: VideoKind, bits: int) -> int:
     return min(depth for depth in FORMATS[kind] if depth >= bits)
-
-
-def _padded(samples: npt.NDArray[Any], depth: int) -> Frames:
-    """Grow a frame to edges that the encoder takes, by repeating its border."""
-    height, width = samples.shape
-    grow = ((0, padded_edge(height) - height), (0, padded_edge(width) - width))
-    return np.pad(samples.astype(np.uint8 if depth == 8 else np.uint16), grow, mode="edge")

@@ -24,7 +24,7 @@ from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.common import parse_named_configuration
 from zarr.registry import register_codec
 
-from operators.coders import Coder, CoderKind, RansCoder, RawCoder, VideoCoder
+from operators.coders import COARSEST, Coder, CoderKind, RansCoder, RawCoder, VideoCoder
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
 from operators.raw import KINDS
@@ -52,9 +52,21 @@ class PlaneCodec(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """Read the codec's entry in ``zarr.json``."""
-        parse_named_configuration(data, PREFIX + cls.kind, require_configuration=False)
+        """Read the codec's entry in ``zarr.json``; HilbertflowError when it says anything else."""
+        cls._options(data)
         return cls()
+
+    @classmethod
+    def _options(cls, data: dict[str, JSON], *known: str) -> Mapping[str, JSON]:
+        """The entry's configuration, which has no other keys than those known."""
+        _, options = parse_named_configuration(data, PREFIX + cls.kind, require_configuration=False)
+        found: Mapping[str, JSON] = options or {}
+        if unknown := sorted(set(found) - set(known)):
+            raise HilbertflowError(
+                f"unknown option {unknown[0]!r}", where=f"codec {PREFIX}{cls.kind}",
+                remedy=f"it takes {', '.join(known) or 'none'}",
+            )  # fmt: skip
+        return found
 
     def to_dict(self) -> dict[str, JSON]:
         """The codec's entry in ``zarr.json``."""
@@ -122,10 +134,8 @@ class RansCodec(PlaneCodec):
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
         """Read the codec's entry in ``zarr.json``; HilbertflowError when its tables are malformed."""
-        _, options = parse_named_configuration(data, PREFIX + cls.kind, require_configuration=False)
-        text = options.get("tables", "") if isinstance(options, Mapping) else ""
         try:
-            tables = base64.b64decode(str(text), validate=True)
+            tables = base64.b64decode(str(cls._options(data, "tables").get("tables", "")), validate=True)
         except binascii.Error as error:
             raise HilbertflowError("the tables are not base 64", where=f"codec {PREFIX}rans") from error
         if tables:
@@ -140,7 +150,7 @@ class RansCodec(PlaneCodec):
 
 @dataclass(frozen=True)
 class _VideoCodec(PlaneCodec):
-    """A video codec in its lossless mode: a plane, the last two axes of a chunk, is a frame."""
+    """A video codec: a plane, the last two axes of a chunk, is a frame."""
 
     def coder(self) -> Coder:
         """The coder of this codec."""
@@ -149,21 +159,58 @@ class _VideoCodec(PlaneCodec):
 
 
 @dataclass(frozen=True)
-class HevcCodec(_VideoCodec):
+class _LossyCodec(_VideoCodec):
+    """A video codec that can lose.
+
+    Parameters
+    ----------
+    quality: None, the default, for no loss; else the codec's quantization parameter, for AV1 its rate factor, 0 (fine)
+        to :data:`operators.coders.COARSEST`. Archives are written without loss: a level beneath the exact one
+        must come back as it was. With loss the codecs are for arrays of pictures.
+    """
+
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        most = COARSEST[self.kind]
+        if self.quality is not None and not (type(self.quality) is int and 0 <= self.quality <= most):
+            raise HilbertflowError(
+                f"quality {self.quality!r}", where=f"codec {PREFIX}{self.kind}",
+                remedy=f"use 0 (fine) to {most} (coarse), or none for no loss",
+            )  # fmt: skip
+
+    def coder(self) -> Coder:
+        """The coder of this codec, at its quality."""
+        kind: Literal["hevc", "h264", "av1"] = self.kind  # type: ignore[assignment]
+        return VideoCoder(kind, self.quality)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, JSON]) -> Self:
+        """Read the codec's entry in ``zarr.json``; HilbertflowError when it is no quality."""
+        return cls(cls._options(data, "quality").get("quality"))  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, JSON]:
+        """The codec's entry in ``zarr.json``."""
+        options: dict[str, JSON] = {} if self.quality is None else {"quality": self.quality}
+        return {"name": PREFIX + self.kind, "configuration": options}
+
+
+@dataclass(frozen=True)
+class HevcCodec(_LossyCodec):
     """H.265 through x265."""
 
     kind: ClassVar[CoderKind] = "hevc"
 
 
 @dataclass(frozen=True)
-class H264Codec(_VideoCodec):
+class H264Codec(_LossyCodec):
     """H.264 through x264."""
 
     kind: ClassVar[CoderKind] = "h264"
 
 
 @dataclass(frozen=True)
-class Av1Codec(_VideoCodec):
+class Av1Codec(_LossyCodec):
     """AV1 through SVT-AV1, decoded by dav1d."""
 
     kind: ClassVar[CoderKind] = "av1"

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs import Zstd
 
-from operators import video
+from operators import video_lossy
 from operators.floats import round_to
 from pipelines.bench.finetune import chain
 from pipelines.bench.local import archive_model
@@ -127,8 +127,8 @@ def _video(paths: list[Path]) -> Table:
     rows = []
     for quality in VIDEO_QUALITIES:
         for how, intra in (("each alone", True), ("predicted", False)):
-            data = video.encode_frames(frames, "hevc", quality, intra=intra)
-            back = (video.decode_frames(data).astype(np.float64) - 512) / 96 * deviation
+            data = video_lossy.encode_frames(frames, "hevc", quality, intra=intra)
+            back = (video_lossy.decode_frames(data).astype(np.float64) - 512) / 96 * deviation
             told = np.diff(back, axis=0)
             rows.append(
                 (f"HEVC QP {quality:g}", how, f"{8 * len(data) / stack.size:.3f}",

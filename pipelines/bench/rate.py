@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import rans, scales, video
+from operators import rans, scales, video_lossy
 from operators.capacity import excess, gaussian_rate
 from operators.decode import Ladder
 from operators.frame_encode import FrameEncode
@@ -149,8 +149,8 @@ def rivals(material: Material, quick: bool) -> Iterator[Point]:
     frames, restore = pixels(material.values[: 2 if quick else 8])
     for codec, qualities in VIDEO:
         for quality in qualities[1:2] if quick else qualities:
-            data = video.encode_frames(frames, codec, quality, intra=True)  # type: ignore[arg-type]
-            reached = row_sqnr(restore(frames), restore(video.decode_frames(data)))
+            data = video_lossy.encode_frames(frames, codec, quality, intra=True)  # type: ignore[arg-type]
+            reached = row_sqnr(restore(frames), restore(video_lossy.decode_frames(data)))
             yield Point(f"{codec}, 10-bit intra", 8 * len(data) / frames.size, reached)
     if nnc.installed():
         values = scaled(material.values[:4] if quick else material.values)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numcodecs import Zstd
 
-from operators import rans, scales, trellis, uniform, video
+from operators import rans, scales, trellis, uniform, video_lossy
 from operators.capacity import entropy
 from pipelines.bench.local import archive_model
 from pipelines.bench.material import SIDE, Material, model_planes, write_model
@@ -121,9 +121,9 @@ def _line(
 def _video(values: Any) -> Iterator[tuple[Any, ...]]:
     frames, _ = pixels(values)
     size = frames.size * 2 / 1e6
-    coded = video.encode_frames(frames, "hevc", 28.0, intra=True)
-    coding = median_seconds(lambda: video.encode_frames(frames, "hevc", 28.0, intra=True), 1)
-    decoding = median_seconds(lambda: video.decode_frames(coded), 1)
+    coded = video_lossy.encode_frames(frames, "hevc", 28.0, intra=True)
+    coding = median_seconds(lambda: video_lossy.encode_frames(frames, "hevc", 28.0, intra=True), 1)
+    decoding = median_seconds(lambda: video_lossy.decode_frames(coded), 1)
     ratio = 100 * len(coded) / 1e6 / size
     yield "x265 medium, lossy at 17 dB", f"{size / coding:.1f}", f"{size / decoding:.0f}", "MB/s", f"{ratio:.1f} %"
 

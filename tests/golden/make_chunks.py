@@ -1,4 +1,4 @@
-"""Write chunks of today's coders beside the old ones: ``python tests/golden/make_chunks.py NAME``.
+"""Write chunks of today's coders beside the old ones: ``python tests/golden/make_chunks.py NAME [STEM …]``.
 
 Every file here must decode for ever. Run this when a coder's format grows, with a new name, and never rewrite a file.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from operators.coders import CODERS, CoderKind, RansCoder
+from operators.coders import CODERS, CoderKind, RansCoder, VideoCoder
 from operators.rans_tables import Tables
 
 HERE = Path(__file__).parent
@@ -39,19 +39,29 @@ def entry(name: str, kind: CoderKind, plane: np.ndarray, tables: bytes = b"") ->
     coder = RansCoder(tables=tables) if tables else CODERS[kind]
     chunk = coder.encode(plane)
     assert np.array_equal(coder.decode(chunk, plane.shape, plane.dtype), plane)
+    return described(name, kind, plane, chunk) | {"tables": tables.hex()}
+
+
+def lossy(kind: str, plane: np.ndarray, quality: int) -> dict[str, object]:
+    coder = VideoCoder(kind, quality)
+    chunk = coder.encode(plane)
+    back = coder.decode(chunk, plane.shape, plane.dtype)
+    return described(f"at quality {quality}", kind, back, chunk) | {"quality": quality}
+
+
+def described(name: str, kind: str, plane: np.ndarray, chunk: bytes) -> dict[str, object]:
     little = plane.astype(plane.dtype.newbyteorder("<"))
     return {
         "name": name,
         "kind": kind,
         "shape": list(plane.shape),
         "dtype": plane.dtype.name,
-        "tables": tables.hex(),
         "sha256": hashlib.sha256(little.tobytes()).hexdigest(),
         "chunk": chunk.hex(),
     }
 
 
-def main(name: str) -> None:
+def main(name: str, *stems: str) -> None:
     made = planes()
     rans = [entry(key, "rans", plane) for key, plane in made.items()]
     for columns in (0, 48):
@@ -64,7 +74,12 @@ def main(name: str) -> None:
         for kind in ("hevc", "h264", "av1", "ffv1")
         for key in ("middling int16", "heavy int32", "constant int16")
     ]
-    for stem, entries in (("rans", rans), ("video", video)):
+    rows, columns = np.mgrid[0:64, 0:96]
+    picture = (1000 * np.sin(rows / 9) * np.cos(columns / 7)).astype(np.int16)
+    losing = [lossy(kind, picture, quality) for kind in ("hevc", "h264", "av1") for quality in (10, 30)]
+    for stem, entries in (("rans", rans), ("video", video), ("video-lossy", losing)):
+        if stems and stem not in stems:
+            continue
         path = HERE / f"{stem}-{name}.json"
         if path.exists():
             raise SystemExit(f"{path} exists and must not change")
@@ -72,4 +87,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from operators import rans, raw, video
+from operators import rans, raw, video, video_lossy
 from operators.coders import CODERS
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
@@ -167,9 +167,11 @@ def test_forged_video_chunks_are_refused(stream, kind, groups, width):
 def test_damaged_lossy_video_never_crashes(data):
     frames = np.full((2, 64, 64), 512, np.uint16) + np.arange(64, dtype=np.uint16)
     codec = data.draw(st.sampled_from(["hevc", "h264", "av1"]))
-    damaged = data.draw(damage(video.encode_frames(frames, codec, 20, False, "ultrafast" if codec != "av1" else "10")))
+    damaged = data.draw(
+        damage(video_lossy.encode_frames(frames, codec, 20, False, "ultrafast" if codec != "av1" else "10"))
+    )
     try:
-        back = video.decode_frames(damaged)
+        back = video_lossy.decode_frames(damaged)
     except HilbertflowError:
         return
     assert back.ndim == 3 and back.dtype == np.uint16

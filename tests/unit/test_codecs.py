@@ -12,7 +12,7 @@ from zarr.registry import get_codec_class
 
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
-from storage.codecs import CODECS, PREFIX, RansCodec, RawCodec
+from storage.codecs import CODECS, PREFIX, Av1Codec, H264Codec, HevcCodec, RansCodec, RawCodec
 
 DTYPES = ["int8", "int16", "int32", "uint8", "uint16", "uint32"]
 
@@ -134,6 +134,30 @@ def test_malformed_configuration_is_refused():
     for tables in ("no base 64!", "AAAA"):
         with pytest.raises(HilbertflowError):
             RansCodec.from_dict({"name": "hilbertflow.rans", "configuration": {"tables": tables}})
+
+
+def test_unknown_options_are_refused():
+    for kind in CODECS:
+        with pytest.raises(HilbertflowError, match="unknown option 'nonsense'"):
+            CODECS[kind].from_dict({"name": PREFIX + kind, "configuration": {"nonsense": 1}})
+
+
+@pytest.mark.parametrize("quality", [-1, 99, 2.5, "20", True])
+def test_qualities_that_no_codec_has_are_refused(quality):
+    with pytest.raises(HilbertflowError, match="quality"):
+        HevcCodec.from_dict({"name": "hilbertflow.hevc", "configuration": {"quality": quality}})
+
+
+@pytest.mark.parametrize("codec", [HevcCodec, H264Codec, Av1Codec])
+def test_pictures_with_loss_read_alike_each_time_and_damage_is_refused(tmp_path, codec):
+    rows, columns = np.mgrid[0:64, 0:64]
+    values = np.stack([(rows * 2 + columns + shift) % 200 for shift in range(6)]).astype(np.uint8)
+    array = archived(tmp_path, values, codec(quality=24))
+    inner = json.loads((tmp_path / "zarr.json").read_text())["codecs"][0]["configuration"]["codecs"][0]
+    assert inner["configuration"] == {"quality": 24} and array.metadata.codecs[0].codecs[0] == codec(quality=24)
+    read = array[:]
+    assert np.array_equal(read, array[:]) and 0 < np.abs(read.astype(int) - values).mean() < 8
+    assert sum(path.stat().st_size for path in (tmp_path / "c").rglob("*") if path.is_file()) < values.nbytes / 2
 
 
 @pytest.mark.parametrize("kind", list(CODECS))

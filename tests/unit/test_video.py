@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from operators import raw, video
-from operators.coders import CODERS, cheapest, coded_sizes
+from operators import raw, video, video_lossy
+from operators.coders import CODERS, VideoCoder, cheapest, coded_sizes
 from operators.errors import HilbertflowError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -100,7 +100,7 @@ def golden_chunks():
 
 @pytest.mark.parametrize("entry", golden_chunks(), ids=lambda entry: f"{entry['kind']} {entry['name']}")
 def test_old_chunks_decode_for_ever(entry):
-    coder = CODERS[entry["kind"]]
+    coder = VideoCoder(entry["kind"], entry.get("quality"))
     plane = coder.decode(bytes.fromhex(entry["chunk"]), tuple(entry["shape"]), entry["dtype"])
     little = plane.astype(plane.dtype.newbyteorder("<"))
     assert hashlib.sha256(little.tobytes()).hexdigest() == entry["sha256"]
@@ -108,6 +108,58 @@ def test_old_chunks_decode_for_ever(entry):
 
 def test_there_are_old_chunks():
     assert {entry["kind"] for entry in golden_chunks()} == set(KINDS)
+    assert {entry["kind"] for entry in golden_chunks() if "quality" in entry} == set(LOSSY)
+
+
+LOSSY = ["hevc", "h264", "av1"]
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+@pytest.mark.parametrize("dtype, top", [("uint8", 255), ("int8", 127), ("int16", 1000), ("uint16", 65535)])
+def test_planes_with_loss_are_nearer_for_more_bytes(kind, dtype, top):
+    plane = smooth((96, 160), top, dtype)
+    error, size = [], []
+    for quality in (4, 20, 36):
+        chunk = video_lossy.encode_plane(plane, kind, quality)
+        back = video_lossy.decode_plane(chunk, plane.shape, plane.dtype, kind)
+        assert back.shape == plane.shape and back.dtype == plane.dtype
+        error.append(float(np.mean((back.astype(float) - plane) ** 2)))
+        size.append(len(chunk))
+    assert size == sorted(size, reverse=True) and size[2] < size[0] < plane.nbytes
+    assert error == sorted(error) and error[0] < 0.01 * plane.astype(float).var()
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_noise_that_expands_falls_back_to_raw_and_comes_back_whole(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    chunk = video_lossy.encode_plane(noise, kind, 0)
+    assert chunk[0] == raw.MODE and len(chunk) == noise.nbytes + raw.OVERHEAD
+    assert np.array_equal(video_lossy.decode_plane(chunk, noise.shape, noise.dtype, kind), noise)
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_lossy_chunks_that_are_damaged_are_refused(kind):
+    plane = smooth((64, 72), 255, np.uint8)
+    chunk = video_lossy.encode_plane(plane, kind, 20)
+    good, rng = video_lossy.decode_plane(chunk, plane.shape, plane.dtype, kind), np.random.default_rng(1)
+    for damaged in (b"", chunk[:10], chunk[:-9], b"\x22" + chunk[1:], chunk[:1] + b"\x40" + chunk[2:]):
+        with pytest.raises(HilbertflowError):
+            video_lossy.decode_plane(damaged, plane.shape, plane.dtype, kind)
+    for at in rng.choice(np.arange(3, len(chunk)), 40, replace=False):  # what the pixels do not depend on may differ
+        flipped = bytearray(chunk)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        try:
+            back = video_lossy.decode_plane(bytes(flipped), plane.shape, plane.dtype, kind)
+        except HilbertflowError:
+            continue
+        assert np.array_equal(back, good)
+
+
+def test_a_quality_that_no_codec_has_is_refused():
+    plane = smooth((64, 64), 255, np.uint8)
+    for kind, quality in (("hevc", 52), ("h264", -1), ("av1", 64), ("ffv1", 10)):
+        with pytest.raises(HilbertflowError, match=r"quality|lossy"):
+            video_lossy.encode_plane(plane, kind, quality)
 
 
 def frames_of_noise(count=4, deviation=40):
@@ -121,8 +173,8 @@ def test_lossy_frames_are_better_for_more_bytes(codec, intra):
     frames = frames_of_noise()
     error, size = [], []
     for quality in (8, 20, 32):
-        data = video.encode_frames(frames, codec, quality, intra)
-        back = video.decode_frames(data)
+        data = video_lossy.encode_frames(frames, codec, quality, intra)
+        back = video_lossy.decode_frames(data)
         assert back.shape == frames.shape and back.dtype == np.uint16
         error.append(float(np.mean((back.astype(float) - frames) ** 2)))
         size.append(len(data))
@@ -134,20 +186,22 @@ def test_lossy_frames_are_better_for_more_bytes(codec, intra):
 def test_prediction_between_frames_pays_when_they_are_alike(codec):
     one = frames_of_noise(1)
     frames = np.repeat(one, 8, axis=0)
-    assert len(video.encode_frames(frames, codec, 20, False)) < 0.5 * len(video.encode_frames(frames, codec, 20, True))
+    assert len(video_lossy.encode_frames(frames, codec, 20, False)) < 0.5 * len(
+        video_lossy.encode_frames(frames, codec, 20, True)
+    )
 
 
 def test_bad_frames_are_refused():
     good = frames_of_noise(1)
     for frames in (good[0], good[:0], good + np.uint16(600), np.zeros((1, 9000, 8), np.uint16)):
         with pytest.raises(HilbertflowError):
-            video.encode_frames(frames, "h264", 20, True)
+            video_lossy.encode_frames(frames, "h264", 20, True)
     with pytest.raises(HilbertflowError, match="lossy"):
-        video.encode_frames(good, "ffv1", 20, True)
-    data = video.encode_frames(good, "h264", 20, True)
+        video_lossy.encode_frames(good, "ffv1", 20, True)
+    data = video_lossy.encode_frames(good, "h264", 20, True)
     for damaged in (b"", data[:10], data[:-5], b"\x09" + data[1:], data[:2] + b"\xff" + data[3:]):
         with pytest.raises(HilbertflowError):
-            video.decode_frames(damaged)
+            video_lossy.decode_frames(damaged)
 
 
 @pytest.mark.parametrize("shape", [(5, 64, 64), (1, 33, 65), (3, 256, 256)])

@@ -41,7 +41,8 @@ def model_plan(recipe: Recipe) -> Plan:
     if "keep" not in table.column_names:
         table = Sample().apply(table)
     layout = place(table, only(recipe, HilbertMap).side, recipe.compute.planes_per_unit)
-    source, trials = PlaneUnits(checkpoint, layout), Trials()
+    frame, head = frame_of(checkpoint)
+    source, trials = PlaneUnits(checkpoint, layout, head=head), Trials()
     extra = {"tensors.parquet": parquet_bytes(layout.table())}
     if recipe.parent is not None:
         source, stream, arrays, own = child_parts(recipe, source)
@@ -55,7 +56,7 @@ def model_plan(recipe: Recipe) -> Plan:
         "metadata": _metadata(checkpoint), "parameters": sum(prod(p.shape) for p in layout.placements),
     }  # fmt: skip
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
-    source = dataclasses.replace(source, frame=frame_of(checkpoint))
+    source = dataclasses.replace(source, frame=frame)
     compile_sums()
     return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 TASKS_A_CORE = 16
 _NOBODY = Observer()
+
+
+@runtime_checkable
+class Narrows(Protocol):
+    """A source that gives a worker less of itself: what the units it reads do not need stays behind."""
+
+    def narrowed(self, units: Iterable[int]) -> Units:
+        """For these units, in rising order."""
 
 
 class UnitSource(Datasource):
@@ -49,7 +57,7 @@ class UnitSource(Datasource):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._source, self._pending = source, pending
-        self._read = partial(_read, source, observer=observer, url=url, written=written)
+        self._read = partial(_read, observer=observer, url=url, written=written)
 
     @staticmethod
     def tasks(pending: Pending, cores: int) -> int:
@@ -74,9 +82,10 @@ class UnitSource(Datasource):
         for k in range(min(parallelism, total)):
             mine = self._pending.part(k * total // parallelism, (k + 1) * total // parallelism)
             if mine:
+                source = self._source.narrowed(mine) if isinstance(self._source, Narrows) else self._source
                 size = len(mine) * self._source.unit_bytes
                 metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(partial(self._read, mine), metadata))
+                tasks.append(ReadTask(partial(self._read, source, mine), metadata))
         return tasks
 
 

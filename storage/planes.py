@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ import pyarrow as pa
 from operators.planes import with_arrays
 from storage.checkpoint import Checkpoint
 from storage.layout import Layout
-from storage.signatures import Frame, sums_bytes, unit_sums
+from storage.signatures import Frame, Head, sums_bytes, unit_sums
 from storage.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,13 +27,15 @@ class PlaneUnits:
     """The units of a checkpoint under a layout; picklable, so that each worker reads its own.
 
     With a ``parent``, planes bring the words of the same tensors there, and those of its own parent. With a ``frame``,
-    the first plane of a unit brings what the unit adds to the model's signature.
+    the first plane of a unit brings what the unit adds to the model's signature. What lies in a ``head`` has been read
+    and is not asked for again.
     """
 
     checkpoint: Checkpoint
     layout: Layout
     parent: ModelArchive | None = None
     frame: Frame | None = None
+    head: Head | None = None
 
     @property
     def units(self) -> int:
@@ -72,6 +76,20 @@ class PlaneUnits:
             [self._read(unit, plane, plane + 1) for plane in picked] or [self._read(unit, first, first)]
         )
 
+    def narrowed(self, units: Iterable[int]) -> PlaneUnits:
+        """The same for a worker of these, in rising order: without the head where none of them needs it."""
+        if self.head is None or (tensor := self.layout.by_name.get(self.head.tensor)) is None:
+            return dataclasses.replace(self, head=None)
+        unit_words = self.layout.per_unit * self.layout.area
+        first, last = tensor.start // unit_words, (tensor.start + len(self.head.data) // tensor.word) // unit_words
+        nearest = next((unit for unit in units if unit >= first), last + 1)
+        return self if nearest <= last else dataclasses.replace(self, head=None)
+
+    def _bytes(self, spec: TensorSpec, start: int, stop: int) -> bytes:
+        if self.head is None:
+            return self.checkpoint.read(spec, start, stop)
+        return self.head.read(spec, start, stop, self.checkpoint)
+
     def _read(self, unit: int, first: int, stop: int) -> pa.Table:
         layout = self.layout
         group, *_ = layout.unit_planes(unit)
@@ -87,9 +105,7 @@ class PlaneUnits:
         for name, parts in runs.items():
             # The parts of a tensor on neighbouring planes are neighbours in the source: one request for all.
             low, high = parts[0][0], parts[-1][0] + parts[-1][3]
-            read.append(
-                (self._specs[name], low * word, self.checkpoint.read(self._specs[name], low * word, high * word))
-            )
+            read.append((self._specs[name], low * word, self._bytes(self._specs[name], low * word, high * word)))
             data = np.frombuffer(read[-1][2], np.uint8)
             for source, plane, target, words in parts:
                 piece = data[(source - low) * word : (source - low + words) * word]

@@ -1,8 +1,8 @@
 """Runs killed at a random moment by a random hand, then resumed: the same bytes, nothing made twice, nothing left over.
 
-`make kills RUNS=200 SEED=…`; left out of `make test` while a cluster that outlives its drivers is unsteady. Run n of a
-seed is run 0 of the seed n higher: every 100 in a row have each hand in each phase of a run, of models and of
-collections; the moment in the phase is drawn by the seed.
+Six of them in `make test`, more by `make kills RUNS=200 SEED=…`. Run n of a seed is run 0 of the seed n higher: every
+100 in a row have each hand in each phase of a run, of models and of collections; the moment in the phase is drawn by
+the seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from storage import manifest as manifests
 from storage.fs import Location, forget_connections
 from storage.verify import verify
 from tests.archived_model import small_tensors
-from tests.faults.killing import HANDS, LONG, PHASES, WHY_NOT, Calm, Cluster, Hand, Moment, Run, Watch
+from tests.faults.killing import HANDS, PHASES, Calm, Cluster, Hand, Moment, Run, Watch
 from tests.faults.proxy import Proxy, proxy
 
 RUNS = int(os.environ.get("HILBERTFLOW_KILLS", "6"))
@@ -159,7 +159,6 @@ def calm(store: Store, sources: dict[str, str], tmp_path_factory: pytest.TempPat
     return made
 
 
-@pytest.mark.skipif(not LONG, reason=WHY_NOT)
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
 def test_a_killed_run_goes_on(

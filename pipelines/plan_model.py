@@ -23,6 +23,7 @@ from pipelines.recipe import Recipe
 from pipelines.tune import tune
 from storage.checkpoint import Checkpoint, open_checkpoint
 from storage.fs import Location
+from storage.held import Recorder
 from storage.layout import place
 from storage.manifest import parquet_bytes
 from storage.planes import PlaneUnits
@@ -41,8 +42,9 @@ def model_plan(recipe: Recipe) -> Plan:
     if "keep" not in table.column_names:
         table = Sample().apply(table)
     layout = place(table, only(recipe, HilbertMap).side, recipe.compute.planes_per_unit)
-    frame, head = frame_of(checkpoint)
-    source, trials = PlaneUnits(checkpoint, layout, head=head), Trials()
+    recorder = Recorder(checkpoint)
+    frame = frame_of(checkpoint, recorder)
+    source, trials = PlaneUnits(checkpoint, layout, recorder=recorder), Trials()
     extra = {"tensors.parquet": parquet_bytes(layout.table())}
     if recipe.parent is not None:
         source, stream, arrays, own = child_parts(recipe, source)
@@ -56,7 +58,7 @@ def model_plan(recipe: Recipe) -> Plan:
         "metadata": _metadata(checkpoint), "parameters": sum(prod(p.shape) for p in layout.placements),
     }  # fmt: skip
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
-    source = dataclasses.replace(source, frame=frame)
+    source = dataclasses.replace(source, frame=frame, held=tuple(recorder.pieces), recorder=None)
     compile_sums()
     return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole))
 

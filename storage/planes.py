@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from operators.planes import with_arrays
 from storage.checkpoint import Checkpoint
+from storage.held import Piece, Read, read
 from storage.layout import Layout
-from storage.signatures import Frame, Head, sums_bytes, unit_sums
+from storage.signatures import Frame, sums_bytes, unit_sums
 from storage.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -27,15 +28,16 @@ class PlaneUnits:
     """The units of a checkpoint under a layout; picklable, so that each worker reads its own.
 
     With a ``parent``, planes bring the words of the same tensors there, and those of its own parent. With a ``frame``,
-    the first plane of a unit brings what the unit adds to the model's signature. What lies in a ``head`` has been read
-    and is not asked for again.
+    the first plane of a unit brings what the unit adds to the model's signature. What is ``held`` has been read and
+    is not asked for again; ``recorder`` reads in the stead of the checkpoint while a plan is made.
     """
 
     checkpoint: Checkpoint
     layout: Layout
     parent: ModelArchive | None = None
     frame: Frame | None = None
-    head: Head | None = None
+    held: tuple[Piece, ...] = ()
+    recorder: Read | None = None
 
     @property
     def units(self) -> int:
@@ -77,18 +79,30 @@ class PlaneUnits:
         )
 
     def narrowed(self, units: Iterable[int]) -> PlaneUnits:
-        """The same for a worker of these, in rising order: without the head where none of them needs it."""
-        if self.head is None or (tensor := self.layout.by_name.get(self.head.tensor)) is None:
-            return dataclasses.replace(self, head=None)
+        """The same for a worker of these, in rising order: it holds what they need."""
+        by_unit: dict[int, list[Piece]] = {}
+        for piece in self.held:
+            for unit in self._units_of(piece):
+                by_unit.setdefault(unit, []).append(piece)
+        last, needed = max(by_unit, default=-1), dict[int, Piece]()
+        for unit in units:
+            if unit > last:
+                break
+            needed |= {id(piece): piece for piece in by_unit.get(unit, ())}
+        return dataclasses.replace(self, held=tuple(needed.values()))
+
+    def _units_of(self, piece: Piece) -> range:
+        tensor = self.layout.by_name.get(piece.tensor)
+        if tensor is None or not piece.data:
+            return range(0)
         unit_words = self.layout.per_unit * self.layout.area
-        first, last = tensor.start // unit_words, (tensor.start + len(self.head.data) // tensor.word) // unit_words
-        nearest = next((unit for unit in units if unit >= first), last + 1)
-        return self if nearest <= last else dataclasses.replace(self, head=None)
+        first, last = (tensor.start + at // tensor.word for at in (piece.start, piece.stop - 1))
+        return range(first // unit_words, last // unit_words + 1)
 
     def _bytes(self, spec: TensorSpec, start: int, stop: int) -> bytes:
-        if self.head is None:
-            return self.checkpoint.read(spec, start, stop)
-        return self.head.read(spec, start, stop, self.checkpoint)
+        if self.recorder is not None:
+            return self.recorder(spec, start, stop)
+        return read(self.held, spec, start, stop, self.checkpoint.read)
 
     def _read(self, unit: int, first: int, stop: int) -> pa.Table:
         layout = self.layout

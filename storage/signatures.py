@@ -23,6 +23,7 @@ from operators.signature import Collector, Signature, TensorSketch, role_of
 from operators.sketch import LINEAR, MOMENTS, PROBES, Matrix, Sums, anchors, sums
 from storage.checkpoint import Checkpoint
 from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
+from storage.held import Read
 from storage.tensors import TensorSpec
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 F32 = npt.NDArray[np.float32]
 KEY = "signature.parquet"
 TOKENS = 4096
-HELD = 16 << 20
-"""Bytes of a head at most: of a checkpoint for which more are read, they are a small part."""
 """The anchors are made of the embeddings of so many tokens."""
 TABLE = 8192
 """Of a table of embeddings only so many tokens are looked at."""
@@ -55,33 +54,18 @@ class Frame:
     anchor: F32 | None = None
 
 
-@dataclass(frozen=True)
-class Head:
-    """The first bytes of a tensor, which planning has read: whoever needs them again need not ask storage."""
-
-    tensor: str
-    data: bytes
-
-    def read(self, spec: TensorSpec, start: int, stop: int, checkpoint: Checkpoint) -> bytes:
-        """Bytes of any tensor; the checkpoint is asked for what is not held."""
-        held = self.data[start:stop] if spec.name == self.tensor else b""
-        if start + len(held) == stop:
-            return held
-        return held + checkpoint.read(spec, start + len(held), stop)
-
-
-def frame_of(checkpoint: Checkpoint) -> tuple[Frame, Head]:
-    """Read the first tokens' embeddings: at most 4,096 rows of one tensor; with them, what was read for it."""
+def frame_of(checkpoint: Checkpoint, read: Read | None = None) -> Frame:
+    """Read the first tokens' embeddings: at most 4,096 rows of one tensor, by ``read`` where one is given."""
     tables = [spec for spec in checkpoint.tensors if spec.kind == "embedding" and shape_of(spec) is not None]
     if not tables:
-        return Frame(), Head("", b"")
+        return Frame()
     table = max(tables, key=lambda spec: prod(logical_shape(spec)))
     shape = logical_shape(table)
     if len(shape) != 2 or shape[0] < shape[1] // 4:
-        return Frame(), Head("", b"")
+        return Frame()
     rows = min(shape[0], TOKENS)
-    data = checkpoint.read(table, 0, table.nbytes // shape[0] * rows)
-    return _frame(values_of(table, data).reshape(rows, shape[1])), Head(table.name, data[:HELD])
+    data = (read or checkpoint.read)(table, 0, table.nbytes // shape[0] * rows)
+    return _frame(values_of(table, data).reshape(rows, shape[1]))
 
 
 def shape_of(spec: TensorSpec) -> tuple[int, ...] | None:
@@ -167,7 +151,7 @@ def merged(units: Iterable[bytes], parameters: int) -> Signature:
 
 def of_checkpoint(checkpoint: Checkpoint) -> Signature:
     """The signature of a checkpoint that is not archived; a few megabytes of each tensor are held at a time."""
-    frame, _ = frame_of(checkpoint)
+    frame = frame_of(checkpoint)
     collector = Collector(sum(prod(logical_shape(spec)) for spec in checkpoint.tensors))
     for spec in checkpoint.tensors:
         shape = shape_of(spec)

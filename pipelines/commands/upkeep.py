@@ -120,7 +120,9 @@ def gc(
     for item in removed:
         console.say(str(item["object"]))
     said = "would be removed" if dry_run else "removed"
-    console.say(f"{len(removed)} objects {said} ({console.size(total)})" if removed else "nothing to remove")
+    console.say(
+        f"{console.count(len(removed), 'object')} {said} ({console.size(total)})" if removed else "nothing to remove"
+    )
 
 
 def verify(url: Root, as_json: Json = False) -> None:
@@ -136,7 +138,7 @@ def verify(url: Root, as_json: Json = False) -> None:
             verdicts.append(_verdict(archive.open(place.url), tick))
         told = verdicts[-1]
         if told.sound and not as_json:
-            console.say(f"{told.url}: all {told.objects} objects are sound ({console.size(told.bytes)} read)")
+            console.say(f"{told.url}: all {told.objects:,} objects are sound ({console.size(told.bytes)} read)")
         for item in told.damaged:
             console.fail(f"{told.url}/{item.key}: {item.what}; `hilbertflow repair` makes it again")
     if as_json:
@@ -235,8 +237,8 @@ def _refuse_parents(root: Location, name: str) -> None:
     children = [row["name"] for row in catalog.ls(root.url) if row.get("parent") == name]
     if children:
         raise HilbertflowError(
-            f"{len(children)} models hold only what differs from it: {', '.join(children[:5])}",
-            where=root.join("models", name).url, remedy="remove those first",
+            f"{console.count(len(children), 'model')} {'is' if len(children) == 1 else 'are'} kept as differences"
+            f" to it: {', '.join(children[:5])}", where=root.join("models", name).url, remedy="remove those first",
         )  # fmt: skip
 
 

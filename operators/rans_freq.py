@@ -116,8 +116,8 @@ def _symbol_bits(counts: I32, weights: I32) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int, float]:
-    """How to write the table of a histogram: last token, kind, power and slope of a law, bits of table and symbols.
+def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int]:
+    """How to write the table of a histogram: last token, kind, power and slope of a law.
 
     ``levels`` (TOKENS of them) and ``weights`` are set to what was chosen.
     """
@@ -142,14 +142,8 @@ def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int,
     listed = least + _symbol_bits(counts, weights)
     if told < listed:
         law_weights(power, slope, last, weights)
-        return last, LAW, power, slope, 15 + told
-    return last, kind, power, slope, 15 + listed
-
-
-@njit(cache=True, nogil=True)
-def coded_bits(counts: I32) -> float:
-    """Bits of a histogram's symbols and of the table that they would be given."""
-    return _choose(counts, np.empty(TOKENS, np.int64), np.empty(TOKENS, np.int32))[4]
+        return last, LAW, power, slope
+    return last, kind, power, slope
 
 
 @njit(cache=True, nogil=True)
@@ -161,7 +155,7 @@ def put_table(out: U8, at: int, counts: I32, shift: int, weights: I32) -> int:
     fewer bits, its misfit counted, it stands instead.
     """
     levels = np.empty(TOKENS, np.int64)
-    last, kind, power, slope, _ = _choose(counts, levels, weights)
+    last, kind, power, slope = _choose(counts, levels, weights)
     at = put(out, put(out, put(out, at, shift, 5), last, 8), kind, 2)
     if kind == LAW:
         return put(out, put(out, at, power, POWER_BITS), slope, SLOPE_BITS)

@@ -174,7 +174,7 @@ def group(values: k.U32, every: int, block: int, most: int, *, settle: bool = Tr
         if count:
             break
     counts, shifts = counts[:count], rounded[:count]
-    coarser = runs.coarsen(counts, shifts)
+    coarser = runs.coarsen(counts, shifts, clusters.n_log_n())
     if settle:
         ends, ids = join_runs(ends, ids)
     moved = settle and len(ends) > 1

@@ -116,6 +116,27 @@ def _symbol_bits(counts: I32, weights: I32) -> float:
 
 
 @njit(cache=True, nogil=True)
+def _law(counts: I32, total: int, last: int, weights: I32) -> tuple[int, int, float]:
+    """Power and slope of the law that suits a histogram best, and its bits, those of its symbols included."""
+    if last < SHORTEST:
+        return 0, 0, np.inf
+    power, slope = fit_law(counts, total, last, weights)
+    law_weights(power, slope, last, weights)
+    return power, slope, POWER_BITS + SLOPE_BITS + _symbol_bits(counts, weights)
+
+
+@njit(cache=True, nogil=True)
+def law_bits(counts: I32) -> float:
+    """Bits of a histogram's symbols and of a table that is a law; infinite where it is too short for one."""
+    total, last = np.int64(0), np.int64(0)
+    for t in range(counts.size):
+        total += np.int64(counts[t])
+        if counts[t]:
+            last = np.int64(t)
+    return 15 + _law(counts, total, last, np.empty(TOKENS, np.int32))[2]
+
+
+@njit(cache=True, nogil=True)
 def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int]:
     """How to write the table of a histogram: last token, kind, power and slope of a law.
 
@@ -132,11 +153,7 @@ def _choose(counts: I32, levels: I64, weights: I32) -> tuple[int, int, int, int]
         bits = _choose_levels(counts, total, last, candidate, levels)
         if bits < least:
             kind, least = candidate, bits
-    power, slope, told = np.int64(0), np.int64(0), np.inf
-    if last >= SHORTEST:
-        power, slope = fit_law(counts, total, last, weights)
-        law_weights(power, slope, last, weights)
-        told = POWER_BITS + SLOPE_BITS + _symbol_bits(counts, weights)
+    power, slope, told = _law(counts, total, last, weights)
     for t in range(weights.size):
         weights[t] = _weight(levels[t]) if t <= last else 0
     listed = least + _symbol_bits(counts, weights)

@@ -11,6 +11,7 @@ from operators.rans_cluster import I64, UNIT, block_counts, table_size
 from operators.rans_freq import law_bits
 
 _EQUAL = 6 * UNIT  # what a shorter table may cost more: raw bits are faster
+_FEW = 2  # tables of a chunk of which laws are fitted
 _FARTHER = 512 * UNIT  # more than the best at which no shorter table is tried
 
 # mypy: disable-error-code="return-value, assignment, arg-type, no-any-return, operator, index"
@@ -136,8 +137,8 @@ def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
 
     ``counts`` become what they will be, large tokens aside: those are to be counted again. ``lut`` is
     :func:`operators.rans_cluster.n_log_n`. Tables are estimated as for clusters: to lay out each that is tried took two
-    thirds of the time of an exact plane, and coded no better. Only a plane of one table is asked whether a law tells it
-    in less: the fit takes as long as a tenth of a plane.
+    thirds of the time of an exact plane, and coded no better. Only where tables are few are laws fitted, which take a
+    tenth of that time.
     """
     row, best, none = np.empty(TOKENS, np.int32), np.empty(TOKENS, np.int32), np.zeros(TOKENS, np.int32)
     any_raised = False
@@ -156,7 +157,7 @@ def coarsen(counts: I32, shifts: I32, lut: I64) -> bool:
             if less <= size + _EQUAL:
                 size, raised = min(size, less), shift
                 best[:] = row
-        if raised and (shifts.size > 1 or UNIT * law_bits(counts[c]) + _EQUAL >= size):
+        if raised and (shifts.size > _FEW or UNIT * law_bits(counts[c]) + _EQUAL >= size):
             counts[c], shifts[c] = best, raised
             any_raised = True
     return any_raised

@@ -1,0 +1,114 @@
+"""Recipes on two raylets, and as jobs of a real job server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.recipe import load
+from pipelines.run import run_here
+from tests.fixtures import write_safetensors
+from tests.raylets import Cluster, cluster
+
+pytestmark = pytest.mark.timeout(700)  # a job has its own copy of the checkout, for which each machine compiles kernels
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Cluster]:
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint on a disk that both machines reach."""
+    path = tmp_path_factory.mktemp("shared") / "m.safetensors"
+    values = (np.random.default_rng(0).standard_normal((2048, 512)) * 0.05).astype(np.float32)
+    write_safetensors(path, {"layer.0.mlp.weight": ("F32", values.shape, values.tobytes())})
+    return path
+
+
+def settings(source: Path, root: Path, *more: str) -> list[str]:
+    return [f"source.path={source}", f"sink.path={root}", "sink.name=m", "compute.planes_per_unit=1",
+            "compute.memory=300MB", "operators.1.layout=hilbert", "operators.4.coder=rans", *more]  # fmt: skip
+
+
+def options(*given: str) -> list[str]:
+    return [part for setting in given for part in ("--set", setting)]
+
+
+def digests(place: Path) -> dict[str, str]:
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def here(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of what one process makes without Ray."""
+    root = tmp_path_factory.mktemp("here")
+    run_here(load("quickstart-model", settings(source, root)))
+    return digests(root / "models" / "m")
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_two_raylets_make_the_bytes_of_one_process(
+    two: Cluster, source: Path, here: dict[str, str], tmp_path: Path
+) -> None:
+    made = two.call("run", "quickstart-model", "--json", "--address", two.gcs, *options(*settings(source, tmp_path)))
+    assert made.returncode == 0, made.stderr[-2000:]
+    said = events(made.stdout)
+    units = [event for event in said if event["event"] == "unit"]
+    assert sorted(event["unit"] for event in units) == list(range(16))
+    assert {worker.rpartition(":")[0] for event in units for worker in event["workers"]} == set(two.nodes)
+    assert digests(tmp_path / "models" / "m") == here
+    page = Path(said[-1]["page"]).read_text()
+    assert "2 machines" in page
+
+
+def test_a_job_streams_its_log_and_gives_its_exit_code(
+    two: Cluster, source: Path, here: dict[str, str], tmp_path: Path
+) -> None:
+    given = settings(source, tmp_path)
+    made = two.call("submit", "quickstart-model", "--address", two.jobs, *options(*given))
+    assert made.returncode == 0, made.stderr[-2000:]
+    (job,) = re.findall(r"^job (\w+)$", made.stderr, re.MULTILINE)
+    said = events(made.stdout)
+    assert [event["event"] for event in said] == ["start", *["unit"] * 16, "archived", "done"]
+    assert {event["job"] for event in said} == {job}
+    assert digests(tmp_path / "models" / "m") == here
+    told = two.call("status", job, "--address", two.jobs, "--json")
+    assert json.loads(told.stdout)["status"] == "SUCCEEDED"
+    # what only the cluster can find out: another recipe under the name
+    other = two.call("submit", "quickstart-model", "--address", two.jobs, *options(*given, "operators.2.sqnr_db=30"))
+    assert other.returncode == 1 and "sink.name" in other.stdout
+
+
+def test_a_job_that_nobody_waits_for_is_asked_and_stopped(two: Cluster, source: Path, tmp_path: Path) -> None:
+    slow = options(*settings(source, tmp_path, "operators.2.states=256", "operators.1.side=128"))
+    begun = two.call("submit", "quickstart-model", "--address", two.jobs, "--no-wait", *slow)
+    assert begun.returncode == 0, begun.stderr
+    (job,) = begun.stdout.split()
+    end = time.monotonic() + 300
+    while not list(tmp_path.glob("models/m/journal/0*.json")) and time.monotonic() < end:
+        time.sleep(0.2)
+    told = two.call("status", job, "--address", two.jobs)
+    assert told.stdout.startswith("RUNNING"), told.stdout + told.stderr
+    assert two.call("stop", job, "--address", two.jobs).stdout.strip() == "stopped"
+    while not (told := two.call("status", job, "--address", two.jobs)).stdout.startswith("STOPPED"):
+        assert time.monotonic() < end + 60, told
+        time.sleep(0.2)
+    assert two.call("stop", job, "--address", two.jobs).stdout.strip() == "it was not running"
+    assert list(tmp_path.glob("models/m/journal/0*.json")) and not list(tmp_path.rglob("manifest.json"))
+    missing = two.call("status", "raysubmit_none", "--address", two.jobs)
+    assert missing.returncode == 1 and "raysubmit_none" in missing.stderr

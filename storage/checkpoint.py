@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from operators.errors import HilbertflowError
 from storage.fs import Location
 from storage.gguf import gguf_specs
-from storage.kinds import tensor_kind
+from storage.kinds import tensor_kinds
 from storage.references import hub_snapshot
 from storage.safetensors_file import safetensors_specs
 from storage.tensors import TensorSpec
@@ -104,10 +104,12 @@ def open_checkpoint(url: str) -> Checkpoint:
             ) from error  # fmt: skip
         raise
     config = _config(place if place.is_dir() else _parent(place))
-    specs, sizes = [], []
+    specs: list[TensorSpec] = []
     for file in files:
-        specs += [replace(spec, kind=tensor_kind(spec.name, config)) for spec in _reader(file)(file)]
-        sizes.append(file.size())
+        specs += _reader(file)(file)
+    sizes = [file.size() for file in files]
+    kinds = tensor_kinds((spec.name for spec in specs), config)
+    specs = [spec if kind == spec.kind else spec.of_kind(kind) for spec, kind in zip(specs, kinds, strict=True)]
     _check_names(specs, listed, url)
     if not specs:
         raise HilbertflowError("has no tensors", where=url)

@@ -7,12 +7,13 @@ that the caller does not name stays a `Call`, a name stays a `Global`.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 _MARK = object()
-_MAX_OPCODES = 1_500_000  # some 60,000 tensors; takes 4 seconds
+_MAX_OPCODES = 1_000_000  # 31,000 tensors of torch.save, 32 each; 0.5 to 3 seconds on a slow core, by what they are
+_PLAIN = (str, int, float, bytes, type(None))
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
     {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
@@ -22,7 +23,12 @@ _LITERALS = frozenset(
 
 
 class PickleError(ValueError):
-    """An opcode that plain data does not need, or a program that does not add up."""
+    """An opcode that plain data does not need, or a program that does not add up.
+
+    at: byte of the pickle at which it does not, once :func:`evaluate` has it.
+    """
+
+    at = 0
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,19 @@ def evaluate(data: bytes, persistent: Callable[[Any], Any], reductions: dict[Glo
     Raises `PickleError`.
     """
     machine = _Machine(persistent, reductions)
+    place: int | None = 0
     try:
         for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+            place = position
             if number > _MAX_OPCODES:
                 raise PickleError("it is too long")
-            machine.step(opcode.name, argument, position)
-    except PickleError:
-        raise
+            machine.step(opcode.name, argument)
+        return machine.result()
     except Exception as error:  # whatever a broken program trips over, none of it has run
-        raise PickleError(f"it is broken: {' '.join(str(error).split())[:100]}") from error
-    return machine.result()
+        known = isinstance(error, PickleError)
+        fault = PickleError(str(error) if known else f"it is broken: {' '.join(str(error).split())[:100]}")
+        fault.at = place or 0
+        raise fault from error
 
 
 class _Machine:
@@ -72,13 +81,14 @@ class _Machine:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._done: list[Any] = []
+        self._copied = 0
 
     def result(self) -> Any:
         if len(self._done) != 1 or self._done[0] is _MARK:
             raise PickleError("it has no end")
         return self._done[0]
 
-    def step(self, name: str, argument: Any, position: int | None) -> None:
+    def step(self, name: str, argument: Any) -> None:
         stack = self._stack
         if name in _LITERALS:
             stack.append(argument)
@@ -116,13 +126,16 @@ class _Machine:
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
             if not isinstance(module, str) or not isinstance(attribute, str):  # as text, nested lists would never end
-                raise PickleError(f"the name at byte {position} is no text")
+                raise PickleError("a name is no text")
             stack.append(Global(module, attribute))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             self._call(name)
         elif name == "BUILD":
             state = stack.pop()
             if isinstance(stack[-1], Call) and isinstance(state, dict):
+                self._copied += len(state)
+                if self._copied > _MAX_OPCODES:  # one large state for many objects
+                    raise PickleError("its objects have too many items")
                 stack[-1].items.update(state)
         elif name == "BINPERSID":
             stack.append(self._persistent(stack.pop()))
@@ -135,7 +148,7 @@ class _Machine:
         elif name == "STOP":
             self._done.append(stack.pop())
         else:
-            raise PickleError(f"opcode {name} at byte {position} is not needed for data")
+            raise PickleError(f"opcode {name} is not needed for data")
 
     def _call(self, name: str) -> None:
         named = self._stack.pop() if name == "NEWOBJ_EX" else {}
@@ -163,12 +176,8 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
     if len(items) % 2:
         raise PickleError("a key has no value")
     # A key that is a list or an object cannot name a tensor; it is kept by its place.
-    keys = [key if isinstance(key, Hashable) and _plain(key) else f"<{at}>" for at, key in enumerate(items[::2])]
+    keys = [key if isinstance(key, _PLAIN) else f"<{at}>" for at, key in enumerate(items[::2])]
     return dict(zip(keys, items[1::2], strict=True))
-
-
-def _plain(key: Any) -> bool:
-    return isinstance(key, str | int | float | bytes | None)
 
 
 def _extend(target: Any, items: list[Any]) -> None:

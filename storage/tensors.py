@@ -12,7 +12,7 @@ DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F64":
                "I64": 8, "U8": 1, "U16": 2, "U32": 4, "U64": 8, "BOOL": 1}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Where a tensor's bytes lie: little-endian values, C order, one run of one file.
 
@@ -38,7 +38,20 @@ class TensorSpec:
     nbytes: int
     blocks: str = ""
 
+    def of_kind(self, kind: Kind) -> TensorSpec:
+        """The same tensor, of another kind."""
+        return TensorSpec(self.name, self.dtype, self.shape, kind, self.file, self.offset, self.nbytes, self.blocks)
+
     @property
     def size(self) -> int:
         """Number of values."""
         return prod(self.shape)
+
+
+def is_unicode(name: str) -> bool:
+    """Whether a name can be written: JSON and pickles may spell halves of a pair of surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -212,7 +212,7 @@ class _Member:
 
 def zip_archive(location: Location) -> zipfile.ZipFile:
     """The directory of a zip archive; raises `HilbertflowError` when it is none."""
-    with damage("is not a zip archive", location.url):
+    with damage("is not a zip archive", f"{location.url}: directory of the zip"):
         return zipfile.ZipFile(location.open())
 
 

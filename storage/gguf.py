@@ -84,7 +84,9 @@ class _Header:
             return self.number(_VALUES[kind], key)
         if kind == 8:
             return self.text(key)
-        if kind != 9 or depth > 4:
+        if depth > 4:
+            raise self.fault(f"the value of {key} nests arrays deeper than 5")
+        if kind != 9:
             raise self.fault(f"the value of {key} has the unknown type {kind}")
         inner, count = self.number("<I", key), self.number("<Q", key)
         if inner in _VALUES:

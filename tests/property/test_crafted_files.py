@@ -38,7 +38,7 @@ for line in sys.stdin:
             if path.endswith((".npz", ".npy", ".jsonl", ".fvecs")):
                 source = open_vectors(path)
                 source.check()
-                source.read(0, min(source.count, 128))
+                said["rows"] = source.read(0, min(source.count, 128)).num_rows
             else:
                 said["tensors"] = len(open_checkpoint(path).tensors)
         except HilbertflowError as error:
@@ -133,10 +133,10 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "deep.safetensors": (lambda: safetensors(b'{"a":' + b"[" * 90_000), ": byte 8: the header is not JSON"),
     "objects.safetensors": (lambda: safetensors(b'{"a":' * 90_000), ": byte 8: the header is not JSON"),
     "digits.safetensors": (lambda: safetensors(b'{"a":' + b"9" * 90_000 + b"}"), ": byte 8: the header is not JSON"),
-    "doubled.safetensors": (lambda: repeated("a"), ": byte 70: the header names 'a' twice"),
+    "doubled.safetensors": (lambda: repeated("a"), ": byte 68: the header names 'a' twice"),
     "inner.safetensors": (
         lambda: safetensors(b'{"a":{"dtype":"F32","dtype":"F32"}}'),
-        ": byte 27: the header names 'dtype' twice",
+        ": byte 28: the header names 'dtype' twice",
     ),
     "header.safetensors": (lambda: safetensors(b"{}", length=1 << 60), ": byte 0: the header claims"),
     "sizes.safetensors": (
@@ -191,14 +191,17 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
         lambda: gguf(0, 1, array(8, 3_000_000, bytes(8 * 3_000_000))),
         ": byte 49: the array a claims 3,000,000",
     ),
-    "arrays.gguf": (lambda: gguf(0, 1, array(9, 99_990, array(0, 0)[9:] * 99_990)), ": has no tensors"),
-    "nested.gguf": (lambda: gguf(0, 1, array(9, 1, (array(9, 1)[13:]) * 90)), ": byte 1"),
+    "arrays.gguf": (lambda: gguf(0, 1, array(9, 99_990, array(0, 0)[13:] * 99_990)), ": has no tensors"),
+    "nested.gguf": (
+        lambda: gguf(0, 1, array(9, 1, (array(9, 1)[13:]) * 90)),
+        ": byte 97: the value of a nests arrays deeper than 5",
+    ),
     "tensors.gguf": (
         lambda: gguf(MOST, 0, b"".join(called(b"%d" % i) + struct.pack("<IQIQ", 1, 0, 0, 0) for i in range(MOST))),
         None,
     ),
     "doubled.gguf": (
-        lambda: gguf(2, 0, (called(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0)) * 2),
+        lambda: gguf(2, 0, (called(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0)) * 2 + bytes(32)),
         ": tensor 'a': its name comes twice",
     ),
     "keys.gguf": (
@@ -211,7 +214,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     ),
     "count.gguf": (lambda: gguf(1 << 60, 0, b""), ": byte 24: it claims"),
     "length.gguf": (lambda: gguf(1, 0, struct.pack("<Q", 1 << 60)), ": byte 32: the name of a tensor claims"),
-    "bomb.npz": (zipped, ": x.npy: "),
+    "bomb.npz": (zipped, None),
     "sizes.npy": (
         lambda: (
             b"\x93NUMPY\x01\0"
@@ -222,7 +225,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
         "from byte 90",
     ),
     "sizes.fvecs": (lambda: struct.pack("<I", 1 << 30) + bytes(60), ": "),
-    "deep.jsonl": (lambda: b'{"vector": ' + b"[" * 100_000 + b"\n", ":1: "),
+    "deep.jsonl": (lambda: b'{"vector": ' + b"[" * 100_000 + b"\n", ": row 0 is not JSON"),
 }
 
 
@@ -248,7 +251,7 @@ def test_a_crafted_file(name: str, reader: subprocess.Popen[str], tmp_path: Path
     assert "crash" not in said, said["crash"]
     assert said["seconds"] < SECONDS and said["bytes"] < BYTES
     if says is None:
-        assert said["tensors"] > 0, said
+        assert said.get("tensors") or said.get("rows"), said
     else:
         assert f"{path}{says}" in said["what"] or (not says.startswith(":") and says in said["what"]), said["what"]
         assert said["where"].startswith(str(path))

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from cluster.config import ServeConfig, load_config, parse_config
+from cluster.ray_start import ray_starts
 from operators.errors import HilbertflowError
 
 APP = "hilbertflow"
@@ -56,7 +57,8 @@ def start(config: ServeConfig | dict[str, Any] | str, *, address: str | None = N
     if own_ray:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        ray.init(**quiet, **({"address": address} if address else local))
+        with ray_starts(address):
+            ray.init(**quiet, **({"address": address} if address else local))
     running = Running(f"http://{_bracketed(config.host)}:{config.port}", own_ray)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

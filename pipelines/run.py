@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.ray_start import ray_starts
 from operators.amounts import in_order
 from operators.errors import HilbertflowError
 from pipelines import flow_limits
@@ -324,7 +325,7 @@ def local_ray(address: str | None, object_store: int = flow_limits.MOST_OBJECT_S
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's own notes are not for the terminal
     try:
-        with _quiet_start():
+        with ray_starts(address), _quiet_start():
             if address:
                 ray.init(address=address, logging_level=logging.ERROR)
             else:
@@ -332,12 +333,6 @@ def local_ray(address: str | None, object_store: int = flow_limits.MOST_OBJECT_S
                     address="local", include_dashboard=False, object_store_memory=object_store,
                     logging_level=logging.ERROR, log_to_driver=False,
                 )  # fmt: skip
-    except (ConnectionError, RuntimeError) as error:
-        raise HilbertflowError(
-            f"no Ray cluster answers ({type(error).__name__})", where=address or "local",
-            remedy="start one with `ray start --head`, or leave --address out to run here",
-        ) from error  # fmt: skip
-    try:
         yield
     finally:
         ray.shutdown()

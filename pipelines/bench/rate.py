@@ -187,7 +187,7 @@ def _targets(material: Material, points: list[Point]) -> Iterator[str]:
     for name in dict.fromkeys(p.coder for p in points):
         target = next(t for prefix, t in TARGETS.items() if name.startswith(prefix)) + allowed
         worst = max(p.excess for p in points if p.coder == name)
-        met = "met" if worst <= target + 5e-4 else "missed"
+        met = "met" if worst <= target else "missed"
         yield f"{name}: at most {worst:.4f} bit above the bound, target {target:.2f}: {met}"
 
 

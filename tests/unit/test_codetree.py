@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -98,6 +101,35 @@ def test_a_large_codebook_takes_little_memory() -> None:
     tree = codetree.build(gaussian(16_384, 8), [8, 3, 3])
     assert [len(points) for points in tree.points] == [256, 2048, 16_384]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes; all pairs would be 1 GB
+
+
+LARGE = """
+import resource, time
+import numpy as np
+from operators import codetree
+
+rng = np.random.default_rng(5)
+book = rng.normal(size=(65_536, 8)).astype(np.float32)
+book[rng.integers(0, 65_536, 2000)] = book[:2000]
+counts = rng.integers(0, 40, 65_536) * (rng.random(65_536) < 0.8)
+begin = time.perf_counter()
+tree = codetree.build(book, [8, 4, 4], counts)
+took = time.perf_counter() - begin
+codes = rng.integers(0, 65_536, 100_000)
+symbols = tree.encode(codes)
+assert [len(points) for points in tree.points] == [256, 4096, 65_536]
+assert (tree.codes(symbols) == codes).all() and tree.decode(symbols).tobytes() == book[codes].tobytes()
+print(f"{took:.1f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024:,} bytes")
+"""
+
+
+@pytest.mark.skipif("HILBERTFLOW_FUZZ" not in os.environ, reason="a minute; part of make fuzz")
+def test_65536_points_take_less_than_2_gb() -> None:
+    """With points twice over and cells that nothing falls into; in a process of its own, whose peak is the claim's."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    assert int(done.stdout.split(", ", 1)[1].split()[0].replace(",", "")) < 2_000_000_000
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -123,7 +122,6 @@ print(f"{took:.1f} s, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 """
 
 
-@pytest.mark.skipif("HILBERTFLOW_FUZZ" not in os.environ, reason="a minute; part of make fuzz")
 def test_65536_points_take_less_than_2_gb() -> None:
     """With points twice over and cells that nothing falls into; in a process of its own, whose peak is the claim's."""
     done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False)

@@ -124,7 +124,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "array of 2^60": (header(0, 1) + pair("k", 9, struct.pack("<IQ", 4, HUGE)), "claims"),
     "strings 2^60": (header(0, 1) + pair("k", 9, struct.pack("<IQ", 8, HUGE)), "claims"),
     "string of 2^60": (header(0, 1) + pair("k", 9, struct.pack("<IQQ", 8, 1, HUGE)), "past the end"),
-    "arrays in arrays": (header(0, 1) + pair("k", 9, struct.pack("<IQ", 9, 1) * 9), "unknown type 9"),
+    "arrays in arrays": (header(0, 1) + pair("k", 9, struct.pack("<IQ", 9, 1) * 9), "nests arrays deeper than 5"),
     "key twice": (header(0, 2) + 2 * pair("k", 0, b"1"), "comes twice"),
     "alignment 0": (header(1, 1) + pair("general.alignment", 4, bytes(4)) + entry() + bytes(64), "power of two"),
     "alignment 3": (header(1, 1) + pair("general.alignment", 4, struct.pack("<I", 3)) + entry(), "power of two"),

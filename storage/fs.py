@@ -129,7 +129,7 @@ class Location:
     def read(self, path: str = "", start: int = 0, stop: int | None = None) -> bytes:
         """Bytes ``start`` (included) to ``stop`` (excluded, default the end); raises when fewer are there."""
         if start < 0 or (stop is not None and stop < start):
-            raise HilbertflowError(f"no such byte range: {start} to {stop}", where=self._url(path))
+            raise HilbertflowError(f"no such byte range: {start} to {stop}", where=f"{self._url(path)}: byte {start}")
         if stop == start:
             return b""
         whole = start == 0 and stop is None

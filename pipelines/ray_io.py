@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -85,7 +85,8 @@ class UnitSource(Datasource):
                 source = self._source.narrowed(mine) if isinstance(self._source, Narrows) else self._source
                 size = len(mine) * self._source.unit_bytes
                 metadata = BlockMetadata(num_rows=None, size_bytes=size, input_files=None, exec_stats=None)
-                tasks.append(ReadTask(partial(self._read, source, mine), metadata))
+                read = update_wrapper(partial(self._read, source, mine), _read)  # Ray names the task that is large
+                tasks.append(ReadTask(read, metadata))
         return tasks
 
 

@@ -84,4 +84,5 @@ def test_a_checkpoint_is_read_once(between: Proxy) -> None:
     share = used.source_read / place.size()
     print(f"{used.source_read:,} bytes in {used.source_requests} requests, {share:.4f} of the file")
     assert 1 <= share <= 1.02
+    assert {task.read_fn.__name__ for task in tasks} == {"_read"}  # Ray warns of a large one by its name
     assert sum(size > 200_000 for size in carried) <= 6  # what planning has read goes to those who need it

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from math import prod
 from typing import Any, Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
 
+from operators import raw
 from operators.errors import HilbertflowError
 from operators.fair_share import fair_share
 
@@ -125,6 +127,14 @@ def _is_note(unit: bytes, kind: VideoKind) -> bool:
 def as_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An array of any shape as (rows, columns), all axes but the last taken as rows."""
     return plane.reshape(-1, plane.shape[-1]) if plane.ndim and plane.size else plane.reshape(-1, max(1, plane.size))
+
+
+def edges(shape: tuple[int, ...], kind: VideoKind) -> tuple[int, int]:
+    """Rows and columns of the frame that holds an array of ``shape``; HilbertflowError where none does."""
+    rows, columns = prod(shape[:-1]), shape[-1] if shape else 0
+    if not rows * columns or max(rows, columns) > MAX_EDGE:
+        raise raw.damaged(kind, "a plane of this shape is never coded as video")
+    return rows, columns
 
 
 def padded(samples: npt.NDArray[Any], depth: int) -> Frames:

@@ -24,6 +24,7 @@ from operators.bitstream import (
     VideoKind,
     as_rows,
     decode_stream,
+    edges,
     encode_stream,
     padded,
     padded_edge,
@@ -94,11 +95,9 @@ def decode_plane(
         raise raw.damaged(kind, "not a chunk of this coder")
     _, groups, width, check, low = _HEAD.unpack_from(chunk)
     lowest, highest = np.iinfo(native).min, np.iinfo(native).max
-    if not (1 <= groups <= 4 and 1 <= width <= max(FORMATS[kind]) and lowest <= low <= highest and shape):
+    if not (1 <= groups <= 4 and 1 <= width <= max(FORMATS[kind]) and lowest <= low <= highest):
         raise raw.damaged(kind, "the header is malformed")
-    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
-    if not rows * columns or max(rows, columns) > MAX_EDGE:
-        raise raw.damaged(kind, "a plane of this shape is never coded as video")
+    rows, columns = edges(shape, kind)
     depth = _depth(kind, width)
     offsets = np.zeros((rows, columns), np.int64)
     at = _HEAD.size

@@ -22,6 +22,7 @@ from operators.bitstream import (
     VideoKind,
     as_rows,
     decode_stream,
+    edges,
     encode_stream,
     padded,
     padded_edge,
@@ -95,11 +96,8 @@ def decode_plane(
         raise raw.damaged(kind, "not a chunk of this coder")
     _, shift, quality, check, low = _HEAD.unpack_from(chunk)
     known = 0 <= shift <= 32 - _DEPTH and quality <= COARSEST[kind]
-    if not (known and np.iinfo(native).min <= low <= np.iinfo(native).max and shape):
+    if not (known and np.iinfo(native).min <= low <= np.iinfo(native).max):
         raise raw.damaged(kind, "the header is malformed")
-    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
-    if not rows * columns or max(rows, columns) > MAX_EDGE:
-        raise raw.damaged(kind, "a plane of this shape is never coded as video")
     plane = _values(chunk[_HEAD.size :], kind, shape, native, shift, low)
     if _check(plane) != check:
         raise raw.damaged(kind, "the check sum of the pixels does not agree")
@@ -110,7 +108,7 @@ def _values(
     stream: bytes, kind: VideoKind, shape: tuple[int, ...], dtype: np.dtype[Any], shift: int, low: int
 ) -> npt.NDArray[Any]:
     """The plane of a bitstream: the middle of what each sample stands for, within what the dtype holds."""
-    rows, columns = int(np.prod(shape[:-1], dtype=np.int64)), shape[-1]
+    rows, columns = edges(shape, kind)
     (frame,) = decode_stream([stream], kind, _DEPTH, padded_edge(rows), padded_edge(columns), 1)
     values = low + (frame[:rows, :columns].astype(np.int64) << shift) + ((1 << shift) >> 1)
     limits = np.iinfo(dtype)

@@ -143,8 +143,8 @@ def _start(handle: ModelArchive, span: Span, level: Level) -> list[Callable[[], 
     depth = handle.ladder.refinements + 1 if level == "exact" else int(level) + 1
     opaque, lossy = span.group.opaque, level != "exact" and not span.group.opaque
     names = [] if opaque else [f"level{k}" for k in range(depth)]
-    scales = None if opaque else _fetching().submit(_scales, handle, span)
     arrays = _fetched(handle, names if lossy else (*names, "exact"), span)
+    scales = None if opaque else _scales(handle, span)
     kind = np.float32 if lossy else np.dtype(f"<u{handle.layout.word_of(span.group)}")
     out: Plane = np.empty((span.stop - span.start, handle.layout.area), kind)
 
@@ -194,11 +194,16 @@ def _in_one(
     return plane_bits.decode(chunks, limits, *rows, span.group.dtype, ladder, out)
 
 
-def _scales(handle: ModelArchive, span: Span) -> Rows:
-    """Codes and lattice steps of the rows, (planes, side) each."""
-    fetched = _fetch(handle, "scales", span)
-    codes = loaded(np.stack([fetched.decode(at, None) for at in range(span.stop - span.start)]))
-    return codes, row_steps(codes, handle.ladder.step)
+def _scales(handle: ModelArchive, span: Span) -> Future[Rows]:
+    """Codes and lattice steps of the rows, (planes, side) each, on their way."""
+    handle.array("scales")  # as for the others
+
+    def get() -> Rows:
+        fetched = _fetch(handle, "scales", span)
+        codes = loaded(np.stack([fetched.decode(at, None) for at in range(span.stop - span.start)]))
+        return codes, row_steps(codes, handle.ladder.step)
+
+    return _fetching().submit(get)
 
 
 def _of_plane(rows: Rows, at: int) -> Rows:

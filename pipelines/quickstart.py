@@ -187,10 +187,9 @@ def tell(report: Report) -> None:
         console.say(f"{report.url}: already archived, nothing to do")
         return
     assert report.manifest is not None
-    rate = report.manifest.source_bytes / 1e6 / max(report.seconds, 1e-9)
-    console.say(
-        f"{report.url}: {console.count(report.written, 'unit')} in {report.seconds:.1f} s, {rate:.1f} MB/s of source"
-    )
+    rate = console.size(round(report.manifest.source_bytes / max(report.seconds, 1e-9)))
+    units = console.count(report.written, "unit")
+    console.say(f"{report.url}: {units} in {report.seconds:.1f} s, {rate} of source a second")
     if report.peak_memory:
         console.say(f"largest worker: {console.size(max(report.peak_memory.values()))}")
 

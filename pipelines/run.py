@@ -100,17 +100,16 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
             return _brought_up_to_date(plan, address, json_log)
         store = flow_limits.object_store(plan.recipe.compute, plan.source.unit_bytes, os.cpu_count() or 1)
         with local_ray(address, store), _goes_on(plan.spec.url):
-            report = _archived(plan, lease, json_log, before)
-        archived = s3_meter.used()
+            report = _archived(plan, lease, json_log)
     clear(Location(report.url))
     _publish(report.plan)
-    if report.s3.total:
-        report = replace(report, s3=report.s3 + (s3_meter.used() - archived))
+    if report.seen and report.seen.watched.whole:  # the lease is renewed until here, while Ray ends too
+        report = replace(report, s3=report.s3 + (s3_meter.used() - before))
     return replace(report, page=_page(report))
 
 
-def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
-    """Stream what is missing, seal the archive, build its indexes."""
+def _archived(plan: Plan, lease: Lease, json_log: bool) -> Report:
+    """Stream what is missing, seal the archive, build its indexes. The report's `s3` lacks what this process asked."""
     from pipelines.graph import execute
 
     spec, compute = plan.spec, plan.recipe.compute
@@ -132,13 +131,13 @@ def _archived(plan: Plan, lease: Lease, json_log: bool, before: Used) -> Report:
     if json_log:
         emit("archived", job=reporter.job, archive=spec.name, url=spec.url, levels=manifest.levels,
              source_bytes=manifest.source_bytes)  # fmt: skip
-    asked = reporter.watched.s3 + (s3_meter.used() - before) if reporter.watched.whole else Used()
-    began = time.monotonic()
+    began, streamed = time.monotonic(), s3_meter.used()
     indexes = _index(plan, json_log)
+    workers = reporter.watched.s3 - (s3_meter.used() - streamed) if reporter.watched.whole else Used()
     seen = Seen(reporter.watched, time.monotonic() - began, *_cluster())
     return Report(
         spec.url, manifest, plan, manifest.units - reporter.found, reporter.found, reporter.seconds, indexes,
-        reporter.watched.peaks, s3=asked, job=reporter.job, seen=seen,
+        reporter.watched.peaks, s3=workers, job=reporter.job, seen=seen,
     )  # fmt: skip
 
 

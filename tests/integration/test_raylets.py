@@ -30,8 +30,12 @@ def two() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint on a disk that both machines reach."""
-    path = tmp_path_factory.mktemp("shared") / "m.safetensors"
-    values = (np.random.default_rng(0).standard_normal((2048, 512)) * 0.05).astype(np.float32)
+    return checkpoint(tmp_path_factory.mktemp("shared") / "m.safetensors", 2048)
+
+
+def checkpoint(path: Path, rows: int) -> Path:
+    """One tensor of ``rows`` x 512 values: at one plane of 65,536 values a unit, ``rows`` / 128 units."""
+    values = (np.random.default_rng(0).standard_normal((rows, 512)) * 0.05).astype(np.float32)
     write_safetensors(path, {"layer.0.mlp.weight": ("F32", values.shape, values.tobytes())})
     return path
 
@@ -94,8 +98,9 @@ def test_a_job_streams_its_log_and_gives_its_exit_code(
     assert other.returncode == 1 and "sink.name" in other.stdout
 
 
-def test_a_job_that_nobody_waits_for_is_asked_and_stopped(two: Cluster, source: Path, tmp_path: Path) -> None:
-    slow = options(*settings(source, tmp_path, "operators.2.states=256", "operators.1.side=128"))
+def test_a_job_that_nobody_waits_for_is_asked_and_stopped(two: Cluster, tmp_path: Path) -> None:
+    long = checkpoint(tmp_path / "long.safetensors", 65_536)  # 2,048 units: minutes, so that it is at work when asked
+    slow = options(*settings(long, tmp_path, "operators.2.states=256", "operators.1.side=128"))
     begun = two.call("submit", "quickstart-model", "--address", two.jobs, "--no-wait", *slow)
     assert begun.returncode == 0, begun.stderr
     (job,) = begun.stdout.split()

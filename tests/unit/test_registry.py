@@ -127,7 +127,7 @@ def test_commands(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (first, *_) = json.loads(said_similar(root, capsys))["models"]
     assert first["name"] == "child"
     assert call(["models", "rm", root, "base", "--yes"]) == 1
-    assert "hold only what differs" in capsys.readouterr().err
+    assert "1 model is kept as differences to it: child" in capsys.readouterr().err
     assert call(["models", "export", root, str(tmp_path / "m.xml")]) == 1
     assert "is neither" in capsys.readouterr().err
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
@@ -43,3 +43,7 @@ class Operator(ABC):
     def parallel(self) -> Resources:
         """Resources of one worker with these options."""
         return self.resources
+
+    def determines(self) -> dict[str, Any]:
+        """The options that an archive's bytes depend on, by name."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]

@@ -1,15 +1,16 @@
 """Planes by a vector codebook in layers: runs of values to the nearest of K points, told cell by cell down a tree.
 
-Rows are scaled to unit deviation and cut into runs of ``dim`` values; k-means on sampled planes gives the codebook, and
-:mod:`operators.codetree` its layers. After the last of them comes ``fine``: the index of each value on a uniform
-lattice, less the one that the codebook predicts; then ``exact``, as for scalar quantizers. A layer's symbols lie in the
-order of how many children the cell above has, so that the entropy coder sees choices of two apart from choices of ten.
+Rows are scaled to unit deviation and cut into runs of ``dim`` values; k-means on sampled planes gives the codebook, or
+its user does, and :mod:`operators.codetree` its layers. After the last of them comes ``fine``: the index of each value
+on a uniform lattice, less the one that the codebook predicts; then ``exact``, as for scalar quantizers. A layer's
+symbols lie in the order of how many children the cell above has, so that the entropy coder sees choices of two apart
+from choices of ten.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import google_crc32c
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators import codetree, exact, plane_index, refine, scales, uniform
+from operators import exact, plane_index, refine, scales, uniform
 from operators.coders import Coder
 from operators.codetree import CodeTree
 from operators.errors import HilbertflowError
@@ -28,8 +29,9 @@ from operators.planes import with_column
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.uint32]
-TRAINING = 1 << 18
-"""Runs of values that a small codebook is trained on, at most."""
+DIMS = (1, 2, 4, 8, 16, 32, 64)
+MOST = 65_536
+"""Points of a codebook at most."""
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,52 @@ class VectorQuantize(Operator):
 
     Parameters
     ----------
-    dim: values of a run, a power of two from 1 to 64.
-    codes: points of the codebook, 2 to 65,536; ``log2(codes) / dim`` bits a value before entropy coding.
+    dim: values of a run, a power of two from 1 to 64; 0 takes 8, or what the codebook has.
+    codes: points of the codebook, 2 to 65,536, ``log2(codes) / dim`` bits a value before entropy coding; 0 takes 256,
+        or what the codebook has.
+    codebook: path or URL of a ``.npy`` file (codes, dim) of points of one's own, of runs of values divided by the
+        deviation of their row; empty trains one on sampled planes.
     fine_db: signal to noise of the level between the codebook and the exact one, on Gaussian rows, in decibels.
     """
 
     kind: Literal["vq"] = "vq"
-    dim: int = 8
-    codes: int = 256
+    dim: int = 0
+    codes: int = 0
+    codebook: str = ""
     fine_db: float = 44.0
 
     over: ClassVar[Over] = "planes"
 
     def __post_init__(self) -> None:
-        if self.dim not in (1, 2, 4, 8, 16, 32, 64):
+        if not self.codebook:  # an archive's recipe tells the sizes that it was made with
+            object.__setattr__(self, "dim", self.dim or 8)
+            object.__setattr__(self, "codes", self.codes or 256)
+        if self.dim not in (0, *DIMS):
             raise HilbertflowError(f"dim is {self.dim}", where="vq", remedy="use a power of two from 1 to 64")
-        if not 2 <= self.codes <= 65_536:
-            raise HilbertflowError(f"codes is {self.codes}", where="vq", remedy="use 2 to 65536")
+        if self.codes and not 2 <= self.codes <= MOST:
+            raise HilbertflowError(f"codes is {self.codes}", where="vq", remedy=f"use 2 to {MOST}")
         if not 10 <= self.fine_db <= 60:
             raise HilbertflowError(f"fine_db is {self.fine_db:g}", where="vq", remedy="use 10 to 60 decibels")
+
+    def sized(self, codes: int, dim: int) -> VectorQuantize:
+        """The same with the sizes of its codebook; raises where they are none, or not those that were asked for."""
+        has = f"has {codes:,} points of {dim:,} values"
+        if not 2 <= codes <= MOST or dim not in DIMS:
+            sizes = f"save 2 to {MOST:,} points, one a row, of {', '.join(map(str, DIMS[:-1]))} or {DIMS[-1]} values"
+            raise HilbertflowError(has, where=self.codebook, remedy=sizes)
+        asked = {"codes": (self.codes, codes), "dim": (self.dim, dim)}
+        wrong = [f"{name}: {said}" for name, (said, is_) in asked.items() if said not in (0, is_)]
+        if wrong:
+            raise HilbertflowError(
+                f"{has}, the recipe says {', '.join(wrong)}", where=self.codebook,
+                remedy="leave that out of the recipe, or name another codebook",
+            )  # fmt: skip
+        return replace(self, codes=codes, dim=dim)
+
+    def determines(self) -> dict[str, Any]:
+        """Sizes and training, or of a codebook of one's own nothing that its content does not tell."""
+        own = {"codes", "dim"} if self.codebook else set()
+        return {name: value for name, value in super().determines().items() if name not in {"codebook", *own}}
 
     def apply(self, batch: pa.Table) -> pa.Table:
         """Only :class:`VectorCoding` can."""
@@ -214,38 +243,18 @@ class VectorCoding(Operator):
 
     def _nearest(self, values: F32, codes: Codes) -> I32:
         """Flat codes (height, width / dim) of the runs of a plane."""
-        import faiss  # loaded by those who train and code with it, not by all who import operators
-
         tree = self.ladder.tree
-        index = faiss.IndexFlatL2(self.dim)
-        index.add(tree.points[-1])
-        found = index.search(runs(values, codes, self.dim), 1)[1][:, 0]
+        found = nearest(tree.points[-1], runs(values, codes, self.dim))
         return np.asarray(tree.leaf[found].reshape(len(values), -1), np.int32)
 
 
-def training_runs(vq: VectorQuantize) -> int:
-    """Runs of values that the codebook is trained on, where there are as many: eight a point at least."""
-    return max(TRAINING, 8 * vq.codes)
+def nearest(points: F32, given: F32) -> npt.NDArray[np.int64]:
+    """Number (n,) of the point of a codebook (codes, dim) that lies nearest to each run (n, dim)."""
+    import faiss  # loaded by those who train and code with it, not by all who import operators
 
-
-def train(planes: Sequence[tuple[npt.NDArray[Any], str]], vq: VectorQuantize, layers: TreeLayers) -> CodeTree:
-    """The nested codebooks of sampled planes: words (height, width) and their dtype. Seeded; k-means of FAISS."""
-    import faiss
-
-    parts = []
-    for words, dtype in planes:
-        codes = scales.encode(words, dtype)
-        parts.append(runs(to_float32(words, dtype), codes, vq.dim)[np.repeat(codes > 0, words.shape[1] // vq.dim)])
-    sample = np.concatenate(parts) if parts else np.zeros((0, vq.dim), np.float32)
-    if len(sample) < vq.codes:
-        raise HilbertflowError(
-            f"{vq.codes} codes from {len(sample)} sampled runs of values", where="vq", remedy="use fewer codes"
-        )
-    sample = sample[np.sort(np.random.default_rng(0).permutation(len(sample))[: training_runs(vq)])]
-    means = faiss.Kmeans(vq.dim, vq.codes, niter=16, seed=1, min_points_per_centroid=1, max_points_per_centroid=1 << 20)
-    means.train(sample)
-    counts = np.bincount(means.assign(sample)[1], minlength=vq.codes)
-    return codetree.build(means.centroids, layers.widths, counts, layers.layers)
+    index = faiss.IndexFlatL2(points.shape[1])
+    index.add(np.ascontiguousarray(points))
+    return np.asarray(index.search(given, 1)[1][:, 0])
 
 
 def runs(values: F32, codes: Codes, dim: int) -> F32:

@@ -96,6 +96,7 @@ class Plan:
     extra: objects beside the arrays, such as the table of tensors.
     trials: what ``auto`` compared.
     sampled: kept and available parameters by kind, for a checkpoint.
+    codebook: what is told of the codebook of ``vq``; empty without one.
     """
 
     recipe: Recipe
@@ -106,6 +107,7 @@ class Plan:
     extra: dict[str, bytes] = field(default_factory=dict)
     trials: Trials = field(default_factory=Trials)
     sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
+    codebook: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> Pass:
@@ -116,11 +118,12 @@ class Plan:
 def archive_spec(
     recipe: Recipe, fingerprint: str, attributes: dict[str, Any], arrays: tuple[ArraySpec, ...], units: int
 ) -> ArchiveSpec:
-    """What an archive of this recipe and source is; of another parent under the same path it is another one."""
+    """What an archive of this recipe and source is; of another parent or codebook under the same path, another one."""
     kind = "collection" if recipe.collection else "model"
     made_by = recipe_hash(recipe)
-    if "parent" in attributes:
-        made_by = hashlib.sha256(f"{made_by}:{attributes['parent']['identity']}".encode()).hexdigest()
+    for content in (attributes.get("parent", {}).get("identity"), attributes.get("vector", {}).get("codebook")):
+        if content is not None:
+            made_by = hashlib.sha256(f"{made_by}:{content}".encode()).hexdigest()
     return ArchiveSpec(
         url=Location(recipe.sink.path).join(f"{kind}s", recipe.archive_name).url, kind=kind, name=recipe.archive_name,
         fingerprint=fingerprint, recipe_hash=made_by, recipe=_portable(recipe), attributes=attributes,

@@ -44,13 +44,13 @@ def model_plan(recipe: Recipe) -> Plan:
     layout = place(table, only(recipe, HilbertMap).side, recipe.compute.planes_per_unit)
     recorder = Recorder(checkpoint)
     frame = frame_of(checkpoint, recorder)
-    source, trials = PlaneUnits(checkpoint, layout, recorder=recorder), Trials()
+    source, trials, told = PlaneUnits(checkpoint, layout, recorder=recorder), Trials(), dict[str, Any]()
     extra = {"tensors.parquet": parquet_bytes(layout.table())}
     if recipe.parent is not None:
         source, stream, arrays, own = child_parts(recipe, source)
     elif any(isinstance(operator, VectorQuantize) for operator in recipe.operators):
-        stream, arrays, own, codebook = vector_parts(recipe, source)
-        extra |= codebook
+        stream, arrays, own, objects, told = vector_parts(recipe, source)
+        extra |= objects
     else:
         stream, arrays, own, trials = _scalar_parts(recipe, source)
     attributes = own | {
@@ -60,7 +60,7 @@ def model_plan(recipe: Recipe) -> Plan:
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
     source = dataclasses.replace(source, frame=frame, held=tuple(recorder.pieces), recorder=None)
     compile_sums()
-    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole))
+    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole), told)
 
 
 def _scalar_parts(

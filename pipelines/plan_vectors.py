@@ -1,8 +1,9 @@
-"""What the plan of a checkpoint by a vector codebook has instead of a scalar quantizer's: the trained tree."""
+"""What the plan of a checkpoint by a vector codebook has instead of a scalar quantizer's: the tree of its points."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -13,26 +14,25 @@ from operators.errors import HilbertflowError
 from operators.frame_encode import FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.operator import Operator
-from operators.vector_code import (
-    TreeLayers,
-    VectorCoding,
-    VectorLadder,
-    VectorQuantize,
-    level_dtype,
-    train,
-    training_runs,
-)
+from operators.vector_code import F32, TreeLayers, VectorCoding, VectorLadder, VectorQuantize, level_dtype
+from operators.vector_training import train, training_runs, training_sample, tree_of
 from pipelines.recipe import Recipe
 from pipelines.tune import sample
 from storage import code_arrays
+from storage.fs import Location
 from storage.planes import PlaneUnits
+from storage.rows import check_finite
 from storage.spec import ArraySpec, index_array
+from storage.vectors_npy import open_npy
 
-Parts = tuple[tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any], dict[str, bytes]]
+Parts = tuple[tuple[Operator, ...], tuple[ArraySpec, ...], dict[str, Any], dict[str, bytes], dict[str, Any]]
 
 
 def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
-    """Stream, arrays, attributes and the objects of the codebook, trained on planes spread over the source."""
+    """Stream, arrays, attributes, the objects of the codebook, and what a dry run tells of it.
+
+    Its points are the user's, or trained on planes spread over the source.
+    """
     named = {type(operator): operator for operator in recipe.operators}
     vq, layers, mapper, encoder = (named[kind] for kind in (VectorQuantize, TreeLayers, HilbertMap, FrameEncode))
     assert isinstance(vq, VectorQuantize) and isinstance(layers, TreeLayers)
@@ -40,6 +40,7 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
     if mapper.layout == "hilbert":
         raise HilbertflowError("runs of values lie in the order of the source", where="hilbert_map",
                                remedy="use layout raster with vq")  # fmt: skip
+    vq, points = _given(vq)
     if mapper.side % vq.dim:
         raise HilbertflowError(
             f"dim {vq.dim} does not divide side {mapper.side}", where="vq", remedy="use a smaller dim"
@@ -47,9 +48,10 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
     side, shard, planes = mapper.side, source.layout.per_unit, source.layout.planes
     wanted = -(-training_runs(vq) * vq.dim // side**2)
     rows = [row for row in sample(source, wanted).to_pylist() if not row["opaque"]]
-    tree = train(
-        [(np.frombuffer(r["bits"], f"u{r['word']}").reshape(side, side), r["dtype"]) for r in rows], vq, layers
+    spread = training_sample(
+        [(np.frombuffer(r["bits"], f"u{r['word']}").reshape(side, side), r["dtype"]) for r in rows], vq
     )
+    tree, fit = tree_of(train(spread, vq) if points is None else points, spread, layers)
     ladder = VectorLadder(tree, uniform.step_for(vq.fine_db))
     widths = {f"level{k}": side // vq.dim for k in range(tree.depth)} | {f"level{tree.depth}": side, "exact": side}
     types = {f"level{k}": level_dtype(tree, k) for k in range(tree.depth + 1)}
@@ -62,7 +64,30 @@ def vector_parts(recipe: Recipe, source: PlaneUnits) -> Parts:
     scale = ArraySpec("scales", (planes, side), "int32", (1, side), shard, "rans")
     arrays = (*arrays, scale, index_array(planes, shard))
     objects = code_arrays.documents(tree.to_arrays())
-    attributes = {"vector": {"dim": vq.dim, "step": ladder.step, "objects": sorted(objects)}}
+    content = {} if points is None else {"codebook": _digest(points)}
+    attributes = {"vector": {"dim": vq.dim, "step": ladder.step, "objects": sorted(objects)} | content}
+    told = {
+        "path": vq.codebook or None, "sha256": content.get("codebook"), "codes": vq.codes, "dim": vq.dim,
+        "layers": [len(cells) for cells in tree.points], "sqnr_db": None if fit is None else round(fit, 2),
+    }  # fmt: skip
     coders = {name: CODERS[kind] for name, kind in kinds.items()}
     stream = (dataclasses.replace(mapper, layout="raster"), VectorCoding(dim=vq.dim, ladder=ladder, coders=coders))
-    return stream, arrays, attributes, objects
+    return stream, arrays, attributes, objects, told
+
+
+def _given(vq: VectorQuantize) -> tuple[VectorQuantize, F32 | None]:
+    """The sizes and the points (codes, dim) of a codebook of the user's own; None where it is to be trained."""
+    if not vq.codebook:
+        return vq, None
+    file = open_npy(Location(vq.codebook), "", None)
+    vq = vq.sized(file.count, file.dim)  # before a byte of its values is read
+    table = file.read(0, file.count)
+    points = table.column("vector").combine_chunks().flatten().to_numpy().reshape(file.count, file.dim)
+    check_finite(points, 0, None, vq.codebook)
+    return vq, points
+
+
+def _digest(points: F32) -> str:
+    """SHA-256 (hex) of the points as they are coded with, whatever the file's dtype and order."""
+    shape = " ".join(map(str, points.shape))
+    return hashlib.sha256(f"codebook {shape}\n".encode() + points.astype("<f4").tobytes()).hexdigest()

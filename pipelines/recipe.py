@@ -315,7 +315,8 @@ def recipe_hash(recipe: Recipe) -> str:
 
     That is the operators, how the source is read (not where it lies), the size of a unit, and the archive's format, so
     that no run goes on with what an older version wrote; names, the sink, the
-    index and the rest of ``compute`` are not in it. The source's content has a fingerprint of its own.
+    index and the rest of ``compute`` are not in it. The source's content has a fingerprint of its own, and so has
+    that of a codebook of one's own.
     """
     source = recipe.source.model_dump(mode="json", exclude={"path", "version"})
     sizes = recipe.compute.rows_per_unit if recipe.collection else recipe.compute.planes_per_unit
@@ -323,7 +324,7 @@ def recipe_hash(recipe: Recipe) -> str:
         "schema": SCHEMA_VERSION,
         "format": FORMAT,
         "source": source,
-        "operators": [dataclasses.asdict(operator) for operator in recipe.operators],  # type: ignore[call-overload]
+        "operators": [operator.determines() for operator in recipe.operators],
         "unit": sizes,
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -363,8 +364,9 @@ def _check_inputs(recipe: Recipe, settings: Settings) -> None:
     if isinstance(recipe.source, DocstringsSource) and recipe.source.packages:
         inputs.clear()  # names of packages; the source says which are not installed
     for i, operator in enumerate(recipe.operators):
-        if isinstance(model := getattr(operator, "model", None), str):
-            inputs["operators", i, "model"] = model
+        for key in ("model", "codebook"):
+            if given := getattr(operator, key, ""):
+                inputs["operators", i, key] = given
     for path, url in inputs.items():
         key, where = ".".join(map(str, path)), settings.where(path)
         try:

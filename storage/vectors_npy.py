@@ -68,7 +68,8 @@ def check_matrix(header: NpyHeader, where: str) -> None:
     """Raise unless the array is a matrix of real numbers."""
     kind = np.dtype(header.dtype).kind
     if kind not in "fiu":
-        raise HilbertflowError(f"holds {np.dtype(header.dtype).name}, not real numbers", where=where)
+        what = f"holds {np.dtype(header.dtype).name}, not real numbers"
+        raise HilbertflowError(what, where=where, remedy="save it as array.astype('float32')")
     if len(header.shape) != 2:
         remedy = "save it as (rows, length): array.reshape(1, -1) for one vector" if len(header.shape) == 1 else ""
         raise HilbertflowError(f"has shape {header.shape}, two dimensions are needed", where=where, remedy=remedy)

@@ -187,13 +187,14 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         "url": plan.spec.url, "graph": graph, "units": plan.spec.units, "source_bytes": plan.source_bytes,
         "estimated_bytes": estimate, "estimated_total": sum(estimate.values()) or None,
         "arrays": {a.name: {"shape": a.shape, "dtype": a.dtype, "coder": a.coder} for a in plan.spec.arrays},
-    } | _sampled(plan)  # fmt: skip
+    } | ({"codebook": plan.codebook} if plan.codebook else {}) | _sampled(plan)  # fmt: skip
     if as_json:
         console.print_json(said)
         return
     console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
     console.say(f"{console.count(plan.spec.units, 'unit')} of {console.size(plan.source_bytes)} into {plan.spec.url}")
     _show_sampled(plan)
+    _show_codebook(plan.codebook)
     if plan.spec.arrays:
         console.table(
             ("array", "shape", "type", "coder", "estimated"),
@@ -222,6 +223,17 @@ def _show_sampled(plan: Plan) -> None:
     if kinds := _sampled(plan).get("sampled"):
         rows = [(kind, n["kept"], n["of"], f"{100 * n['kept'] / max(1, n['of']):.1f} %") for kind, n in kinds.items()]
         console.table(("sampled parameters", "kept", "of", "share"), rows)
+
+
+def _show_codebook(told: dict[str, Any]) -> None:
+    """Of ``vq``: where its points are from, how many cells each layer has, how well the points fit."""
+    if told:
+        origin = f"of {told['path']} (SHA-256 {told['sha256'][:12]}…)" if told["path"] else "trained on sampled planes"
+        fit = "" if told["sqnr_db"] is None else f"; {told['sqnr_db']:.1f} dB signal to noise on sampled planes"
+        console.say(
+            f"codebook: {told['codes']:,} points of {console.count(told['dim'], 'value')}, {origin}, "
+            f"in layers of {', '.join(f'{cells:,}' for cells in told['layers'])}{fit}"
+        )
 
 
 def estimated_bytes(plan: Plan) -> dict[str, int]:

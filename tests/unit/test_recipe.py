@@ -137,6 +137,36 @@ def test_the_hash_covers_what_determines_bytes_and_nothing_else(good: str) -> No
     assert recipe.recipe_hash(recipe.parse(good, sets=["operators.2.sqnr_db=20.0"])) == base
 
 
+VECTORS = """\
+name: vectors
+source: {kind: checkpoint, path: SOURCE}
+operators:
+  - {kind: hilbert_map}
+  - {kind: vq, codebook: "BOOK"}
+  - {kind: tree}
+  - {kind: frame_encode}
+sink: {kind: archive, path: out}
+"""
+
+
+def test_a_codebook_is_an_input_that_is_hashed_by_its_content_alone(tmp_path: Path) -> None:
+    (tmp_path / "book.npy").write_bytes(b"")
+    text = VECTORS.replace("SOURCE", str(tmp_path)).replace("BOOK", str(tmp_path / "book.npy"))
+    said = error_of(text.replace("book.npy", "nope.npy"))
+    assert said.startswith("recipe.yaml:5: operators.1.codebook: no such file or directory: ")
+    assert error_of(text, "operators.1.codebook=3.npy").startswith("--set: operators.1.codebook: no such file")
+    assert "operators.1: dim is 6; use a power of two" in error_of(text, "operators.1.dim=6")
+    other = ["operators.1.codebook=s3://b/book.npy", "operators.1.dim=4", "operators.1.codes=9"]
+    own = {recipe.recipe_hash(recipe.parse(text, sets=[s])) for s in [*other, "name=other"]}
+    trained = {recipe.recipe_hash(recipe.parse(text, sets=["operators.1.codebook=", s])) for s in other[1:]}
+    assert len(own) == 1 and len(trained) == 2 and not own & trained
+    # that of archives from before one could name a codebook; another format of archives is another hash
+    before = recipe.recipe_hash(recipe.parse(text, sets=["operators.1.codebook="]))
+    assert before == "9cc8ef734ac47c79a7be3090b5947e869c3ff1f1499053ff5619994353de5eab"
+    schema = recipe.json_schema()["$defs"]["VectorQuantize"]
+    assert schema["properties"]["codebook"]["type"] == "string" and "points of one's own" in schema["description"]
+
+
 def test_files_are_found_by_path_and_by_name(tmp_path: Path) -> None:
     assert recipe.find("quickstart-model").name == "quickstart-model.yaml"
     with pytest.raises(HilbertflowError, match="no such recipe; did you mean 'quickstart-model'"):

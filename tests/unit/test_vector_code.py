@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,16 +15,23 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import save_file
 
+from operators import scales
 from operators.errors import HilbertflowError
-from operators.vector_code import VectorQuantize, in_place, sorted_layers, training_runs
+from operators.vector_code import VectorQuantize, in_place, sorted_layers
+from operators.vector_training import training_runs
 from pipelines.bench.local import archive_with
+from pipelines.cli import call
 from pipelines.compile import make_plan
 from pipelines.export import export
+from pipelines.pending import Pending
 from pipelines.recipe import parse
+from pipelines.run import here, run_here
 from pipelines.tune import sample
 from storage import archive
+from storage.fs import Location
 from storage.model import ModelArchive
 from storage.planes import PlaneUnits
+from storage.spec import claim, open_for_writing
 
 RECIPE = """
 name: vectors
@@ -109,6 +119,115 @@ def test_what_cannot_be_asked(model: ModelArchive, tmp_path: Path, tensors: Any,
     save_file(tensors, tmp_path / "m.safetensors")
     with pytest.raises(HilbertflowError, match=what):
         make_plan(recipe(str(tmp_path / "m.safetensors"), str(tmp_path), **change))
+
+
+def own(source: Path, root: Path, book: Path | str, *, name: str = "own", options: str = "") -> Any:
+    """A recipe with a codebook of one's own, at ``root``."""
+    text = RECIPE.format(source=source, root=root, dim=0, codes=0, widths="[3, 2]", name=name)
+    return parse(text.replace("dim: 0, codes: 0", f'codebook: "{book}"{options}'))
+
+
+@pytest.fixture
+def book(tmp_path: Path, tensors: Any) -> Path:
+    """37 points of 4 values in a file, some of them equal; and the checkpoint beside them."""
+    save_file(tensors, tmp_path / "m.safetensors")
+    points = np.random.default_rng(7).normal(size=(37, 4)).astype(np.float32)
+    points[30:] = points[3]
+    np.save(tmp_path / "book.npy", points)
+    return tmp_path / "book.npy"
+
+
+def test_the_last_layer_is_the_flat_quantizer_of_ones_own_codebook(book: Path, tensors: Any) -> None:
+    points = np.load(book)
+    handle = archive.open(archive_with(own(book.with_name("m.safetensors"), book.parent, book)).url)
+    assert [len(cells) for cells in handle.ladder.tree.points] == [8, 32, 37]
+    for name in ("a.weight", "b.weight", "c.weight"):
+        value = tensors[name]
+        assert handle[name].read("exact").tobytes() == value.tobytes(), name
+    got = handle["a.weight"].read(2).reshape(-1)
+    for plane in range(9):  # whole ones, of 64 rows that are scaled each to its own deviation
+        part = slice(plane * 4096, plane * 4096 + 4096)
+        values = tensors["a.weight"].reshape(-1)[part].reshape(64, 64)
+        scale = scales.scale_of(scales.encode(values.view(np.uint32), "F32"))[:, None]
+        runs = (values / scale).reshape(-1, 1, 4)
+        nearest = np.square(runs - points).sum(axis=2).argmin(axis=1)
+        wanted = points[nearest].reshape(64, 64) * scale.astype(np.float32)
+        assert got[part].tobytes() == wanted.tobytes()
+
+
+def test_a_codebook_is_known_by_its_content(book: Path) -> None:
+    source, root = book.with_name("m.safetensors"), book.parent
+    first = archive_with(own(source, root, book))
+    before = first.place.read("manifest.json")
+    points = np.load(book)
+    np.save(moved := book.with_name("same.npy"), np.asfortranarray(points.astype(np.float64)))
+    assert run_here(own(source, root, moved)).written == 0  # the same points elsewhere, in another dtype and order
+    points[5, 2] += 1
+    np.save(book, points)
+    for said in (own(source, root, book), recipe(str(source), str(root), 4, 37, "[3, 2]", "own")):
+        with pytest.raises(HilbertflowError, match="another source or recipe has this name"):
+            run_here(said)
+    assert first.place.read("manifest.json") == before
+    # A run that was stopped goes on, but not with other points.
+    half = make_plan(own(source, root, book, name="half"))
+    claim(half.spec)
+    open_for_writing(half.spec)
+    here(half.last, Pending.missing(half.spec.units, {0}))
+    np.save(moved, points[::-1])
+    with pytest.raises(HilbertflowError, match="another source or recipe has this name"):
+        run_here(own(source, root, moved, name="half"))
+    done = run_here(own(source, root, book, name="half"))
+    assert (done.written, done.skipped) == (1, half.spec.units - 1)
+    assert (
+        archive.open(done.url)["a.weight"].read("exact").tobytes()
+        == archive.open(first.url)["a.weight"].read("exact").tobytes()
+    )
+
+
+def _npy(values: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "what"),
+    [
+        (_npy(np.zeros((37, 4))), ", codes: 256", r"has 37 points of 4 values, the recipe says codes: 256; leave that"),
+        (_npy(np.zeros((37, 4))), ", codes: 37, dim: 8", r"the recipe says dim: 8; leave"),
+        (_npy(np.zeros((37, 3))), "", r"has 37 points of 3 values; save 2 to 65,536 points, one a row, of 1, 2, 4"),
+        (_npy(np.zeros((1, 4))), "", r"has 1 points of 4 values; save 2 to 65,536"),
+        (_npy(np.zeros((65_537, 1), np.int8)), "", r"has 65,537 points of 1 values; save"),
+        (_npy(np.zeros((37, 4))[:, 0]), "", r"has shape \(37,\), two dimensions are needed"),
+        (_npy(np.full((3, 4), np.nan)), "", r"row 0 holds nan; remove or repair"),
+        (_npy(np.full((3, 4), 1e300)), "", r"row 0 holds inf; remove or repair"),
+        (_npy(np.zeros((37, 4), np.complex64)), "", r"holds complex64, not real numbers; save it as"),
+        (_npy(np.array([[{}] * 4] * 9, object)), "", r"holds Python objects, which only a pickle could restore"),
+        (_npy(np.zeros((37, 4)))[:-1], "", r"1,183 are there; it is truncated"),
+        (b"k-means", "", r"is not a NumPy array"),
+    ],
+)  # fmt: skip
+def test_what_is_no_codebook(book: Path, content: bytes, options: str, what: str) -> None:
+    book.write_bytes(content)
+    with pytest.raises(HilbertflowError, match=rf"^{re.escape(str(book))}: .*{what}") as caught:
+        make_plan(own(book.with_name("m.safetensors"), book.parent, book, options=options))
+    assert "\n" not in str(caught.value) and caught.value.remedy
+
+
+def test_a_codebook_behind_a_url_and_what_a_dry_run_tells(book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Location("memory://books/b.npy").write_atomic("", book.read_bytes())
+    text = RECIPE.format(source=book.with_name("m.safetensors"), root=book.parent, dim=0, codes=0, widths=3, name="dry")
+    file = book.with_name("recipe.yaml")
+    file.write_text(text.replace("dim: 0, codes: 0", "codebook: memory://books/b.npy, codes: 37"))
+    call(["run", str(file), "--dry-run"])
+    assert re.search(
+        r"codebook: 37 points of 4 values, of memory://books/b.npy \(SHA-256 [0-9a-f]{12}…\), in layers of 8, 37; "
+        r"\d\.\d dB signal to noise on sampled planes\n", capsys.readouterr().out,
+    )  # fmt: skip
+    call(["run", str(file), "--dry-run", "--json", "--set", "operators.1.codebook=", "--set", "operators.1.codes=16"])
+    told = json.loads(capsys.readouterr().out)["codebook"]
+    assert (told["path"], told["sha256"], told["codes"], told["dim"], told["layers"]) == (None, None, 16, 8, [8, 16])
+    assert not (book.parent / "models").exists()
 
 
 def test_the_tree_as_a_picture(model: ModelArchive, tmp_path: Path) -> None:

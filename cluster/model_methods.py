@@ -4,24 +4,26 @@
 ``exact``      cosine of the weights, tensors of one name and shape, every byte read: the oracle without a known truth
 ``features``   planes as pictures (:mod:`operators.plane_features`), mean of the five
 ``temporal``   the signature's score, averaged with those of the two neighbours in a tour through the signatures
+``hybrid``     signature and features in one, by weights that were learnt where the truth is known
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 import numpy.typing as npt
 
+from cluster.model_features import feature_scores, plane_features
 from cluster.model_root import ModelRoot
-from operators.hilbert_map import to_layout
-from operators.plane_features import PlaneFeatures, compared, features_of, picture_of
+from operators.blend import blend
 from operators.relation import code_score, relate
 from storage.model import ModelArchive
 
 Scores = dict[str, float]
-PLANES = 3
-"""Planes of a model that are looked at, spread evenly over its matrices."""
+HYBRID = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+"""Weights of the signature's score, of the five features in their order, and the constant: learnt on half of the
+families of the test bed by `hilbertflow bench models`, which learns them anew and tells if these are others."""
 
 
 def by_signature(root: ModelRoot, name: str) -> Scores:
@@ -48,18 +50,35 @@ def by_neighbours(root: ModelRoot, name: str) -> Scores:
     """Scores by signature, each averaged with those of its neighbours in :func:`tour`; neighbours weigh a half."""
     alone = by_signature(root, name) | {name: 1.0}
     names = list(root.rows)
-    order = [names[i] for i in tour(np.stack([root.code(other) for other in names]))]
-    smoothed: Scores = {}
-    for at, other in enumerate(order):
-        beside = [alone[order[i]] for i in (at - 1, at + 1) if 0 <= i < len(order)]
-        smoothed[other] = (alone[other] + 0.5 * sum(beside)) / (1 + 0.5 * len(beside))
-    smoothed.pop(name)
-    return smoothed
+    smoothed = along(np.array([alone[other] for other in names]), tour(np.stack([root.code(other) for other in names])))
+    return {other: float(score) for other, score in zip(names, smoothed, strict=True) if other != name}
+
+
+def by_hybrid(root: ModelRoot, name: str) -> Scores:
+    """How likely each is a relative, by signature and features together; 0 … 1."""
+    own = plane_features(root.handle(name))
+    return {
+        other: float(blend(np.array([score, *feature_scores(own, plane_features(root.handle(other)))]), HYBRID))
+        for other, score in by_signature(root, name).items()
+    }
 
 
 METHODS: dict[str, Callable[[ModelRoot, str], Scores]] = {
     "signature": by_signature, "exact": by_weights, "features": by_features, "temporal": by_neighbours,
+    "hybrid": by_hybrid,
 }  # fmt: skip
+
+
+def along(scores: npt.NDArray[np.float64], order: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Scores (n,) averaged with those of the neighbours in an order of the same n; neighbours weigh a half."""
+    placed = scores[list(order)]
+    sums, shares = placed.copy(), np.ones(len(placed))
+    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        sums[here] += 0.5 * placed[there]
+        shares[here] += 0.5
+    smoothed = np.empty(len(placed))
+    smoothed[list(order)] = sums / shares
+    return smoothed
 
 
 def tour(codes: npt.NDArray[np.int8]) -> list[int]:
@@ -83,22 +102,26 @@ def agreement(scores: Scores, truth: Scores) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def plane_features(handle: ModelArchive) -> list[PlaneFeatures]:
-    """Features of a few planes of level 0."""
-    groups = [group for group in handle.layout.groups if not group.opaque]
-    planes = [plane for group in groups for plane in range(group.first, group.first + group.planes)]
-    found = []
-    for at in np.unique(np.linspace(0, len(planes) - 1, PLANES).round().astype(int)) if planes else ():
-        ((_, values),) = handle.words(planes[at], planes[at] + 1, 0)
-        square = to_layout(np.asarray(values, np.float32), "hilbert").reshape(handle.layout.side, -1)
-        found.append(features_of(picture_of(square)))
-    return found
+def known_relatives(root: ModelRoot, name: str) -> set[str]:
+    """The truth as far as the catalog has it: models that hang together with one by the parents they were coded by."""
+    beside: dict[str, set[str]] = {other: set() for other in root.rows}
+    for other, row in root.rows.items():
+        if (parent := row.get("parent")) in beside:
+            beside[other].add(parent)
+            beside[parent].add(other)
+    found, ahead = {name}, [name]
+    while ahead:
+        new = beside[ahead.pop()] - found
+        found |= new
+        ahead += new
+    return found - {name}
 
 
-def feature_scores(first: Sequence[PlaneFeatures], second: Sequence[PlaneFeatures]) -> npt.NDArray[np.float64]:
-    """(5,) means over the planes that both have."""
-    pairs = list(zip(first, second, strict=False))
-    return np.mean([compared(a, b) for a, b in pairs], axis=0) if pairs else np.zeros(5)
+def average_precision(scores: Scores, truth: Set[str]) -> float:
+    """Of the models that are relatives, best score first; NaN where none is."""
+    order = sorted(scores, key=lambda other: (-scores[other], other))
+    ranks = [rank for rank, other in enumerate(order, 1) if other in truth]
+    return float(np.mean([at / rank for at, rank in enumerate(ranks, 1)])) if ranks else float("nan")
 
 
 def _cosine(first: ModelArchive, second: ModelArchive) -> float:

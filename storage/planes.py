@@ -68,14 +68,14 @@ class PlaneUnits:
     def read(self, unit: int) -> pa.Table:
         """One row a plane, as :mod:`operators.planes` describes; reads each byte of the source once."""
         _, first, stop = self.layout.unit_planes(unit)
-        return self._read(unit, first, stop)
+        return self.read_planes(unit, first, stop)
 
     def read_some(self, unit: int, count: int) -> pa.Table:
         """Up to ``count`` planes spread evenly over a unit; no byte of others is read."""
         _, first, stop = self.layout.unit_planes(unit)
         picked = sorted({first + (stop - first) * i // count for i in range(count)} if stop > first else ())
         return pa.concat_tables(
-            [self._read(unit, plane, plane + 1) for plane in picked] or [self._read(unit, first, first)]
+            [self.read_planes(unit, plane, plane + 1) for plane in picked] or [self.read_planes(unit, first, first)]
         )
 
     def narrowed(self, units: Iterable[int]) -> PlaneUnits:
@@ -104,7 +104,8 @@ class PlaneUnits:
             return self.recorder(spec, start, stop)
         return read(self.held, spec, start, stop, self.checkpoint.read)
 
-    def _read(self, unit: int, first: int, stop: int) -> pa.Table:
+    def read_planes(self, unit: int, first: int, stop: int) -> pa.Table:
+        """Planes ``first … stop - 1`` of a unit; no byte of others is read."""
         layout = self.layout
         group, *_ = layout.unit_planes(unit)
         word = layout.word_of(group)

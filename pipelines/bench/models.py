@@ -28,6 +28,7 @@ from operators.descent import descent
 from operators.relation import code_score, relate
 from operators.signature import CODE, Signature
 from pipelines.bench.material import MODEL
+from pipelines.bench.models_methods import judged_methods
 from pipelines.bench.models_tree import TreeScore, judged, kurtosis_tree, spanning_tree
 from pipelines.bench.report import Table, median_seconds
 from pipelines.bench.zoo import Member, folder, members
@@ -54,6 +55,7 @@ def run(quick: bool) -> Iterator[Table]:
     yield _retrieval(chosen, held, scores, codes, weights)
     yield _by_change(chosen, scores, weights)
     yield _strangers(chosen, scores)
+    yield judged_methods(chosen, held, scores, weights.cosine)
     yield _strain(chosen)
     yield _lineage(chosen, held, weights)
     yield _speed()

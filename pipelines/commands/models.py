@@ -20,9 +20,10 @@ def similar(
     url: RootUrl,
     model: Annotated[str, typer.Argument(help="Name of an archived model.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 10,
-    method: Annotated[str, typer.Option(help="signature, exact, features or temporal.")] = "signature",
+    method: Annotated[str, typer.Option(help="signature, exact, features, temporal or hybrid.")] = "signature",
     compare: Annotated[
-        bool, typer.Option("--compare", help="Score by every method, and say how far each agrees with exact.")
+        bool,
+        typer.Option("--compare", help="Score by every method; tell how each agrees with the truth, and with exact."),
     ] = False,
     explain: Annotated[
         str, typer.Option(metavar="OTHER", help="Tell in which layers MODEL and this one differ, and how.")
@@ -85,7 +86,7 @@ def _by_method(root: ModelRoot, model: str, method: str, k: int, as_json: bool) 
 def _compare(root: ModelRoot, model: str, k: int, as_json: bool) -> None:
     from time import perf_counter
 
-    from cluster.model_methods import METHODS, agreement
+    from cluster.model_methods import METHODS, agreement, average_precision, known_relatives
 
     root.check(model)
     scores, seconds = {}, {}
@@ -94,17 +95,27 @@ def _compare(root: ModelRoot, model: str, k: int, as_json: bool) -> None:
         scores[name] = measure(root, model)
         seconds[name] = perf_counter() - began
     agreements = {name: agreement(told, scores["exact"]) for name, told in scores.items()}
+    truth = known_relatives(root, model)
+    precisions = {name: average_precision(told, truth) for name, told in scores.items()}
     if as_json:
-        console.print_json({"model": model, "scores": scores, "agreement": agreements, "seconds": seconds})
+        console.print_json(
+            {"model": model, "scores": scores, "relatives": sorted(truth), "precision": precisions if truth else None,
+             "agreement": agreements, "seconds": seconds}
+        )  # fmt: skip
         return
     order = sorted(scores["exact"], key=lambda name: (-scores["exact"][name], -scores["signature"][name]))[:k]
     console.table(
         ("model", *METHODS), [(name, *(f"{scores[method][name]:.4f}" for method in METHODS)) for name in order]
     )
     console.table(
-        ("method", "rank correlation with exact", "seconds"),
-        [(name, f"{agreements[name]:.3f}", f"{seconds[name]:.2f}") for name in METHODS],
+        ("method", "average precision", "rank correlation with exact", "seconds"),
+        [
+            (name, f"{precisions[name]:.3f}" if truth else "", f"{agreements[name]:.3f}", f"{seconds[name]:.2f}")
+            for name in METHODS
+        ],
     )
+    known = f"its {console.count(len(truth), 'relative')} by parent: {', '.join(sorted(truth)[:5])}"
+    console.say(f"average precision: against {known}" if truth else "no model here is its relative by parent: no truth")
     console.say("exact compares tensors by name and place: where neurons were moved, signature sees what it cannot")
 
 

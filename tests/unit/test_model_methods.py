@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cluster.model_methods import METHODS, agreement, by_weights, tour
+from cluster.model_methods import METHODS, agreement, along, average_precision, by_weights, known_relatives, tour
 from cluster.model_root import ModelRoot
 from pipelines.bench import zoo_derive as derive
 from pipelines.bench.local import archive_model
 from pipelines.cli import call
+from tests.archived_model import archived_child, archived_model, small_tensors
 from tests.unit.test_signature import state
 
 
@@ -29,7 +31,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_finds_a_near_copy(root: str, method: str) -> None:
-    if method == "features":
+    if method in ("features", "hybrid"):
         pytest.importorskip("skimage", reason="compares pictures")
     scores = METHODS[method](ModelRoot(root), "one")
     assert set(scores) == {"near", "other"} and scores["near"] > scores["other"]
@@ -49,6 +51,26 @@ def test_a_tour_keeps_relatives_together(root: str) -> None:
     assert order == ["one", "near", "other"] and tour(np.zeros((0, 992), np.int8)) == []
 
 
+def test_neighbours_of_a_tour_lend_half_their_score() -> None:
+    assert along(np.array([1.0, 0.0, 0.5]), [0, 2, 1]).tolist() == pytest.approx([1.25 / 1.5, 0.25 / 1.5, 0.5])
+    assert along(np.array([0.7]), [0]).tolist() == [0.7]
+
+
+def test_the_truth_is_what_parents_tell(tmp_path: Path) -> None:
+    base = archived_model(tmp_path)
+    first = archived_child(tmp_path, "first", base, 1)
+    archived_child(tmp_path, "last", first, 2)
+    save_file(small_tensors(), tmp_path / "alone.safetensors")
+    archive_model(str(tmp_path / "alone.safetensors"), tmp_path / "archives", "sink.name=alone")
+    models = ModelRoot(str(tmp_path / "archives"))
+    assert known_relatives(models, "last") == {"small", "first"} and known_relatives(models, "alone") == set()
+
+
+def test_average_precision() -> None:
+    assert average_precision({"a": 0.9, "b": 0.5, "c": 0.1}, {"a", "c"}) == pytest.approx((1 + 2 / 3) / 2)
+    assert np.isnan(average_precision({"a": 1.0}, set()))
+
+
 def test_agreement_is_a_rank_correlation() -> None:
     assert agreement({"a": 1, "b": 2, "c": 3}, {"a": 10, "b": 20, "c": 400}) == pytest.approx(1)
     assert agreement({"a": 1, "b": 2, "c": 3}, {"a": 3, "b": 2, "c": 1}) == pytest.approx(-1)
@@ -59,6 +81,7 @@ def test_the_command_compares_and_refuses(root: str, capsys: pytest.CaptureFixtu
     pytest.importorskip("skimage", reason="compares pictures")
     assert call(["similar", root, "one", "--compare", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
+    assert told["relatives"] == [] and told["precision"] is None
     assert set(told["scores"]) == set(METHODS) and told["agreement"]["exact"] == pytest.approx(1)
     assert call(["similar", root, "one", "--method", "exact"]) == 0
     assert "near" in capsys.readouterr().out

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from cluster.model_features import feature_scores, plane_features
 from cluster.model_root import ModelRoot
+from cluster.tours import along, tour
 from operators.blend import blend
-from operators.relation import code_score, relate
+from operators.relation import relate
 from storage.model import ModelArchive
 
 Scores = dict[str, float]
@@ -47,7 +48,7 @@ def by_features(root: ModelRoot, name: str) -> Scores:
 
 
 def by_neighbours(root: ModelRoot, name: str) -> Scores:
-    """Scores by signature, each averaged with those of its neighbours in :func:`tour`; neighbours weigh a half."""
+    """Scores by signature, each averaged with those of its neighbours in a tour; neighbours weigh a half."""
     alone = by_signature(root, name) | {name: 1.0}
     names = list(root.rows)
     smoothed = along(np.array([alone[other] for other in names]), tour(np.stack([root.code(other) for other in names])))
@@ -67,28 +68,6 @@ METHODS: dict[str, Callable[[ModelRoot, str], Scores]] = {
     "signature": by_signature, "exact": by_weights, "features": by_features, "temporal": by_neighbours,
     "hybrid": by_hybrid,
 }  # fmt: skip
-
-
-def along(scores: npt.NDArray[np.float64], order: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Scores (n,) averaged with those of the neighbours in an order of the same n; neighbours weigh a half."""
-    placed = scores[list(order)]
-    sums, shares = placed.copy(), np.ones(len(placed))
-    for here, there in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
-        sums[here] += 0.5 * placed[there]
-        shares[here] += 0.5
-    smoothed = np.empty(len(placed))
-    smoothed[list(order)] = sums / shares
-    return smoothed
-
-
-def tour(codes: npt.NDArray[np.int8]) -> list[int]:
-    """An order of models in which neighbours are alike: from the first, always on to the nearest that is left."""
-    left, order = set(range(1, len(codes))), [0] if len(codes) else []
-    while left:
-        rows = sorted(left)
-        order.append(rows[int(np.argmax(code_score(codes[order[-1]], codes[rows])))])
-        left.discard(order[-1])
-    return order
 
 
 def agreement(scores: Scores, truth: Scores) -> float:

@@ -29,6 +29,7 @@ from operators.relation import code_score, relate
 from operators.signature import CODE, Signature
 from pipelines.bench.material import MODEL
 from pipelines.bench.models_methods import judged_methods
+from pipelines.bench.models_order import order_tables
 from pipelines.bench.models_tree import TreeScore, judged, kurtosis_tree, spanning_tree
 from pipelines.bench.report import Table, median_seconds
 from pipelines.bench.zoo import Member, folder, members
@@ -58,6 +59,8 @@ def run(quick: bool) -> Iterator[Table]:
     yield judged_methods(chosen, held, scores, weights.cosine)
     yield _strain(chosen)
     yield _lineage(chosen, held, weights)
+    for family in ("gpt-2", "minilm")[: 1 if quick else 2]:
+        yield from order_tables(family, chosen, held)
     yield _speed()
 
 

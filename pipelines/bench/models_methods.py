@@ -18,7 +18,8 @@ import numpy.typing as npt
 import cluster.model_features
 import operators.plane_features
 from cluster.model_features import PLANES, feature_scores, features_along, sampled
-from cluster.model_methods import HYBRID, along, tour
+from cluster.model_methods import HYBRID
+from cluster.tours import along, tour
 from operators.blend import blend, learn
 from operators.floats import dtype_info, to_float32
 from operators.plane_features import NAMES, PlaneFeatures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cluster.model_methods import METHODS, agreement, along, average_precision, by_weights, known_relatives, tour
+from cluster.model_methods import METHODS, agreement, average_precision, by_weights, known_relatives
 from cluster.model_root import ModelRoot
 from pipelines.bench import zoo_derive as derive
 from pipelines.bench.local import archive_model
@@ -42,18 +42,6 @@ def test_exact_is_the_cosine_of_all_matrices(root: str) -> None:
     flat = [np.concatenate([s[n].reshape(-1) for n in sorted(s) if s[n].ndim > 1]).astype(np.float64) for s in (a, b)]
     truth = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
     assert by_weights(ModelRoot(root), "one")["near"] == pytest.approx(truth, abs=1e-6)
-
-
-def test_a_tour_keeps_relatives_together(root: str) -> None:
-    models = ModelRoot(root)
-    names = ["one", "other", "near"]
-    order = [names[i] for i in tour(np.stack([models.code(name) for name in names]))]
-    assert order == ["one", "near", "other"] and tour(np.zeros((0, 992), np.int8)) == []
-
-
-def test_neighbours_of_a_tour_lend_half_their_score() -> None:
-    assert along(np.array([1.0, 0.0, 0.5]), [0, 2, 1]).tolist() == pytest.approx([1.25 / 1.5, 0.25 / 1.5, 0.5])
-    assert along(np.array([0.7]), [0]).tolist() == [0.7]
 
 
 def test_the_truth_is_what_parents_tell(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from cluster.tours import place_in, tour
 from operators import delta, rans, scales, single, video, video_lossy
 from operators.bitstream import VideoKind
-from operators.relation import code_score
+from operators.relation import code_score, relate
 from operators.signature import Signature
 from pipelines.bench.report import Table
 from pipelines.bench.zoo import Member
@@ -31,13 +32,18 @@ SEEDS = 5
 
 @dataclass(frozen=True)
 class Family:
-    """Frames (n, 256, 256) float32 of its members in the order in which they were made, names, codes (n, 992)."""
+    """Frames (n, 256, 256) float32 of its members in the order in which they were made, and their signatures."""
 
     name: str
     matrix: str
     frames: F32
     names: tuple[str, ...]
-    codes: npt.NDArray[np.int8]
+    signatures: tuple[Signature, ...]
+
+    @cached_property
+    def codes(self) -> npt.NDArray[np.int8]:
+        """(n, 992)."""
+        return np.stack([signature.code for signature in self.signatures])
 
 
 def order_tables(name: str, chosen: Sequence[Member], held: Sequence[Signature]) -> list[Table]:
@@ -61,8 +67,8 @@ def family_of(name: str, chosen: Sequence[Member], held: Sequence[Signature]) ->
             values = np.asarray(values_of(twin, source.read(twin)), np.float32)
             frames.append(values.reshape(-1)[: SIDE * SIDE].reshape(SIDE, SIDE))
             kept.append(i)
-    codes = np.stack([held[i].code for i in kept])
-    return Family(name, first.name, np.stack(frames), tuple(chosen[i].name for i in kept), codes)
+    names, signatures = zip(*((chosen[i].name, held[i]) for i in kept), strict=True)
+    return Family(name, first.name, np.stack(frames), names, signatures)
 
 
 def coherence(frames: F32) -> float:
@@ -129,7 +135,8 @@ def _bits(size: int, frames: F32) -> float:
 def _insertions(some: Family) -> Table:
     """Each member in turn as a new one: its differences to whom it is put behind, nothing else written."""
     ways: dict[str, list[int]] = {"alone": [], "behind the last that was made": [], "at its place in the tour": [],
-                                  "behind the nearest by signature": [], "behind the best of all": []}  # fmt: skip
+                                  "behind that of the highest score": [], "behind that of the least difference": [],
+                                  "behind the best of all": []}  # fmt: skip
     kept, fresh = [], []
     for new in range(1, len(some.names)):
         others = [i for i in range(len(some.names)) if i != new]
@@ -139,16 +146,19 @@ def _insertions(some: Family) -> Table:
         kept.append(coherence(some.frames[inserted]))
         fresh.append(coherence(some.frames[[([*others, new])[i] for i in tour(some.codes[[*others, new]])]]))
         sizes = {i: difference_bytes(some.frames[new], some.frames[i]) for i in others}
+        least = min(others, key=lambda i: relate(some.signatures[new], some.signatures[i]).distance)
         near = others[int(np.argmax(code_score(some.codes[new], some.codes[others])))]
         ways["alone"].append(difference_bytes(some.frames[new], None))
         ways["behind the last that was made"].append(sizes[others[-1]])
         beside = order[place - 1] if place else order[0]
         ways["at its place in the tour"].append(sizes[beside])
-        ways["behind the nearest by signature"].append(sizes[near])
+        ways["behind that of the highest score"].append(sizes[near])
+        ways["behind that of the least difference"].append(sizes[least])
         ways["behind the best of all"].append(min(sizes.values()))
     rows = [(how, f"{np.mean([8 * s / some.frames[0].size for s in sizes]):.3f}") for how, sizes in ways.items()]
     return Table(
         f"A new model of {some.name}, each in turn: bits a value of its own differences, exact; no other is rewritten",
         ("where", "bits a value"), tuple(rows),
-        (f"Coherence of the tour with it put in: {np.mean(kept):.4f}; of a tour made anew: {np.mean(fresh):.4f}.",),
+        (f"Coherence of the tour with it put in: {np.mean(kept):.4f}; of a tour made anew: {np.mean(fresh):.4f}.",
+         "Scores see through another order of neurons, differences do not; `hilbertflow similar` prints both."),
     )  # fmt: skip

@@ -17,6 +17,7 @@ from cluster.model_routes import model_routes
 from cluster.openapi import describe
 from cluster.page.routes import page_routes
 from cluster.problems import RESPONSES, install
+from cluster.registry_routes import registry_routes
 from cluster.row_routes import row_routes
 from cluster.search_route import search_route
 from cluster.services import Services
@@ -60,6 +61,7 @@ def build_api(services: Services) -> FastAPI:
     search_route(app, services)
     collection_routes(app, services)
     row_routes(app, services)
+    registry_routes(app, services)
     model_routes(app, services)
     _state_routes(app, services)
     page_routes(app, services)

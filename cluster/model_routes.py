@@ -62,6 +62,9 @@ _MODEL: dict[str, Any] = {
     "levels": ["0", "1", "exact"], "level_bytes": {"level0": 9_590_000, "level1": 13_000_000, "exact": 51_600_000},
     "quality": {"level0": 20.1, "level1": 45.7}, "tags": ["prod"],
     "notes": [{"written": 1_769_817_600.0, "text": "base of the search service"}],
+    "architecture": "BertModel", "hyper": {"hidden_size": 384, "num_hidden_layers": 6},
+    "kinds": {"attention": 3_545_856, "embedding": 11_917_824, "mlp": 7_087_104}, "parent": "",
+    "archived": 1_769_814_000.0,
 }  # fmt: skip
 _TENSOR: dict[str, Any] = {
     "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
@@ -97,6 +100,11 @@ class ModelAbout(BaseModel):
     quality: dict[str, float] = Field(description="Signal-to-noise ratio in dB of the levels below exact.")
     tags: list[str] = Field(description="As `hilbertflow models tag` gave them, sorted.", examples=[["prod"]])
     notes: list[Note] = Field(description="As `hilbertflow models note` wrote them, oldest first.")
+    architecture: str = Field(description="The first class that config.json names, or its model_type; may be empty.")
+    hyper: dict[str, int | float | str] = Field(description="Entries of config.json that tell sizes and parts.")
+    kinds: dict[str, int] = Field(description="Values by kind of tensor.")
+    parent: str = Field(description="Name in its root of the model that it is archived as differences to, or empty.")
+    archived: float | None = Field(description="Seconds since 1970 when the archive was finished.")
 
 
 class ModelList(BaseModel):
@@ -269,7 +277,8 @@ def described(models: Sequence[ModelService], text: str = "") -> list[dict[str, 
     if text and rows:
         rows = registry.where(rows, text)
     by_name = {model.name: model for model in models}
-    return [by_name[row["name"]].about | {"tags": row["tags"], "notes": row["notes"]} for row in rows]
+    told = ("tags", "notes", "architecture", "hyper", "kinds", "parent", "archived")
+    return [by_name[row["name"]].about | {name: row[name] for name in told} for row in rows]
 
 
 def byte_range(header: str, size: int) -> tuple[int, int] | None:

@@ -88,7 +88,7 @@ def _examples(document: dict[str, Any], services: Services) -> None:
     if services.models:
         model = next(iter(services.models.values()))
         smallest = min(model.archive.layout.placements, key=lambda place: prod(place.shape) or 1 << 62)
-        names |= {"m": model.name, "t": smallest.name}
+        names |= {"m": model.name, "t": smallest.name, "n": list(services.models)[-1]}
     for _, operation in _operations(document):
         for parameter in operation.get("parameters", ()):
             if parameter["in"] == "path" and parameter["name"] in names:

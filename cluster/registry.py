@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.filters import parse_filter
 from cluster.model_root import ModelRoot
 from cluster.models import ModelService
 from operators.errors import HilbertflowError
+from operators.signature import Signature
 from storage import labels
 from storage import manifest as manifests
 from storage.fs import Location
@@ -125,18 +126,21 @@ def statistics(listed: list[Row]) -> Row:
     } | {name: dict(sorted(table.items())) for name, table in by.items()}  # fmt: skip
 
 
-def shared(root: ModelRoot, tick: Callable[[int, int], None] | None = None) -> list[Shared]:
+def shared(
+    handles: Mapping[str, ModelArchive],
+    signature: Callable[[str], Signature],
+    tick: Callable[[int, int], None] | None = None,
+) -> list[Shared]:
     """Tensors that are the same bit for bit in several models, or twice in one, largest saving first.
 
     Only tensors that may be the same are read: matrices whose sketches agree, others of one name, type and shape.
     Raises when a model has no exact level.
     """
     alike: dict[tuple[Any, ...], list[tuple[str, str]]] = defaultdict(list)
-    for name in root.rows:
-        handle = root.handle(name)
+    for name, handle in handles.items():
         if "exact" not in handle.levels:
             raise HilbertflowError("has no exact level to compare", where=handle.url)
-        sketches = {t.name: (t.moments.tobytes(), t.linear[:8].tobytes()) for t in root.signature(name).tensors}
+        sketches = {t.name: (t.moments.tobytes(), t.linear[:8].tobytes()) for t in signature(name).tensors}
         for tensor in handle.layout.placements:
             known = sketches.get(tensor.name) or (tensor.name,)
             if tensor.words:
@@ -146,10 +150,10 @@ def shared(root: ModelRoot, tick: Callable[[int, int], None] | None = None) -> l
     for done, (key, places) in enumerate(candidates, 1):
         by_digest: dict[bytes, list[tuple[str, str]]] = defaultdict(list)
         for place in places:
-            by_digest[_digest(root.handle(place[0]), place[1])].append(place)
+            by_digest[_digest(handles[place[0]], place[1])].append(place)
         for same in by_digest.values():
             if len(same) > 1:
-                nbytes = root.handle(same[0][0]).layout.by_name[same[0][1]].nbytes
+                nbytes = handles[same[0][0]].layout.by_name[same[0][1]].nbytes
                 found.append(Shared(key[0], key[1], nbytes, tuple(same)))
         if tick:
             tick(done, len(candidates))

@@ -123,8 +123,8 @@ def _explain(root: ModelRoot, first: str, second: str, picture: str, as_json: bo
     from dataclasses import asdict
     from pathlib import Path
 
+    from cluster.model_differences import by_layer, differences, heat_map
     from operators.errors import HilbertflowError
-    from pipelines.explain_models import by_layer, differences, heat_map
 
     if picture and not picture.endswith(".svg"):
         raise HilbertflowError("is no .svg file", where=picture)
@@ -326,7 +326,7 @@ def shared(url: RootUrl, as_json: Json = False) -> None:
 
     root = ModelRoot(url)
     with console.progress("comparing") as tick:
-        found = registry.shared(root, tick)
+        found = registry.shared({name: root.handle(name) for name in root.rows}, root.signature, tick)
     spare, source = sum(item.spare for item in found), sum(row["source_bytes"] for row in root.rows.values())
     if as_json:
         groups = [

@@ -96,7 +96,8 @@ def test_tags_and_notes_of_many_writers_all_stay(root: str, tmp_path: Path) -> N
 
 
 def test_shared_tensors_are_found_and_counted(root: str) -> None:
-    found = registry.shared(ModelRoot(root))
+    models = ModelRoot(root)
+    found = registry.shared({name: models.handle(name) for name in models.rows}, models.signature)
     where = (("base", "layers.0.mlp.up_proj.weight"), ("child", "layers.0.mlp.up_proj.weight"))
     assert found[0].where == where and found[0].spare == 4 * 128 * 96
     assert [item.where[0][1] for item in found[1:]] == ["norm.bias"]

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from cluster.model_differences import MOVED, by_layer, differences, heat_map
 from operators.signature import Signature
 from pipelines.bench import zoo_derive as derive
-from pipelines.explain_models import MOVED, by_layer, differences, heat_map
 from tests.unit.test_signature import CHANGES, LAYERS, signature, state
 
 

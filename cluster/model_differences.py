@@ -12,7 +12,7 @@ import numpy as np
 from operators.relation import Pair, relate
 from operators.signature import Signature
 
-CELL, LEFT, TOP = 34, 150, 92
+CELL, LEFT, TOP, LINE = 34, 150, 92, 22
 MOVED, BLUE, GREY = "neurons in another order", "#4a90d9", "#444444"
 
 
@@ -87,7 +87,7 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
     by_place = {(row.role, row.layer): row for row in rows}
     roles, layers = list(dict.fromkeys(role for role, _ in sorted(by_place))), sorted({at for _, at in by_place})
     most = max((row.change for row in rows if row.change is not None and row.what != MOVED), default=0.0)
-    width, height = LEFT + CELL * len(layers) + 200, TOP + CELL * len(roles) + 30
+    width, height = LEFT + CELL * len(layers) + 200, TOP + max(CELL * len(roles), 4 * LINE) + 20
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         'font-size="12">',
@@ -116,7 +116,7 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
     legend = LEFT + CELL * len(layers) + 16
     meanings = ("#ffffff", "the same"), (_shade(1.0), "changed most"), (BLUE, MOVED), (GREY, "in one model only")
     for line, (colour, text) in enumerate(meanings):
-        y = TOP + 22 * line
+        y = TOP + LINE * line
         out.append(f'<rect x="{legend}" y="{y}" width="14" height="14" fill="{colour}" stroke="#ccc"/>')
         out.append(f'<text x="{legend + 20}" y="{y + 12}">{text}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"

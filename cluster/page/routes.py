@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from cluster.page import home, key, model, near, reference, search, state, tensor
+from cluster.page import home, key, model, near, reference, registry, search, state, tensor
 from cluster.page.render import VISITOR, asset, show
 from cluster.problems import Refused
 from cluster.service import Unavailable
@@ -20,7 +20,10 @@ VIEWS: dict[str, View] = {
     "/collections/{c}": search.view,
     "/models/{m}": model.view,
     "/models/{m}/similar": near.view,
+    "/models/{m}/differences/{n}": registry.different,
     "/models/{m}/tensors/{t:path}": tensor.view,
+    "/registry": registry.view,
+    "/registry/shared": registry.shared,
     "/state": state.view,
     "/docs": reference.view,
     "/key": key.view,

@@ -12,6 +12,7 @@ from pipelines.bench.datasets import load
 from storage.references import local_url
 
 ROOT = Path(__file__).parents[2]
+TELLS = {"rate_distortion": "bits above the bound", "model_similarity": "average precision"}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -38,8 +39,10 @@ def test_runs(path: Path, data: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ).execute()
     said = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", ()))
     pictures = [o for cell in notebook.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})]
-    assert pictures and ("bits above the bound" if path.stem == "rate_distortion" else "recall") in said
+    assert pictures and TELLS.get(path.stem, "recall") in said
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} == {"product_quantization", "rate_distortion", "text_to_image_and_papers"}
+    assert {path.stem for path in NOTEBOOKS} == {
+        "model_similarity", "product_quantization", "rate_distortion", "text_to_image_and_papers"
+    }  # fmt: skip

@@ -38,6 +38,7 @@ VIEWS = {
     "home": "/", "rows": "/collections/rows", "answer": "/collections/rows?row=row-1&k=10",
     "wrong": "/collections/rows?row=row-1&filter=lines+%3E", "pictures": "/collections/pictures?q=a+red+shoe&k=10",
     "model": "/models/small", "child": "/models/last", "near": "/models/last/similar",
+    "registry": "/registry", "shared": "/registry/shared", "differences": "/models/small/differences/last",
     "tensor": "/models/last/tensors/layer.0.weight",
     "state": "/state", "docs": "/docs", "key": "/key", "nothing": "/collections/none",
 }  # fmt: skip

@@ -165,12 +165,27 @@ def parse_config(body: Any, where: str = "serve config", base: Path | None = Non
         config = ServeConfig.model_validate(body)
     except ValidationError as error:
         raise _explained(error, where) from None
-    base = base or Path.cwd()
+    return _placed(config, base or Path.cwd())
+
+
+def _placed(config: ServeConfig, base: Path) -> ServeConfig:
+    """The same with relative paths beginning at `base`."""
+
+    def encoder(given: EncoderConfig | None) -> EncoderConfig | None:
+        if given is None or "://" in given.model:
+            return given
+        return given.model_copy(update={"model": _absolute(given.model, base)})
+
     update: dict[str, Any] = {
-        kind: tuple(item.model_copy(update={"url": _absolute(item.url, base)}) for item in getattr(config, kind))
-        for kind in ("collections", "models")
+        "collections": tuple(
+            item.model_copy(update={"url": _absolute(item.url, base), "encoder": encoder(item.encoder)})
+            for item in config.collections
+        ),
+        "models": tuple(item.model_copy(update={"url": _absolute(item.url, base)}) for item in config.models),
+        "encoder": encoder(config.encoder),
+        "keys": _absolute(config.keys, base) if config.keys else None,
     }
-    return config.model_copy(update=update | {"keys": _absolute(config.keys, base) if config.keys else None})
+    return config.model_copy(update=update)
 
 
 def _explained(error: ValidationError, where: str) -> HilbertflowError:

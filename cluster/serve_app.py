@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -278,7 +279,12 @@ def _encoding(handle: Any, takes_pictures: bool) -> Encoding:
 
 
 def _made_by(encoder: EncoderConfig, collection: CollectionArchive) -> bool:
-    """Whether this model made the collection's rows (or nobody knows what did)."""
+    """Whether this model made the collection's rows (or nobody knows what did): by its place, else by its files."""
     from storage.references import local_url
+    from storage.rows import encoder_digest
 
-    return not collection.encoder or local_url(collection.encoder) == local_url(encoder.model)
+    place = local_url(encoder.model)
+    if not collection.encoder or local_url(collection.encoder) == place:
+        return True
+    known = collection.encoder_digest
+    return bool(known) and "://" not in place and Path(place).is_dir() and encoder_digest(place) == known

@@ -34,10 +34,7 @@ class Thumbnails:
     @classmethod
     def of(cls, collection: CollectionArchive) -> Thumbnails | None:
         """Those of a collection; None where its rows were not made from pictures."""
-        source = collection.manifest.recipe.get("source", {})
-        if source.get("kind") != "images" or not isinstance(source.get("path"), str):
-            return None
-        return cls(Location(source["path"]))
+        return cls(Location(collection.pictures)) if collection.pictures else None
 
     def read(self, path: object, sha256: object) -> bytes:
         """The thumbnail of a file as WebP; raises `HilbertflowError` when the file has gone, or is another by now."""

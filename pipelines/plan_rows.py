@@ -31,7 +31,7 @@ from storage.fs import Location
 from storage.generations import generation
 from storage.references import local_url
 from storage.row_units import RowUnits
-from storage.rows import RowSource, content_digest
+from storage.rows import RowSource, encoder_digest
 from storage.scratch import EmbeddedRows, EmbeddedWriter, SortedWriter, gather, segment_edges
 from storage.spec import ArchiveSpec, ArraySpec
 
@@ -65,9 +65,7 @@ def collection_plan(recipe: Recipe) -> Plan:
     attributes = {
         "rows": source.count, "dim": dim, "block": blocks.rows, "per_unit": per_unit, "metric": metric,
         "order": blocks.order, "lists": blocks.lists, "depth": only(recipe, RowCoding).depth,
-        "encoder": next((o.model for o in recipe.operators if isinstance(o, Embed)), ""),
-        "encoder_digest": _encoder_digest(operators),
-    }  # fmt: skip
+    } | _origin(recipe, source, operators)  # fmt: skip
     units = RowUnits(source, per_unit * blocks.rows)
     spec = archive_spec(recipe, source.fingerprint, attributes, (), units.units)
     if isinstance(source, CollectionRows):
@@ -177,10 +175,22 @@ def _embedding_dim(recipe: Recipe) -> int:
     return encoder.dim
 
 
-def _encoder_digest(operators: tuple[Operator, ...]) -> str:
-    """SHA-256 of the model's files: rows that two models embedded are not to be compared. Empty without a model."""
+def _origin(recipe: Recipe, source: RowSource, operators: tuple[Operator, ...]) -> dict[str, str]:
+    """What the rows were made of, whatever directory is asked from: model, hash of its files, folder of pictures.
+
+    Rows that two models embedded are not to be compared. Those of a compaction come from where they came from before.
+    """
+    if isinstance(source, CollectionRows):
+        base = source.view.base
+        known = {name: str(base.attributes.get(name, "")) for name in ("encoder", "encoder_digest")}
+        return known | {"pictures": base.pictures}
     embed = next((o for o in operators if isinstance(o, Embed)), None)
-    return content_digest("encoder", [Location(embed.model)]) if embed is not None else ""
+    given = next((o.model for o in recipe.operators if isinstance(o, Embed)), "")
+    return {
+        "encoder": given if "://" in given or not given else Location(given).url,
+        "encoder_digest": encoder_digest(embed.model) if embed is not None else "",
+        "pictures": Location(recipe.source.path).url if isinstance(recipe.source, ImagesSource) else "",
+    }
 
 
 def _located(embed: Embed) -> Embed:

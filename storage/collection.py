@@ -58,6 +58,18 @@ class CollectionArchive(Archive):
         return str(self.attributes.get("encoder", ""))
 
     @property
+    def encoder_digest(self) -> str:
+        """Hash of the encoder's files; empty where it is not known."""
+        return str(self.attributes.get("encoder_digest", ""))
+
+    @property
+    def pictures(self) -> str:
+        """The folder of the pictures that the rows were made of; empty where they were made of something else."""
+        source = self.manifest.recipe.get("source", {})
+        given = source.get("path", "") if source.get("kind") == "images" else ""
+        return str(self.attributes.get("pictures") or given)
+
+    @property
     def encoder_tokens(self) -> int:
         """Tokens behind which the rows' texts were cut, as queries have to be; 0 is the encoder's own limit."""
         said = self.manifest.recipe.get("operators", ())

@@ -103,6 +103,11 @@ def check_unique(batches: Iterable[Sequence[str]], again: Iterable[Sequence[str]
 _WHOLE, _BLOCK, _BLOCKS = 64 << 20, 16 << 10, 1024
 
 
+def encoder_digest(model: str) -> str:
+    """SHA-256 (hex) of the files of an encoder's directory: the same wherever it lies."""
+    return content_digest("encoder", [Location(model)])
+
+
 def content_digest(about: str, files: Sequence[Location]) -> str:
     """SHA-256 (hex) of a description and the files' sizes and content.
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cluster.config import parse_config
+from cluster.serve_app import encoder_users
+from cluster.thumbnails import Thumbnails
 from operators.encode import open_encoder
 from operators.errors import HilbertflowError
 from pipelines.cli import call
+from pipelines.compact import compact_recipe
 from pipelines.recipe import load
-from pipelines.run import run
+from pipelines.run import run, run_here
 from storage import archive
+from storage.rowlog import RowLog
 from tests.model_fixtures import bert, clip
 from tests.pictures import bomb, png
 
@@ -67,6 +73,34 @@ def test_pictures_are_found_by_picture_and_by_words(
     assert call(["search", report.url, "--image", str(folder / "bomb.png")]) == 1
     assert "12,000 × 12,000 pixels" in capsys.readouterr().err
     assert call(["search", report.url, "--image", str(folder / "nowhere.png")]) == 1
+
+
+def test_pictures_and_model_are_known_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archived by relative paths, compacted and served from another directory, the model by another path as well."""
+    made = clip(tmp_path / "clip")
+    (tmp_path / "pictures").mkdir()
+    for i in range(6):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(png(seed=i))
+    monkeypatch.chdir(tmp_path)
+    url = run_here(load("images", settings(Path("pictures"), Path("clip"), Path("root")))).url
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    shutil.copytree(made, tmp_path / "copy")
+    RowLog(archive.open(url)).delete(["3.png#0"])
+    for _ in range(2):
+        rows = archive.open(url)
+        told = rows.table(0, 1).to_pylist()[0]
+        thumbnails = Thumbnails.of(rows)
+        assert thumbnails is not None
+        assert thumbnails.read(told["path"], told["sha256"])[8:12] == b"WEBP"
+        for model in (made, tmp_path / "copy"):
+            item = {"name": "pictures", "url": url, "encoder": {"model": str(model)}}
+            assert list(encoder_users(parse_config({"collections": [item]})).values()) == [["pictures"]]
+        run_here(compact_recipe(rows, RowLog(rows).home))
+    other = bert(tmp_path / "bert")
+    item = {"name": "pictures", "url": url, "encoder": {"model": str(other)}}
+    with pytest.raises(HilbertflowError, match="were not made by"):
+        encoder_users(parse_config({"collections": [item]}))
 
 
 def test_a_model_of_texts_is_refused_before_anything_runs(folder: Path, tmp_path: Path) -> None:

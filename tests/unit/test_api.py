@@ -20,7 +20,7 @@ from cluster.api import build_api
 from cluster.auth import Keys, new_key
 from cluster.batcher import Batcher
 from cluster.build import build_indexes
-from cluster.config import Limits, load_config, parse_config
+from cluster.config import EncoderConfig, Limits, load_config, parse_config
 from cluster.encoding import Encoding
 from cluster.engine import SearchEngine
 from cluster.local_backend import LocalBackend
@@ -462,11 +462,14 @@ def test_queries_in_flight_gather_the_next_batch() -> None:
 
 def test_configurations(tmp_path: Path) -> None:
     """A file of our own and the same inside one for `serve deploy`; paths relative to the file."""
-    ours = {"collections": [{"name": "docs", "url": "archives/collections/docs"}], "port": 0}
+    docs = {"name": "docs", "url": "archives/collections/docs", "encoder": {"model": "models/clip"}}
+    ours = {"collections": [docs], "encoder": {"model": "package://x/y"}, "port": 0}
     path = tmp_path / "serve.yaml"
     path.write_text(yaml.safe_dump(ours))
     config = load_config(str(path))
     assert config.collections[0].url == str(tmp_path / "archives/collections/docs")
+    assert config.collections[0].encoder == EncoderConfig(model=str(tmp_path / "models/clip"))
+    assert config.encoder == EncoderConfig(model="package://x/y")
     wrapped = {"applications": [{"name": "x", "import_path": "cluster.serve_app:application", "args": ours}]}
     path.write_text(yaml.safe_dump(wrapped))
     assert load_config(str(path)) == config

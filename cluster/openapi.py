@@ -7,10 +7,13 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from cluster.models import ModelService
 from cluster.problems import MEDIA
+from cluster.service import CollectionService
 from cluster.services import Services
 
 PROBLEM = {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -75,6 +78,7 @@ def _keys(document: dict[str, Any]) -> None:
 def _examples(document: dict[str, Any], services: Services) -> None:
     """Names and vectors of this very service, so that an example can be sent as it stands."""
     names: dict[str, Any] = {}
+    apart: dict[str, dict[str, Any]] = {}  # paths that not every collection or model has an answer for
     if services.collections:
         chosen = next(iter(services.collections.values()))
         names["c"] = chosen.name
@@ -82,15 +86,34 @@ def _examples(document: dict[str, Any], services: Services) -> None:
         search = document["paths"]["/v1/collections/{c}/search"]["post"]["requestBody"]["content"]["application/json"]
         by_vector = {"summary": "by vector", "value": {"vectors": [vector], "k": 5}}
         by_text = {"summary": "by text", "value": {"texts": ["singular value decomposition"], "k": 5}}
-        search["examples"] = {"vector": by_vector} | ({"text": by_text} if services.by_text(chosen.name) else {})
+        search["examples"] = ({"text": by_text} if services.by_text(chosen.name) else {}) | {"vector": by_vector}
         rows = document["paths"]["/v1/collections/{c}/rows"]
         rows["post"]["requestBody"]["content"]["application/json"]["example"] = {"ids": ["a"], "vectors": [vector]}
     if services.models:
-        model = next(iter(services.models.values()))
-        smallest = min(model.archive.layout.placements, key=lambda place: prod(place.shape) or 1 << 62)
-        names |= {"m": model.name, "t": smallest.name, "n": list(services.models)[-1]}
-    for _, operation in _operations(document):
+        names |= _tensor(next(iter(services.models.values()))) | {"n": list(services.models)[-1]}
+    for model in services.models.values():
+        if model.archive.link is not None:
+            apart["/v1/models/{m}/tensors/{t}/chain.mp4"] = _tensor(model)
+    for item in services.collections.values():
+        if item.thumbnails is not None:
+            apart["/v1/collections/{c}/pictures/{row}"] = _row(item)
+    for path, operation in _operations(document):
+        known = names | apart.get(path, {})
         for parameter in operation.get("parameters", ()):
-            if parameter["in"] == "path" and parameter["name"] in names:
+            if parameter["in"] == "path" and parameter["name"] in known:
                 parameter["schema"].pop("examples", None)
-                parameter["example"] = names[parameter["name"]]
+                parameter["example"] = known[parameter["name"]]
+
+
+def _tensor(model: ModelService) -> dict[str, Any]:
+    """A model and its smallest tensor that is not empty."""
+    smallest = min(model.archive.layout.placements, key=lambda place: prod(place.shape) or 1 << 62)
+    return {"m": model.name, "t": smallest.name}
+
+
+def _row(collection: CollectionService) -> dict[str, Any]:
+    """A collection and its first row."""
+    view = collection.view
+    rows = np.setdiff1d(np.arange(min(len(view.gone) + 1, collection.collection.count)), view.gone)[:1]
+    names = view.table(rows).column("id").to_pylist()
+    return {"c": collection.name} | ({"row": names[0]} if names else {})

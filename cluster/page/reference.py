@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -142,8 +143,9 @@ def _curl(method: str, path: str, told: Schema, content: Schema, base: str, keys
     for item in told.get("parameters", []):
         examples = [item["example"]] if "example" in item else item.get("schema", {}).get("examples", [])
         if item["in"] == "path" and examples:
-            path = path.replace(f"{{{item['name']}}}", str(examples[0]))
-    parts = ["curl -s" + (f" -X {method.upper()}" if method not in ("get", "post") else "")]
+            path = path.replace(f"{{{item['name']}}}", quote(str(examples[0])))
+    told_by_body = method == "post" and content
+    parts = ["curl -s" + (f" -X {method.upper()}" if method != "get" and not told_by_body else "")]
     parts += ["-H 'Authorization: Bearer KEY'"] if keys else []
     body = content.get("application/json", {})
     example = next((item["value"] for item in body.get("examples", {}).values()), body.get("example"))

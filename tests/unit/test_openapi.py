@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -20,21 +25,24 @@ from cluster.models import ModelService
 from cluster.service import CollectionService
 from cluster.services import Services
 from cluster.shard_set import ShardSet
+from cluster.thumbnails import Thumbnails
 from cluster.vectors import F32
 from cluster.versions import open_version
-from tests.archived_model import archived_model
+from storage.fs import Location
+from tests.archived_model import archived_child, archived_model
 from tests.collection_fixtures import archive_vectors, clustered
+from tests.page_fixtures import collection_service
+from tests.pictures import png
 
 DIM = 12
-UNSENT = (
-    "/v1/collections/{c}/pictures/{row}", "/v1/models/{m}/similar", "/v1/models/{m}/tensors/{t}/chain.mp4",
-)  # fmt: skip
-"""Routes that need rows made of pictures, a second model, a chain of models."""
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
-    """A collection that takes texts, and a model; none under the names that the code's own examples use."""
+    """A collection that takes texts, one of pictures whose first row is gone, a model and its child.
+
+    None under the names that the code's own examples use.
+    """
     root = tmp_path_factory.mktemp("openapi")
     now = open_version(archive_vectors(root, clustered(200, DIM), "ip", {"lines": np.arange(200)}))
     backend = LocalBackend(ShardSet(now.collection, now.builds), None)
@@ -44,8 +52,22 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Services:
 
     service = CollectionService("rows", now.collection, now.builds, [backend], version=now.name)
     model = ModelService.open("small", archived_model(root))
+    child = ModelService.open("after", archived_child(root, "after", model.archive.url, 1))
     limits = Limits(queries=77, rows=55)
-    return Services({"rows": service}, {"small": model}, limits, encoders={"rows": Encoding(encode)})
+    seen = {"rows": service, "seen": pictures(root)}
+    return Services(seen, {"small": model, "after": child}, limits, encoders={"rows": Encoding(encode)})
+
+
+def pictures(root: Path) -> CollectionService:
+    """Rows of one picture, with ids that an address cannot hold as they are."""
+    data = png(1)
+    (root / "a b.png").write_bytes(data)
+    columns = {"path": ["a b.png"] * 3, "sha256": [hashlib.sha256(data).hexdigest()] * 3}
+    ids = [f"a b.png#{i}" for i in range(3)]
+    service = collection_service("seen", archive_vectors(root, clustered(3, DIM), "ip", columns, ids, "seen"))
+    service.thumbnails = Thumbnails(Location(str(root)))
+    service.log.delete([str(service.collection.table(0, 1).column("id")[0])], None)
+    return service
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +132,10 @@ def test_every_example_works(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     sent = 0
     for method, path, operation in operations(document):
-        if path in UNSENT:
-            continue
         address = path
         for parameter in operation.get("parameters", ()):
             if parameter["in"] == "path":
-                address = address.replace(f"{{{parameter['name']}}}", str(parameter["example"]))
+                address = address.replace(f"{{{parameter['name']}}}", quote(str(parameter["example"])))
         content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
         bodies = [item["value"] for item in content.get("examples", {}).values()]
         bodies += [content["example"]] if "example" in content else []
@@ -123,7 +143,20 @@ def test_every_example_works(client: TestClient) -> None:
             reply = client.request(method, address, **({} if body is None else {"json": body}))
             assert reply.is_success, (method, address, reply.text)
             sent += 1
-    assert sent >= 14
+    assert sent >= 17
+
+
+def test_every_call_of_the_page_works(client: TestClient) -> None:
+    """What `/docs` shows to be pasted, as a shell would read it: method, headers, body, address."""
+    calls = re.findall(r'<pre tabindex="0"><code>(.*?)</code></pre>', client.get("/docs").text, re.DOTALL)
+    for call in calls:
+        words = shlex.split(html.unescape(call).replace("\\\n", ""))
+        given = {name: words[at + 1] for at, name in enumerate(words) if name in ("-X", "-H", "-d")}
+        method = given.get("-X", "POST" if "-d" in given else "GET")
+        headers = dict([given["-H"].split(": ")]) if "-H" in given else {}
+        reply = client.request(method, words[-1].partition("testserver")[2], headers=headers, content=given.get("-d"))
+        assert reply.is_success, (call, reply.text)
+    assert len(calls) == 16
 
 
 def test_every_option_of_a_search_works_as_its_example_says(client: TestClient) -> None:

@@ -149,13 +149,18 @@ def write_mp4(frames: npt.NDArray[np.uint8], fps: float = 8.0) -> bytes:
     return file.getvalue()
 
 
-def write_png(picture: npt.NDArray[np.uint8]) -> bytes:
-    """A grey PNG file of a picture (height, width)."""
+def write_png(picture: npt.NDArray[np.uint8], clear: int | None = None) -> bytes:
+    """A grey PNG file of a picture (height, width). clear: the grey that lets through what lies behind the picture."""
     context = av.CodecContext.create("png", "w")
     context.width, context.height, context.pix_fmt = picture.shape[1], picture.shape[0], "gray"
     context.time_base = Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="gray")
-    return b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+    data = b"".join(bytes(packet) for packet in [*context.encode(frame), *context.encode(None)])
+    if clear is None:
+        return data
+    chunk = b"tRNS" + clear.to_bytes(2, "big")
+    behind = 33  # the signature and the header, which this chunk has to follow
+    return data[:behind] + struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[behind:]
 
 
 def _depth(kind: VideoKind, bits: int) -> int:

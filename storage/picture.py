@@ -19,6 +19,8 @@ MAX_FRAMES = 2048
 MAX_CHAIN_FRAMES = 256
 MAX_TILES = 64
 GAP = 4
+CLEAR = 255
+"""What is no value, between planes and behind the last one: transparent, so that it is dark on a dark page."""
 DEVIATIONS = 3.0
 """Black is this many deviations below zero, white as many above; what lies beyond is clipped."""
 
@@ -28,7 +30,7 @@ Picture = npt.NDArray[np.uint8]
 def png(tensor: Tensor, level: Level, most: int = MAX_TILES) -> tuple[bytes, int]:
     """The first planes side by side as a PNG, at most 64, and how many there are in it."""
     frames = _some(tensor, level, min(most, MAX_TILES))
-    return write_png(_tiled(frames)), len(frames)
+    return write_png(_tiled(frames), clear=CLEAR), len(frames)
 
 
 def mp4(tensor: Tensor, level: Level, fps: float = 8.0) -> tuple[bytes, int]:
@@ -117,8 +119,8 @@ def _grey(values: npt.NDArray[np.float32], scale: float, side: int) -> Picture:
 def _tiled(frames: list[Picture]) -> Picture:
     side, columns = frames[0].shape[0], ceil(sqrt(len(frames)))
     rows, step = ceil(len(frames) / columns), side + GAP
-    sheet = np.full((rows * step - GAP, columns * step - GAP), 255, np.uint8)
+    sheet = np.full((rows * step - GAP, columns * step - GAP), CLEAR, np.uint8)
     for at, frame in enumerate(frames):
         y, x = at // columns * step, at % columns * step
-        sheet[y : y + side, x : x + side] = frame
+        sheet[y : y + side, x : x + side] = np.minimum(frame, CLEAR - 1)
     return sheet

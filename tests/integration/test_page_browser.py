@@ -198,6 +198,17 @@ def test_every_view_fits_and_is_legible(browser: Any, site: Site, name: str) -> 
     assert grounds[0] != grounds[1]
 
 
+def test_names_of_tensors_have_the_width_of_a_phone(browser: Any, site: Site) -> None:
+    """None is squeezed into a column of some letters; what else is told stands below."""
+    context = browser.new_context(base_url=site.url, viewport={"width": 390, "height": 800})
+    page = context.new_page()
+    page.goto("/models/small")
+    row = page.locator("table.tensors tbody tr").first
+    assert row.locator("th").bounding_box()["width"] > 300
+    assert row.bounding_box()["height"] < 80
+    context.close()
+
+
 def test_search_by_keyboard_alone(page: Any) -> None:
     """The form has the focus; Enter asks; Tab reaches the rows; Enter on one asks for more like it."""
     page.goto("/collections/pictures")

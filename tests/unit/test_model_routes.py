@@ -173,6 +173,9 @@ def test_pictures(client: TestClient, source: Arrays) -> None:
         image = Image.open(io.BytesIO(reply.content))
         assert image.mode == "L"
         assert min(image.size) >= 64
+    clear = np.asarray(Image.open(io.BytesIO(client.get(f"{TENSORS}layer.0.weight/planes.png").content)).convert("LA"))
+    assert clear[0, 0, 1] == 255  # a value, and what lies behind the last plane: ten of them are four wide, three high
+    assert clear.shape[:2] == (200, 268) and not clear[-1, -1, 1]
 
 
 def test_a_chain_is_a_video(service: ModelService, tmp_path: Path) -> None:

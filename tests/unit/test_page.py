@@ -192,6 +192,7 @@ def test_the_state_tells_what_was_asked_and_what_is_under_way(client: TestClient
     assert "embed: 2 of 3 units" in text
     assert f"Queries so far {before + 1}" in text
     assert "Version of the rows" in text
+    assert re.search(r"queries a second (\d+ )?0 60 s ago now", text)  # the axes of the picture
     place.delete(recursive=True)
     assert "None in the roots" in client.get("/state").text
 

@@ -180,8 +180,10 @@ def test_a_killed_run_goes_on(
     try:
         runs.append(first := Run(arguments, rays.cluster(), tmp_path / "first.log", killer))
         code = first.wait(150)
-        print(f"{time.monotonic() - began:.1f} s: {killer.struck} killed; the run ended with {code}")
-        assert killer.struck and code is not None, first.said()
+        print(f"{time.monotonic() - began:.1f} s: {killer.struck or 'nobody'} killed; the run ended with {code}")
+        # what streams has been let go before the last requests of sealing: then there is nobody left to kill
+        gone = moment.phase == "sealing" and hand in ("worker", "actor") and code == 0
+        assert (killer.struck or gone) and code is not None, first.said()
         if hand == "server":
             store.start()
         elif hand == "raylet":

@@ -15,6 +15,7 @@ import numpy as np
 
 from operators.errors import HilbertflowError
 from operators.floats import round_to
+from pipelines.bench.processes import below
 from pipelines.bench.report import Table
 
 SIZES = {False: (0.1, 1.0, 4.0), True: (0.1, 0.4)}  # GB, by `quick`
@@ -116,7 +117,7 @@ def pipeline_peak(source: Path, root: Path) -> Peak:
     while process.poll() is None:
         total, own, _ = resident(process.pid)
         driver, own_driver = max(driver, total), max(own_driver, own)
-        for pid, name in _below(process.pid).items():
+        for pid, name in _of_ray(process.pid).items():
             total, own, shared = resident(pid)
             store = max(store, shared)
             if name.startswith("ray::"):
@@ -131,27 +132,9 @@ def pipeline_peak(source: Path, root: Path) -> Peak:
     return Peak(driver, worker, own_driver, own_worker, store, time.monotonic() - began)
 
 
-def _below(root: int) -> dict[int, str]:
-    """Ray's workers below a process, which call themselves ``ray::…``, and the raylet, which holds the object store."""
-    parents, named = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                command = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
-            except OSError:  # gone meanwhile
-                continue
-            if command.startswith("ray::") or command.endswith("/raylet"):
-                named[int(folder.name)] = command
-    return {pid: name for pid, name in named.items() if root in _ancestors(pid, parents)}
-
-
-def _ancestors(pid: int, parents: dict[int, int]) -> set[int]:
-    found: set[int] = set()
-    while pid in parents and pid not in found:
-        found.add(pid)
-        pid = parents[pid]
-    return found | {pid}
+def _of_ray(root: int) -> dict[int, str]:
+    """Ray's workers below a process, and the raylet, which holds the object store."""
+    return {pid: name for pid, name in below(root).items() if name.startswith("ray::") or name.endswith("/raylet")}
 
 
 def resident(pid: int) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ wrong is listed with its reason.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import tempfile
@@ -27,6 +28,7 @@ from cluster.index_store import current_names, indexes_of, publish
 from cluster.versions import open_version
 from pipelines.bench.collections import archived
 from pipelines.bench.datasets import load
+from pipelines.bench.processes import below
 from pipelines.bench.report import Table
 from pipelines.bench.search import shortened
 from pipelines.bench.soak_load import BACKLOG, LATE_S, Load, Tally
@@ -115,7 +117,7 @@ async def _all(
 
     async def measure() -> None:
         tally.memory.append(await asyncio.to_thread(memory_of_children))
-        tally.ingress.append(await asyncio.to_thread(memory_of_children, b":ingress"))
+        tally.ingress.append(await asyncio.to_thread(memory_of_children, ":ingress"))
 
     async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60, limits=limits) as http:
         before = Load(http, queries, oracle, Tally())
@@ -160,26 +162,14 @@ def _quarters(memory: Sequence[int]) -> tuple[float, float]:
     return float(np.median(memory[quarter : 2 * quarter])) / 1e6, float(np.median(memory[-quarter:])) / 1e6
 
 
-def memory_of_children(named: bytes = b"") -> int:
+def memory_of_children(named: str = "") -> int:
     """Resident bytes of the Serve replicas among this process's descendants, shared pages counted once a process.
 
     named: only of those whose name holds it.
     """
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-    ours, total = {os.getpid()}, 0
-    for _ in range(6):
-        ours |= {pid for pid, parent in parents.items() if parent in ours}
-    for pid in ours:
-        try:
-            name = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"ray::ServeReplica" in name and named in name:
+    total = 0
+    for pid, name in below(os.getpid()).items():
+        if "ray::ServeReplica" in name and named in name:
+            with contextlib.suppress(OSError, IndexError):  # gone meanwhile
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, IndexError):
-            continue
     return total

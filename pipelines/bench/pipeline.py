@@ -139,7 +139,7 @@ def workers(size: Size, source: list[str], folder: Path) -> Table:
     return Table(
         "pipeline: units a second by workers, first to last unit", ("workers", "units/s, median", "all runs"),
         tuple(rows),
-        (*notes, f"two processes of operators alone, nothing between them: {median(own):.2f} x one, median of {len(own)}"),
+        (*notes, f"two processes of operators alone: {median(own):.2f} x one, median of {len(own)}"),
     )  # fmt: skip
 
 

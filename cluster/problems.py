@@ -72,6 +72,15 @@ def problem(refused: Refused) -> Response:
     return JSONResponse(body, refused.status, refused.headers, media_type=MEDIA)
 
 
+def _of_the_router(request: Request, error: HTTPException) -> tuple[str, str]:
+    """What is wrong and what to do where no route takes a request."""
+    if error.status_code == 404:
+        return f"nothing lies at {request.url.path[:80]!r}", "GET /docs lists every path"
+    if error.status_code == 405:
+        return f"{request.method[:16]} is not for this path", f"send {(error.headers or {}).get('Allow', 'another')}"
+    return str(error.detail), ""
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app` with a problem document; none tells more of the server than its kind."""
 
@@ -86,9 +95,10 @@ def install(app: FastAPI) -> None:
     async def unavailable(_: Request, error: Exception) -> Response:
         return problem(Refused(503, str(error), remedy="send it again", headers={"Retry-After": "1"}))
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(Refused(error.status_code, str(error.detail), headers=error.headers))
+        detail, remedy = _of_the_router(request, error)
+        return problem(Refused(error.status_code, detail, remedy=remedy, headers=error.headers))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -68,7 +69,7 @@ def _opened(data: bytes, where: str, use: Callable[[Image], T]) -> T:
     except pillow.DecompressionBombError as error:
         raise _too_large(where) from error
     except Exception as error:  # a broken picture surfaces under many names, in a library that is not ours
-        reason = " ".join(str(error).split())[:100].replace("<_io.BytesIO object", "<bytes")
+        reason = re.sub(r"\s*<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:100]
         raise HilbertflowError(f"is no picture that can be read: {reason}", where=where) from error
 
 

@@ -27,7 +27,10 @@ from storage.python_names import Documented, documented, gather
 from storage.python_scan import Facts
 from storage.rows import check_range
 
-_FORMAT = 3  # of the cache; a change of what is found changes it
+_FORMAT = 4  # of the cache; a change of what is found changes it
+_CALL = re.compile(r"^[\w.]+\(")
+LONGEST = 24
+"""Lines of a signature."""
 _SIGNATURE = re.compile(r"^[\w.]+\(.*(\)|->.*|,)$")
 _SKIPPED = frozenset({"tests", "test", "conftest", "__main__", "setup", "__pycache__"})
 _SCHEMA = pa.schema(
@@ -246,6 +249,8 @@ def _table(package: str, found: Sequence[Documented]) -> pa.Table:
 def _first_line(text: str) -> str:
     """The first line that says something: docstrings of compiled functions begin with their signature."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if "--" in lines[:LONGEST] and _CALL.match(lines[0]):  # as CPython ends a signature, over however many lines
+        lines = lines[lines.index("--") + 1 :] or lines
     return next((line for line in lines if not _SIGNATURE.match(line)), lines[0])
 
 

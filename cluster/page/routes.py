@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
 from cluster.page import home, key, model, near, reference, registry, search, state, tensor
 from cluster.page.render import VISITOR, asset, show
@@ -42,6 +44,16 @@ def page_routes(app: FastAPI, services: Services) -> None:
 
     for path, view in SENT.items():
         app.add_api_route(path, _shown(view, services), methods=["POST"], include_in_schema=False)
+
+    async def nowhere(request: Request, error: Exception) -> Response:
+        if "text/html" in request.headers.get("Accept", ""):
+            VISITOR.set(key.visitor(services, request))
+            return problem_page(Refused(404, "No page has this address."))
+        reply: Response = await otherwise(request, error)
+        return reply
+
+    otherwise: Any = app.exception_handlers[HTTPException]
+    app.add_exception_handler(404, nowhere)  # of the router; what is refused otherwise has its own
 
     @app.get("/assets/{name}", include_in_schema=False)
     async def assets(name: str) -> Response:

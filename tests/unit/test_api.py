@@ -248,9 +248,9 @@ def test_paths_that_lead_nowhere(client: TestClient, path: str) -> None:
 
 
 def test_other_methods(client: TestClient) -> None:
-    """405 as a problem document."""
+    """405 as a problem document that names the right one."""
     reply = client.get(SEARCH)
-    assert reply.status_code == 405
+    assert (reply.status_code, reply.json()["remedy"]) == (405, "send POST")
     assert reply.headers["content-type"] == "application/problem+json"
 
 

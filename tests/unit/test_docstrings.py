@@ -91,10 +91,19 @@ FILES = {
 
             From a table of docstrings.
         """)
+        add_newdoc("pack._native", "signed", """
+            signed(
+                a=None,
+                b="x(",
+            )
+            --
+
+            Behind its signature.
+        """)
         add_newdoc("pack._native", "Array", "Compiled class.")
         add_newdoc("pack._native", "Array", ("T", "Transposed."))
     ''',
-    "pack/native.py": '__all__ = ["compiled", "Array"]\nfrom ._native import compiled, Array',
+    "pack/native.py": '__all__ = ["compiled", "signed", "Array"]\nfrom ._native import compiled, signed, Array',
     "pack/facade.py": "from ._impl import behind",
     "pack/_impl.py": 'def behind():\n    "Behind a facade."',
     "pack/broken.py": "def (",
@@ -111,7 +120,8 @@ EXPECTED = {
     "pack.Renamed.value": "method", "pack.alias": "function", "pack.attached": "function",
     "pack.facade.behind": "function", "pack.function": "function",
     "pack.later": "function", "pack.native.Array": "class", "pack.native.Array.T": "method",
-    "pack.native.compiled": "function", "pack.own": "function", "pack.starred": "function",
+    "pack.native.compiled": "function", "pack.native.signed": "function", "pack.own": "function",
+    "pack.starred": "function",
     "pack.sub.deep.surrogate": "function", "pack.sub.deep.tried": "function", "single.alone": "function",
 }  # fmt: skip
 
@@ -144,6 +154,7 @@ def test_public_names(tmp_path: Path) -> None:
     assert (svd["package"], rows["single.alone"]["package"]) == ("pack", "single")
     assert rows["pack.attached"]["first_line"] == "Attached by a call."
     assert rows["pack.native.compiled"]["first_line"] == "From a table of docstrings."
+    assert rows["pack.native.signed"]["first_line"] == "Behind its signature."
     assert rows["pack.sub.deep.surrogate"]["text"] == "Bad ? letter."
     assert source.skipped == 2
     assert not {"pack", "single", "circle_a"} & set(sys.modules)

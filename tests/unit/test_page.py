@@ -138,6 +138,15 @@ def test_what_is_not_there_is_said_on_a_page(client: TestClient, path: str) -> N
     assert "There is nothing here" in reply.text
 
 
+def test_an_address_of_nothing(client: TestClient) -> None:
+    """A page for people, a problem document for programs, which says where to look."""
+    page = client.get("/nowhere", headers={"Accept": "text/html,*/*"})
+    assert page.status_code == 404 and "What is served here" in page.text
+    problem = client.get("/v1/nowhere").json()
+    assert (problem["status"], problem["remedy"]) == (404, "GET /docs lists every path")
+    assert "/v1/nowhere" in problem["detail"]
+
+
 def test_assets_are_files_that_a_browser_may_keep(client: TestClient) -> None:
     for address in set(re.findall(r"/assets/[^\"]+", client.get("/").text)):
         reply = client.get(address)
@@ -173,7 +182,7 @@ def test_a_picture_is_asked_with(services: Services) -> None:
             reply = client.post("/collections/rows", files={"image": ("a.png", data, "image/png")})
             assert reply.status_code == status
             assert 'role="alert"' in reply.text
-            assert "<b>not" not in reply.text
+            assert "<b>not" not in reply.text and " at 0x" not in reply.text
         empty = b'--x\r\nContent-Disposition: form-data; name="image"; filename=""\r\n\r\n\r\n--x--\r\n'
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         assert "Rows to begin with" in client.post("/collections/rows", content=empty, headers=kind).text

@@ -20,8 +20,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+BODILESS = "hilbertflow.bodiless"
+"""In the scope of a request whose answer's body nobody will read."""
+
+
 class Counted:
-    """ASGI middleware: status and latency of each route, and no guessing of content types by browsers."""
+    """ASGI middleware: status and latency of each route, HEAD as GET, and no guessing of content types by browsers."""
 
     def __init__(self, app: Any, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -32,12 +36,16 @@ class Counted:
             await self._app(scope, receive, send)
             return
         began, status = time.perf_counter(), 500
+        if head := scope["method"] == "HEAD":  # the headers of a GET; routes that can tell them alone look at BODILESS
+            scope = {**scope, "method": "GET", BODILESS: True}
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-content-type-options", b"nosniff")]
+            elif head:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -56,6 +64,9 @@ def accepted(header: str) -> str:
 
 async def whole_body(request: Request, limits: Limits) -> bytes:
     """The body, refused (413, 408) as soon as it is too long or too slow."""
+    coded = request.headers.get("Content-Encoding", "identity").lower()
+    if coded != "identity":
+        raise Refused(415, f"content encoding {coded[:80]!r} is not taken", remedy="send the body as it is")
     declared = request.headers.get("Content-Length", "")
     if declared.isdigit() and int(declared[:20]) > limits.body_bytes:
         raise _too_long(limits)

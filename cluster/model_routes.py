@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster import registry
+from cluster.http_edge import BODILESS
 from cluster.models import MEDIA, ModelService
 from cluster.nearest_models import neighbours
 from cluster.problems import RESPONSES, Refused
@@ -266,6 +267,8 @@ def model_routes(app: FastAPI, services: Services) -> None:
                 start, stop, status = *found, 206
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
         headers["Content-Length"] = str(stop - start)
+        if request.scope.get(BODILESS):
+            return Response(status_code=status, headers=headers, media_type=MEDIA[format])
         return StreamingResponse(
             _stream(file.read(start, stop)), status_code=status, headers=headers, media_type=MEDIA[format]
         )  # fmt: skip

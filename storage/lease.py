@@ -114,6 +114,12 @@ def held(place: Location, say: Callable[[str], None] = lambda _: None) -> Iterat
         lease.release()
 
 
+def last_beat(place: Location) -> float | None:
+    """When the run at ``place`` wrote its lease last, in seconds since 1970; None where nobody holds one."""
+    found = [entry.modified for key, entry in place.entries(FOLDER).items() if key.startswith(f"{FOLDER}/lease-")]
+    return max((modified for modified in found if modified is not None), default=None)
+
+
 def _acquire(place: Location, me: Holder, say: Callable[[str], None]) -> Lease:
     taken = 0  # by another one who was faster, though a listing may not tell yet
     while True:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from storage.archive import FOLDERS
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
+from storage.lease import last_beat
 from storage.rowlog import GENERATIONS
 
 KEY = "scratch/run.json"
@@ -28,6 +29,7 @@ class UnderWay:
     step: the pass it is in: ``embed``, ``sort``, ``archive`` …
     done, units: of this pass.
     began, last: seconds since 1970 when the pass began, and when its newest unit was written (None before the first).
+    heard: when the run last wrote its lease anew, as it does every few seconds while it lives; None without one.
     compaction: whether it makes a new generation of a collection that is there.
     """
 
@@ -39,6 +41,7 @@ class UnderWay:
     began: float
     last: float | None
     compaction: bool = False
+    heard: float | None = None
 
 
 def tell(place: Location, step: str, units: int, folder: str) -> None:
@@ -72,4 +75,4 @@ def _read(place: Location, kind: str, name: str, compaction: bool) -> UnderWay |
         if unit.isdigit():
             done[unit] = max(done.get(unit, 0.0), entry.modified or 0.0)
     last = max(done.values(), default=0.0) or None
-    return UnderWay(kind, name, step, min(len(done), units), units, began, last, compaction)
+    return UnderWay(kind, name, step, min(len(done), units), units, began, last, compaction, last_beat(place))

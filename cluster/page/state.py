@@ -23,7 +23,7 @@ from storage.rowlog import home_of
 from storage.under_way import UnderWay, under_way
 
 STALE_S = 120.0
-"""A pass whose newest unit is older may have been stopped."""
+"""A run that has written neither a unit nor its lease for longer may have been stopped."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ def _runs(roots: list[str]) -> tuple[list[UnderWay], list[str]]:
 
 def _told(run: UnderWay) -> dict[str, Any]:
     now = time.time()
-    quiet = now - (run.last or run.began)
+    since = run.last or run.began
+    quiet = now - max(since, run.heard or 0.0)
     left = None
     if run.last is not None and 0 < run.done < run.units:
         left = (run.units - run.done) * max(0.0, run.last - run.began) / run.done
-    return {"run": run, "quiet": quiet, "stale": quiet > STALE_S, "left": left}
+    return {"run": run, "since": now - since, "quiet": quiet, "stale": quiet > STALE_S, "left": left}
 
 
 def _root(url: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -245,6 +246,12 @@ def test_paths_that_lead_nowhere(client: TestClient, path: str) -> None:
     reply = client.get(path)
     assert reply.status_code == 404
     assert reply.headers["content-type"] == "application/problem+json"
+
+
+def test_coded_bodies_are_refused(client: TestClient) -> None:
+    """Not read as if they were not coded."""
+    reply = client.post(SEARCH, content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+    assert (reply.status_code, reply.json()["remedy"]) == (415, "send the body as it is")
 
 
 def test_other_methods(client: TestClient) -> None:

@@ -96,6 +96,19 @@ def test_tensors_come_back_exactly(client: TestClient, source: Arrays) -> None:
                 assert np.array_equal(part, expected)
 
 
+def test_heads_without_bodies(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEAD has the headers of GET; a tensor is not decoded for it."""
+    for path in (TENSORS + "layer.0.weight", "/v1/models", "/models/small", "/healthz"):
+        whole, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-length", "content-type", "etag", "accept-ranges"):
+            assert head.headers.get(name) == whole.headers.get(name), (path, name)
+    monkeypatch.setattr("cluster.model_routes._stream", None)
+    part = client.head(TENSORS + "layer.0.weight", headers={"Range": "bytes=5-9"})
+    assert (part.status_code, part.headers["content-length"]) == (206, "5")
+    assert client.head(TENSORS + "none").status_code == 404
+
+
 def test_levels_come_closer(client: TestClient, source: Arrays) -> None:
     """Every level is a whole answer; the error falls."""
     array = source["layer.0.weight"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,6 +203,12 @@ def test_the_state_tells_what_was_asked_and_what_is_under_way(client: TestClient
     assert f"Queries so far {before + 1}" in text
     assert "Version of the rows" in text
     assert re.search(r"queries a second (\d+ )?0 60 s ago now", text)  # the axes of the picture
+    long_ago = {"step": "embed", "units": 3, "folder": "scratch/late", "began": 0.0}
+    place.write_atomic("scratch/run.json", json.dumps(long_ago).encode())
+    assert "Not heard of for" in client.get("/state").text
+    place.write_atomic("journal/lease-00000001.json", b"{}")  # of a run whose first unit takes long
+    text = words(client.get("/state").text)
+    assert "embed: 0 of 3 units" in text and "Not heard of for" not in text
     place.delete(recursive=True)
     assert "None in the roots" in client.get("/state").text
 

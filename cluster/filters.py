@@ -1,7 +1,8 @@
 """Metadata filters: `package == "numpy" and lines > 20` read into an Arrow expression, and nothing else.
 
 The text is parsed with `ast` and walked against a whitelist: column names, comparisons, `and`, `or`, `not`, `in` over a
-list of literals, a string contained in a column (`"svd" in name`), `is None`, and literals. No call, attribute,
+list of literals, a string contained in a column (`"svd" in name`; a whole item where the column is a list written with
+commas), `is None`, and literals. No call, attribute,
 subscript or arithmetic exists in the grammar, so there is nothing an injection could reach. A comparison with a missing
 value is unknown, and unknown rows do not match (as in SQL), `not` included.
 """
@@ -12,6 +13,7 @@ import ast
 import difflib
 import functools
 import operator
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,8 @@ from operators.errors import HilbertflowError
 MAX_CHARS = 4096
 MAX_NODES = 512
 MAX_DEPTH = 64
+LISTED = {"hilbertflow.list": ","}
+"""Metadata of a field of text whose commas divide items: `"F16" in dtypes` does not mean BF16."""
 
 _GRAMMAR = 'write for example: package == "numpy" and lines > 20 and kind in ["class", "function"]'
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -68,6 +72,10 @@ def parse_filter(text: str, schema: pa.Schema) -> Filter:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _refused(text, f"does not fit the columns' types ({reason})", _GRAMMAR) from None
     return rule
+
+
+def _is_listed(field: pa.Field) -> bool:
+    return bool(field.metadata) and all(field.metadata.get(k.encode()) == v.encode() for k, v in LISTED.items())
 
 
 def _refused(text: str, what: str, remedy: str) -> HilbertflowError:
@@ -138,7 +146,10 @@ class _Reader:
             column, kind = self.column(left), self.schema.field(self.column_name(left)).type
             return pc.if_else(column.is_valid(), column.isin(pa.array(values, kind)), pa.scalar(None, pa.bool_()))
         if isinstance(left, ast.Constant) and isinstance(left.value, str):
-            return pc.match_substring(self.column(right), left.value)
+            column = self.column(right)
+            if _is_listed(self.schema.field(self.column_name(right))):
+                return pc.match_substring_regex(column, f"(^|,){re.escape(left.value)}(,|$)")
+            return pc.match_substring(column, left.value)
         raise self.no("`in` needs a list of literals on its right, or a string on its left and a column on its right")
 
     def operand(self, node: ast.expr) -> pc.Expression:

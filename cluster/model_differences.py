@@ -14,6 +14,7 @@ from operators.signature import Signature
 
 CELL, LEFT, TOP, LINE = 34, 150, 92, 22
 MOVED, BLUE, GREY = "neurons in another order", "#4a90d9", "#444444"
+FIRST, SECOND = "only in the first", "only in the second"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Difference:
             return 10.0
         return 2.0 - self.score if self.change is None else self.change
 
+    @property
+    def place(self) -> tuple[int, bool]:
+        """Its layer, and whether that is a number of the second model: layers count anew where others were left out."""
+        return self.layer, self.what == SECOND
+
 
 def differences(first: Signature, second: Signature) -> list[Difference]:
     """One a matrix of either model, the most changed first."""
@@ -51,8 +57,8 @@ def differences(first: Signature, second: Signature) -> list[Difference]:
         for p in pairs
     ]
     for own, paired, where in (
-        (first, {p.first.name for p in pairs}, "only in the first"),
-        (second, {p.second.name for p in pairs}, "only in the second"),
+        (first, {p.first.name for p in pairs}, FIRST),
+        (second, {p.second.name for p in pairs}, SECOND),
     ):
         found += [
             Difference(t.name, "", t.layer, t.role, t.kind, None, None, where)
@@ -83,8 +89,8 @@ def said(pair: Pair) -> str:
 
 
 def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
-    """An SVG: a column a layer, a row a role, the darker the more was changed."""
-    by_place = {(row.role, row.layer): row for row in rows}
+    """An SVG: a column a layer, a row a role, the darker the more was changed; the second alone stands apart."""
+    by_place = {(row.role, row.place): row for row in rows}
     roles, layers = list(dict.fromkeys(role for role, _ in sorted(by_place))), sorted({at for _, at in by_place})
     most = max((row.change for row in rows if row.change is not None and row.what != MOVED), default=0.0)
     width, height = LEFT + CELL * len(layers) + 200, TOP + max(CELL * len(roles), 4 * LINE) + 20
@@ -95,11 +101,11 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
         f'<text x="12" y="24" font-size="15">{escape(first)} → {escape(second)}</text>',
         f'<text x="12" y="44" fill="#555">change of each matrix over its length; darkest {most:.3g}</text>',
     ]
-    for column, layer in enumerate(layers):
+    for column, (layer, apart) in enumerate(layers):
         x = LEFT + CELL * column + CELL / 2
-        label = "–" if layer < 0 else str(layer)
+        label = ("+" if apart else "") + ("–" if layer < 0 else str(layer))
         out.append(f'<text x="{x}" y="{TOP - 8}" text-anchor="middle">{label}</text>')
-    out.append(f'<text x="{LEFT}" y="{TOP - 26}" fill="#555">layer (– outside layers)</text>')
+    out.append(f'<text x="{LEFT}" y="{TOP - 26}" fill="#555">layer (– outside layers, + of the second only)</text>')
     for line, role in enumerate(roles):
         y = TOP + CELL * line
         out.append(f'<text x="{LEFT - 8}" y="{y + CELL / 2 + 4}" text-anchor="end">{escape(role[-24:])}</text>')
@@ -124,19 +130,19 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
 
 def by_layer(rows: Sequence[Difference]) -> list[tuple[str, int, float | None, float | None, str]]:
     """A line a layer: name, tensors, mean score, mean change, and what was said most."""
-    groups: dict[int, list[Difference]] = defaultdict(list)
+    groups: dict[tuple[int, bool], list[Difference]] = defaultdict(list)
     for row in rows:
-        groups[row.layer].append(row)
+        groups[row.place].append(row)
     out = []
-    for layer in sorted(groups):
-        some = groups[layer]
+    for layer, apart in sorted(groups):
+        some = groups[layer, apart]
         scores = [row.score for row in some if row.score is not None]
         changes = [row.change for row in some if row.change is not None]
         words = [row.what for row in some]
         most = max(dict.fromkeys(words), key=words.count)
         out.append(
-            ("outside layers" if layer < 0 else f"layer {layer}", len(some), float(np.mean(scores)) if scores else None,
-             float(np.mean(changes)) if changes else None, most)
+            (("outside layers" if layer < 0 else f"layer {layer}") + (" of the second" if apart else ""), len(some),
+             float(np.mean(scores)) if scores else None, float(np.mean(changes)) if changes else None, most)
         )  # fmt: skip
     return out
 

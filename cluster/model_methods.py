@@ -68,6 +68,8 @@ METHODS: dict[str, Callable[[ModelRoot, str], Scores]] = {
     "signature": by_signature, "exact": by_weights, "features": by_features, "temporal": by_neighbours,
     "hybrid": by_hybrid,
 }  # fmt: skip
+PICTURES = ("features", "hybrid")
+"""Methods that need scikit-image."""
 
 
 def agreement(scores: Scores, truth: Scores) -> float:
@@ -96,8 +98,14 @@ def known_relatives(root: ModelRoot, name: str) -> set[str]:
     return found - {name}
 
 
+def known_strangers(root: ModelRoot, name: str) -> set[str]:
+    """Models whose parents are told and are none of its own; of a model without parent or child nothing is known."""
+    linked = {other for other in root.rows if known_relatives(root, other)}
+    return linked - known_relatives(root, name) - {name}
+
+
 def average_precision(scores: Scores, truth: Set[str]) -> float:
-    """Of the models that are relatives, best score first; NaN where none is."""
+    """Of the models that are relatives, best score first; NaN where none is. Others scored count as strangers."""
     order = sorted(scores, key=lambda other: (-scores[other], other))
     ranks = [rank for rank, other in enumerate(order, 1) if other in truth]
     return float(np.mean([at / rank for at, rank in enumerate(ranks, 1)])) if ranks else float("nan")

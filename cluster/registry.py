@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.filters import parse_filter
+from cluster.filters import LISTED, parse_filter
 from cluster.model_root import ModelRoot
 from cluster.models import ModelService
 from operators.errors import HilbertflowError
@@ -95,7 +95,11 @@ def where(listed: list[Row], text: str) -> list[Row]:
 
 
 def as_table(listed: list[Row]) -> pa.Table:
-    """The rows as Arrow, null where a model has no such column; a column of mixed types becomes text."""
+    """The rows as Arrow, null where a model has no such column; a column of mixed types becomes text.
+
+    Lists are text with commas, marked so that a filter takes them item by item.
+    """
+    lists = {name for row in listed for name, value in row.items() if isinstance(value, list) and name != "notes"}
     flattened = [flat(row) for row in listed]
     columns: dict[str, pa.Array] = {}
     for name in dict.fromkeys(name for row in flattened for name in row):
@@ -106,7 +110,8 @@ def as_table(listed: list[Row]) -> pa.Table:
             columns[name] = pa.array(values)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             columns[name] = pa.array([None if value is None else str(value) for value in values])
-    return pa.table(columns)
+    marked = [pa.field(n, c.type, metadata=LISTED if n in lists else None) for n, c in columns.items()]
+    return pa.table(list(columns.values()), schema=pa.schema(marked))
 
 
 def statistics(listed: list[Row]) -> Row:

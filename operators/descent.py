@@ -109,14 +109,28 @@ def _parents(family: Sequence[int], distances: F64, facts: Sequence[_Facts]) -> 
     merged = _merged([node for node in family if node not in ends], distances, facts, root)
     core = [node for node in family if node not in ends and node not in merged]
     root = _root(core, _spanning(core, distances), facts) if root not in core else root
-    found: dict[int, list[int]] = {}
-    below = _below(root, _spanning(core, distances))
+    for node in _bridges(root, core, family, distances):
+        core.append(node)
+        ends.discard(node)
+        merged.pop(node, None)
+    core.sort()
+    above = {child: parent for parent, child in _rooted(root, _spanning(core, distances))}
     for child in core:
-        if child != root:
-            found[child] = [_nearest(child, (n for n in core if n not in below[child]), distances, root)]
-    for child in ends:
-        found[child] = [_nearest(child, (*core, *merged), distances, root)]
+        if child != root:  # one after another, so that nobody comes to be above itself
+            above[child] = _nearest(child, (n for n in core if child not in _line(n, above)), distances, root)
+    found = {child: [parent] for child, parent in above.items()}
+    up = {child: parent for parent, child in _rooted(root, _spanning(family, distances))}
+    for child in ends:  # one that is related to other ends alone hangs where the spanning tree has it
+        near = [n for n in (*core, *merged) if np.isfinite(distances[child, n])]
+        found[child] = [_nearest(child, near or [up[child]], distances, root)]
     return found | {child: sorted(parts, key=lambda n: distances[child, n]) for child, parts in merged.items()}
+
+
+def _bridges(root: int, core: Sequence[int], family: Sequence[int], distances: F64) -> set[int]:
+    """Nodes without which part of the core would hang together with the root no longer."""
+    reached = {root, *(child for _, child in _rooted(root, _spanning(core, distances)))}
+    above = {child: parent for parent, child in _rooted(root, _spanning(family, distances))}
+    return {n for lost in core if lost not in reached for n in _line(lost, above)} - set(core)
 
 
 def _nearest(child: int, candidates: Iterable[int], distances: F64, root: int) -> int:
@@ -133,7 +147,8 @@ def _merged(family: Sequence[int], distances: F64, facts: Sequence[_Facts], root
     for node in family:
         if node == root:
             continue
-        alike = [n for n in family if n != node and n not in found and facts[n].shapes == facts[node].shapes]
+        near = [n for n in family if n != node and np.isfinite(distances[node, n])]
+        alike = [n for n in near if n not in found and facts[n].shapes == facts[node].shapes]
         best = STRAIGHT
         for parts in combinations(alike, 2):
             for base in {parts[0], root if root in alike else parts[0]}:
@@ -211,13 +226,12 @@ def _rooted(root: int, links: Tree) -> list[tuple[int, int]]:
     return edges
 
 
-def _below(root: int, links: Tree) -> dict[int, set[int]]:
-    """Every node with all that hang below it."""
-    below: dict[int, set[int]] = defaultdict(set)
-    for parent, child in reversed(_rooted(root, links)):
-        below[child].add(child)
-        below[parent] |= below[child]
-    return below
+def _line(node: int, above: Mapping[int, int]) -> list[int]:
+    """A node and all above it."""
+    line = [node]
+    while line[-1] in above:
+        line.append(above[line[-1]])
+    return line
 
 
 def _facts(signature: Signature) -> _Facts:

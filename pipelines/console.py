@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operators.amounts import size as size
@@ -47,6 +48,16 @@ def fail(text: str) -> None:
 def print_json(data: Any) -> None:
     """One JSON document on standard output; NaN and infinities, which JSON has not, become null."""
     print(json.dumps(_finite(data), ensure_ascii=False, allow_nan=False, default=_plain), flush=True)
+
+
+def write(path: str, data: bytes) -> None:
+    """Write a file that was asked for; raises ``HilbertflowError`` when it cannot be."""
+    from operators.errors import HilbertflowError
+
+    try:
+        Path(path).write_bytes(data)
+    except OSError as error:
+        raise HilbertflowError("cannot be written", where=path, remedy=(error.strerror or "").lower()) from error
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", stretch: str = "") -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.bench.zoo import Member
-from storage.checkpoint import Checkpoint, open_checkpoint
+from storage.checkpoint import open_checkpoint
 from storage.signatures import shape_of, values_of
 
 F64 = npt.NDArray[np.float64]
@@ -22,7 +22,7 @@ class Weights:
 
     Parameters
     ----------
-    cosine, distance: (n, n); 0 and infinite where shapes differ.
+    cosine, distance: (n, n), tensors of one name and shape; what one of two lacks is lost; 0 and infinite without any.
     kurtosis: (n,) sum over matrices of the excess kurtosis.
     """
 
@@ -32,29 +32,24 @@ class Weights:
 
 
 def read_weights(members: Sequence[Member]) -> Weights:
-    """Tensor by tensor over the members that have the same shapes; memory is that of one tensor of each."""
+    """Tensor by tensor over the members that have it in one shape; memory is that of one tensor of each."""
     sources = [open_checkpoint(str(member.path)) for member in members]
-    alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = defaultdict(list)
+    alike: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
     for at, source in enumerate(sources):
-        alike[_shapes(source)].append(at)
+        for spec in source.tensors:
+            if (shape := shape_of(spec)) is not None:
+                alike[spec.name, shape].append(at)
     count = len(members)
-    cosine, distance, kurtosis = np.zeros((count, count)), np.full((count, count), np.inf), np.zeros(count)
-    for shapes, group in alike.items():
-        products = np.zeros((len(group), len(group)))
-        for name, _ in shapes:
-            held = np.stack([values_of(sources[i][name], sources[i].read(sources[i][name])) for i in group])
-            for start in range(0, held.shape[1], 1 << 18):
-                part = held[:, start : start + (1 << 18)].astype(np.float64)
-                products += part @ part.T
-            centred = held - held.mean(1, keepdims=True)
-            square = np.square(centred)
-            kurtosis[group] += np.square(square).mean(1, dtype=np.float64) / square.mean(1, dtype=np.float64) ** 2 - 3
-        lengths = np.sqrt(np.diag(products))
-        cosine[np.ix_(group, group)] = products / np.outer(lengths, lengths)
-        squares = np.maximum(0, np.diag(products)[:, None] + np.diag(products)[None] - 2 * products)
-        distance[np.ix_(group, group)] = np.sqrt(squares) / lengths[:, None]
-    return Weights(cosine, distance, kurtosis)
-
-
-def _shapes(source: Checkpoint) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((spec.name, shape) for spec in source.tensors if (shape := shape_of(spec)) is not None)
+    products, met, kurtosis = np.zeros((count, count)), np.eye(count, dtype=bool), np.zeros(count)
+    for (name, _), group in alike.items():
+        held = np.stack([values_of(sources[i][name], sources[i].read(sources[i][name])) for i in group])
+        for start in range(0, held.shape[1], 1 << 18):
+            part = held[:, start : start + (1 << 18)].astype(np.float64)
+            products[np.ix_(group, group)] += part @ part.T
+        met[np.ix_(group, group)] = True
+        square = np.square(held - held.mean(1, keepdims=True))
+        kurtosis[group] += np.square(square).mean(1, dtype=np.float64) / square.mean(1, dtype=np.float64) ** 2 - 3
+    own = np.diag(products)
+    lengths = np.sqrt(np.maximum(own, 1e-300))
+    distance = np.sqrt(np.maximum(0, own[:, None] + own[None] - 2 * products)) / lengths[:, None]
+    return Weights(products / np.outer(lengths, lengths), np.where(met, distance, np.inf), kurtosis)

@@ -41,6 +41,8 @@ def similar(
     from cluster.model_root import ModelRoot
 
     root = ModelRoot(url)
+    if picture and not explain:
+        raise typer.BadParameter("--picture needs --explain")
     if explain:
         _explain(root, model, explain, picture, as_json)
         return
@@ -84,44 +86,57 @@ def _by_method(root: ModelRoot, model: str, method: str, k: int, as_json: bool) 
 
 
 def _compare(root: ModelRoot, model: str, k: int, as_json: bool) -> None:
+    from importlib.util import find_spec
     from time import perf_counter
 
-    from cluster.model_methods import METHODS, agreement, average_precision, known_relatives
+    from cluster.model_methods import METHODS, PICTURES, agreement, average_precision, known_relatives, known_strangers
 
     root.check(model)
+    methods = {name: measure for name, measure in METHODS.items() if name not in PICTURES or find_spec("skimage")}
+    if len(methods) < len(METHODS):
+        console.note(f"without {' and '.join(PICTURES)}, which need: pip install 'hilbertflow[models]'")
     scores, seconds = {}, {}
-    for name, measure in METHODS.items():
+    for name, measure in methods.items():
         began = perf_counter()
         scores[name] = measure(root, model)
         seconds[name] = perf_counter() - began
     agreements = {name: agreement(told, scores["exact"]) for name, told in scores.items()}
-    truth = known_relatives(root, model)
-    precisions = {name: average_precision(told, truth) for name, told in scores.items()}
+    truth, strangers = known_relatives(root, model), known_strangers(root, model)
+    known = truth | strangers if truth and strangers else set()
+    precisions = {
+        name: average_precision({other: score for other, score in told.items() if other in known}, truth)
+        for name, told in scores.items()
+    }
     if as_json:
         console.print_json(
-            {"model": model, "scores": scores, "relatives": sorted(truth), "precision": precisions if truth else None,
-             "agreement": agreements, "seconds": seconds}
+            {"model": model, "scores": scores, "relatives": sorted(truth), "strangers": sorted(strangers),
+             "precision": precisions if known else None, "agreement": agreements, "seconds": seconds}
         )  # fmt: skip
         return
     order = sorted(scores["exact"], key=lambda name: (-scores["exact"][name], -scores["signature"][name]))[:k]
     console.table(
-        ("model", *METHODS), [(name, *(f"{scores[method][name]:.4f}" for method in METHODS)) for name in order]
+        ("model", *methods), [(name, *(f"{scores[method][name]:.4f}" for method in methods)) for name in order]
     )
     console.table(
         ("method", "average precision", "rank correlation with exact", "seconds"),
         [
-            (name, f"{precisions[name]:.3f}" if truth else "", f"{agreements[name]:.3f}", f"{seconds[name]:.2f}")
-            for name in METHODS
+            (name, f"{precisions[name]:.3f}" if known else "", f"{agreements[name]:.3f}", f"{seconds[name]:.2f}")
+            for name in methods
         ],
     )
-    known = f"its {console.count(len(truth), 'relative')} by parent: {', '.join(sorted(truth)[:5])}"
-    console.say(f"average precision: against {known}" if truth else "no model here is its relative by parent: no truth")
+    if known:
+        told, left = ", ".join(sorted(truth)[:5]), len(scores["exact"]) - len(known)
+        console.say(
+            f"average precision: its {console.count(len(truth), 'relative')} by parent ({told}) among "
+            f"{console.count(len(strangers), 'model')} of other parents; {left} of unknown descent left out"
+        )
+    else:
+        console.say(f"no model here is known {'to be a stranger' if truth else 'as its relative'} by parent: no truth")
     console.say("exact compares tensors by name and place: where neurons were moved, signature sees what it cannot")
 
 
 def _explain(root: ModelRoot, first: str, second: str, picture: str, as_json: bool) -> None:
     from dataclasses import asdict
-    from pathlib import Path
 
     from cluster.model_differences import by_layer, differences, heat_map
     from operators.errors import HilbertflowError
@@ -130,7 +145,7 @@ def _explain(root: ModelRoot, first: str, second: str, picture: str, as_json: bo
         raise HilbertflowError("is no .svg file", where=picture)
     rows = differences(root.signature(root.check(first)), root.signature(root.check(second)))
     if picture:
-        Path(picture).write_text(heat_map(first, second, rows))
+        console.write(picture, heat_map(first, second, rows).encode())
     if as_json:
         console.print_json({"first": first, "second": second, "tensors": [asdict(row) for row in rows]})
         return
@@ -237,7 +252,7 @@ def note(url: RootUrl, model: Model, text: Annotated[str, typer.Argument(help="W
 
     place = _place(url, model)
     labels.note(place, text)
-    console.say(f"{model}: {len(labels.read(place).notes)} notes")
+    console.say(f"{model}: {console.count(len(labels.read(place).notes), 'note')}")
 
 
 @models.command("rm")
@@ -257,8 +272,8 @@ def export(
     where: Where = "",
 ) -> None:
     """Write the list as CSV or JSON."""
+    import io
     import json
-    from pathlib import Path
 
     import pyarrow.csv
 
@@ -269,10 +284,11 @@ def export(
         raise HilbertflowError("is neither .csv nor .json", where=out)
     listed = _listed(url, where)
     if out.endswith(".csv"):
-        pyarrow.csv.write_csv(registry.as_table(listed), out)
+        pyarrow.csv.write_csv(registry.as_table(listed), data := io.BytesIO())
+        console.write(out, data.getvalue())
     else:
-        Path(out).write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n")
-    console.say(f"{out}: {len(listed)} models")
+        console.write(out, (json.dumps(listed, indent=1, ensure_ascii=False) + "\n").encode())
+    console.say(f"{out}: {console.count(len(listed), 'model')}")
 
 
 @models.command("stats")

@@ -45,3 +45,12 @@ def test_the_map_has_a_cell_a_matrix(own: Signature, tmp_path: Path) -> None:
     drawn = ElementTree.fromstring(heat_map("a <b>", "c", rows))
     cells = [cell for cell in drawn.iter("{http://www.w3.org/2000/svg}rect") if len(cell)]
     assert len(cells) == len(own.tensors)
+
+
+def test_layers_of_the_second_alone_stand_apart(own: Signature, tmp_path: Path) -> None:
+    rows = differences(signature(tmp_path, CHANGES["short"](state(1))), own)
+    (extra,) = [line for line in by_layer(rows) if line[4] == "only in the second"]
+    assert extra[0] == "layer 1 of the second" and ("layer 1", extra[1]) in [line[:2] for line in by_layer(rows)]
+    drawn = ElementTree.fromstring(heat_map("a", "b", rows))
+    cells = [cell for cell in drawn.iter("{http://www.w3.org/2000/svg}rect") if len(cell)]
+    assert len(cells) == len(rows) and "+1" in [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]

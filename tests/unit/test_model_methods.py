@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from cluster.model_methods import METHODS, agreement, average_precision, by_weights, known_relatives
+from cluster.model_methods import (
+    METHODS,
+    PICTURES,
+    agreement,
+    average_precision,
+    by_weights,
+    known_relatives,
+    known_strangers,
+)  # fmt: skip
 from cluster.model_root import ModelRoot
 from pipelines.bench import zoo_derive as derive
 from pipelines.bench.local import archive_model
+from pipelines.bench.zoo import Member
+from pipelines.bench.zoo_weights import read_weights
 from pipelines.cli import call
 from tests.archived_model import archived_child, archived_model, small_tensors
 from tests.unit.test_signature import state
@@ -65,13 +76,45 @@ def test_agreement_is_a_rank_correlation() -> None:
     assert np.isnan(agreement({"a": 1}, {"a": 1}))
 
 
-def test_the_command_compares_and_refuses(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("skimage", reason="compares pictures")
+def test_of_models_without_parent_or_child_nothing_is_known() -> None:
+    """They may be relatives that were archived alone, so they are no strangers either."""
+    models = ModelRoot("nowhere")
+    parents = {"a": "", "b": "a", "c": "", "d": "c", "alone": "", "gone": "deleted"}
+    models.__dict__["rows"] = {name: {"name": name, "parent": parent} for name, parent in parents.items()}
+    assert known_strangers(models, "a") == {"c", "d"} and known_relatives(models, "a") == {"b"}
+    assert known_relatives(models, "alone") == set()
+
+
+def test_the_command_compares_and_refuses(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    possible = [method for method in METHODS if find_spec("skimage") or method not in PICTURES]
     assert call(["similar", root, "one", "--compare", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["relatives"] == [] and told["precision"] is None
-    assert set(told["scores"]) == set(METHODS) and told["agreement"]["exact"] == pytest.approx(1)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert ("pip install 'hilbertflow[models]'" in printed.err) == (len(possible) < len(METHODS))
+    assert told["relatives"] == told["strangers"] == [] and told["precision"] is None
+    assert list(told["scores"]) == possible and told["agreement"]["exact"] == pytest.approx(1)
+    assert call(["similar", root, "one", "--picture", str(tmp_path / "map.svg")]) == 2
+    assert "--picture needs --explain" in capsys.readouterr().err
+    assert call(["similar", root, "one", "--explain", "near", "--picture", str(tmp_path / "no" / "map.svg")]) == 1
+    assert "map.svg: cannot be written; no such file or directory" in capsys.readouterr().err
     assert call(["similar", root, "one", "--method", "exact"]) == 0
     assert "near" in capsys.readouterr().out
     assert call(["similar", root, "one", "--method", "guess"]) == 2
     assert "'guess' is none of signature" in capsys.readouterr().err
+
+
+def test_the_peers_of_the_bench_compare_what_two_models_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """A layer that was dropped, and those after it that shifted, are lost; what kept its name is not."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole, short = state(1), derive.without_layers(state(1), r"layers\.(\d+)\.", [2])
+    members = [Member(name, "f", (), "scratch", False) for name in ("whole", "short", "other")]
+    for member, values in zip(members, (whole, short, {"conv": np.eye(64, dtype=np.float32)}), strict=True):
+        member.path.parent.mkdir(parents=True)
+        save_file(values, member.path)
+    told = read_weights(members)
+    squares = [sum(float(np.square(v).sum()) for v in s.values() if v.ndim > 1) for s in (whole, short)]
+    assert told.cosine[0, 1] == pytest.approx((squares[1] / squares[0]) ** 0.5, rel=1e-5)
+    assert told.distance[0, 1] == pytest.approx((1 - squares[1] / squares[0]) ** 0.5, rel=1e-5)
+    assert told.cosine[0, 2] == 0 and np.isinf(told.distance[0, 2])

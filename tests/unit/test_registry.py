@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from cluster import registry
 from cluster.model_root import ModelRoot
+from operators import descent as descents
 from operators.errors import HilbertflowError
 from pipelines.bench.local import archive_model
 from pipelines.cli import call
@@ -66,6 +67,19 @@ def test_rows_tell_what_the_archives_are(root: str) -> None:
 def test_filters_by_any_column(root: str, text: str, expected: set[str]) -> None:
     listed = registry.rows(ModelRoot(root))
     assert {row["name"] for row in registry.where(listed, text)} == expected
+
+
+def test_lists_are_filtered_by_whole_items(root: str) -> None:
+    some = {"source_bytes": 1, "hyper": {}, "notes": []}
+    listed = [
+        some | {"name": "first", "dtypes": ["BF16", "I64"], "tags": ["preprod", "x.y"]},
+        some | {"name": "second", "dtypes": ["F16"], "tags": ["prod", "x-y"]},
+    ]
+    for text, expected in (
+        ('"F16" in dtypes', ["second"]), ('"prod" in tags', ["second"]), ('"x.y" in tags', ["first"]),
+        ('"I64" in dtypes', ["first"]), ('"ir" in name', ["first"]), ('not "prod" in tags', ["first"]),
+    ):  # fmt: skip
+        assert [row["name"] for row in registry.where(listed, text)] == expected, text
 
 
 def test_a_filter_of_an_unknown_column_is_refused(root: str) -> None:
@@ -131,6 +145,34 @@ def test_commands(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 model is kept as differences to it: child" in capsys.readouterr().err
     assert call(["models", "export", root, str(tmp_path / "m.xml")]) == 1
     assert "is neither" in capsys.readouterr().err
+
+
+def _facts(zeros: float, at: int) -> descents._Facts:
+    return descents._Facts(zeros, 0.0, 3, np.eye(9)[at], (("w", 3, 3),))
+
+
+@pytest.mark.parametrize(
+    ("pruned", "links"),
+    [
+        ({1}, {(0, 1): 0.3, (1, 2): 0.5, (2, 3): 0.1, (0, 4): 0.1, (0, 5): 0.1}),  # 2 and 3 hang on what was pruned
+        ({1, 2}, {(0, 1): 0.3, (1, 2): 0.3, (0, 3): 0.1}),  # pruned twice
+        (set(), {(0, 1): 0.1, (0, 2): 0.12, (0, 3): 2.0, (0, 4): 1.9, (0, 5): 1.8,  # each other's second choice
+                 (3, 4): 1.0, (3, 5): 1.0, (4, 5): 1.04}),
+    ],
+)  # fmt: skip
+def test_descent_is_one_tree_of_relatives(pruned: set[int], links: dict[tuple[int, int], float]) -> None:
+    count = 1 + max(max(pair) for pair in links)
+    distances = np.full((count, count), np.inf)
+    for (i, j), distance in links.items():
+        distances[i, j] = distances[j, i] = distance
+    facts = [_facts(0.1 * (1 + i) if i in pruned else 0.0, i) for i in range(count)]
+    parents = {child: first for child, (first, *_) in descents._parents(range(count), distances, facts).items()}
+    assert len(parents) == count - 1 and all(np.isfinite(distances[edge]) for edge in parents.items())
+    for node in range(count):
+        line = [node]
+        while line[-1] in parents:
+            line.append(parents[line[-1]])
+            assert len(line) <= count, "no one descends from itself"
 
 
 def said_similar(root: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -109,8 +109,8 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
     for line, role in enumerate(roles):
         y = TOP + CELL * line
         out.append(f'<text x="{LEFT - 8}" y="{y + CELL / 2 + 4}" text-anchor="end">{escape(role[-24:])}</text>')
-        for column, layer in enumerate(layers):
-            row = by_place.get((role, layer))
+        for column, place in enumerate(layers):
+            row = by_place.get((role, place))
             if row is None:
                 continue
             x, colour = LEFT + CELL * column, _colour(row, most)

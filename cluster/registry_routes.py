@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Path, Request
@@ -20,6 +21,8 @@ from operators.descent import Edge, descent
 
 Other = Annotated[str, Path(description="Name of the model that it is compared with.", examples=["minilm-ft"])]
 _T = TypeVar("_T")
+KEPT_ANSWERS = 8
+"""Answers about the same models, which never change under one object, that are kept, one a set that a key may read."""
 
 _COUNTED: dict[str, Any] = {
     "models": 2, "children": 1, "parameters": 45_427_456, "source_bytes": 181_728_384, "bytes": 97_100_000,
@@ -200,7 +203,12 @@ def counted(models: list[ModelService], text: str = "") -> dict[str, Any]:
 
 
 def descended(models: list[ModelService]) -> list[Edge]:
-    """Who descends from whom; blocking."""
+    """Who descends from whom; blocking, and remembered: all pairs are compared for it."""
+    return _descended(tuple(models))
+
+
+@lru_cache(maxsize=KEPT_ANSWERS)
+def _descended(models: tuple[ModelService, ...]) -> list[Edge]:
     return descent({model.name: model.signature for model in models})
 
 
@@ -213,7 +221,12 @@ def edge_row(edge: Edge) -> dict[str, Any]:
 
 
 def common(models: list[ModelService]) -> list[registry.Shared]:
-    """What they share bit for bit; blocking."""
+    """What they share bit for bit; blocking, and remembered: tensors are read for it."""
+    return _common(tuple(models))
+
+
+@lru_cache(maxsize=KEPT_ANSWERS)
+def _common(models: tuple[ModelService, ...]) -> list[registry.Shared]:
     by_name = {model.name: model for model in models}
     handles = {name: model.archive for name, model in by_name.items()}
     return registry.shared(handles, lambda name: by_name[name].signature)

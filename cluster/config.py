@@ -80,7 +80,7 @@ class Limits(_Part):
         default=50_000_000, ge=1, le=MAX_PIXELS, description="of one picture, judged before it is unpacked"
     )
     body_seconds: float = Field(default=30.0, gt=0, description="to receive a body")
-    search_seconds: float = Field(default=60.0, gt=0, description="for a shard to answer")
+    search_seconds: float = Field(default=60.0, gt=0, description="for a shard or an encoder to answer")
     head_seconds: float = Field(default=20.0, gt=0, description="to receive the head of a request")
     waiting: int = Field(default=1024, ge=1, description="requests at once; further ones get 503 with Retry-After")
     queued: int = Field(default=256, ge=1, description="searches that wait for a shard group; further ones get 503")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote
 
 from fastapi import Request
@@ -19,7 +20,7 @@ from cluster.models import ModelService
 from cluster.picture_wire import check_pictures
 from cluster.problems import Refused
 from cluster.recall_watch import estimated_recall
-from cluster.service import CollectionService
+from cluster.service import CollectionService, Unavailable
 from cluster.vectors import F32
 from operators.errors import HilbertflowError
 
@@ -185,7 +186,7 @@ class Services:
         """Query vectors (n, dim) of JPEG and PNG files, whose sizes are judged first."""
         encoding = self._encoding(name, "images")
         await asyncio.to_thread(check_pictures, files, self.limits)
-        return await encoding.pictures(files)
+        return await self._in_time(encoding.pictures(files))
 
     async def vectors(self, name: str, texts: list[str]) -> F32:
         """Query vectors (n, dim) of texts."""
@@ -195,7 +196,15 @@ class Services:
         longest = max(map(len, texts))
         if longest > self.limits.text_chars:
             raise Refused(413, f"a text has {longest} characters; the limit is {self.limits.text_chars}")
-        return await encoding.texts(texts)
+        return await self._in_time(encoding.texts(texts))
+
+    async def _in_time(self, encoded: Coroutine[Any, Any, F32]) -> F32:
+        """What an encoder gives, as long as a shard may take; a request that waited for ever would keep its place."""
+        try:
+            async with asyncio.timeout(self.limits.search_seconds):
+                return await encoded
+        except TimeoutError:
+            raise Unavailable("the encoder did not answer in time") from None
 
     def _encoding(self, name: str, where: str) -> Encoding:
         if name not in self.encoders:

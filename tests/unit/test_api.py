@@ -373,6 +373,21 @@ def test_a_group_of_another_version_is_not_merged(engine: SearchEngine, tmp_path
     assert results.rows.max() < ROWS // 2
 
 
+def test_an_encoder_that_hangs_keeps_nobody(engine: SearchEngine) -> None:
+    """503 after the time that a shard may take, and the request's place is free again."""
+
+    async def encode(texts: list[str]) -> F32:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    services = served(engine, encoders={"rows": Encoding(encode)}, limits=Limits(search_seconds=0.05))
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+        reply = client.post(SEARCH, json={"texts": ["a"]})
+    assert (reply.status_code, reply.headers["retry-after"]) == (503, "1")
+    assert "encoder" in reply.json()["detail"]
+    assert services.active == 0
+
+
 def test_too_many_at_once_get_a_503(engine: SearchEngine) -> None:
     """Beyond `waiting` requests, at once and with Retry-After."""
     services = served(engine, limits=Limits(waiting=1))

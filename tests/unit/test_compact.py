@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def changed(folder: Path, metric: str = "l2") -> str:
 def compact(url: str) -> Any:
     handle = archive.open(url)
     return run_here(compact_recipe(handle, RowLog(handle).home))
+
+
+def test_a_log_of_many_batches_is_read_after_compactions(tmp_path: Path) -> None:
+    """Ten and more, whose numbers sort otherwise as texts; those that an earlier writer summed by number too."""
+    url = archive_vectors(tmp_path, clustered(64, DIM), "l2")
+    log = RowLog(archive.open(url))
+    for i in range(12):
+        log.upsert([f"new-{i}"], clustered(1, DIM, seed=i), key=f"k-{i}")
+    compact(url)
+    assert RowLog(archive.open(url)).view.count == 76
+    (path,) = Path(url).glob("log/base-*.json")
+    body = json.loads(path.read_text())["body"]
+    by_number = body | {"nonces": {int(version): nonce for version, nonce in body["nonces"].items()}}
+    assert len(by_number["nonces"]) == 12
+    digest = hashlib.sha256(json.dumps(by_number, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "body": body}))
+    assert RowLog(archive.open(url)).view.count == 76
+    body["nonces"]["3"] = "0" * 16
+    path.write_text(json.dumps({"sha256": digest, "body": body}))
+    with pytest.raises(HilbertflowError, match="damaged"):
+        RowLog(archive.open(url)).view  # noqa: B018 - read
 
 
 @pytest.mark.parametrize("order", ["lists", "source"])

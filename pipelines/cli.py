@@ -44,6 +44,8 @@ COMMANDS = {
         flow.schema,
     )
 }  # fmt: skip
+INTERRUPTED = 130
+GO_ON = ("run", "cp", "repair", "compact")
 app.add_typer(models.models, name="models")
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=name != "schema")(command)
@@ -93,15 +95,17 @@ def call(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, prog_name="hilbertflow", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        console.fail("interrupted")
-        return 130
+        code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: let the last flush succeed
         return 141
     except Exception as error:
         return _report(error, arguments)
+    if code == INTERRUPTED:  # typer gives it for Ctrl-C
+        goes_on = arguments and arguments[0] in GO_ON
+        console.fail(f"interrupted{'; the same command goes on where it stopped' if goes_on else ''}")
+    return code if isinstance(code, int) else 0
 
 
 def _report(error: Exception, arguments: list[str]) -> int:

@@ -61,7 +61,7 @@ def write(path: str, data: bytes) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", stretch: str = "") -> None:
-    """Draw a table; numbers are right-aligned, and the column ``stretch`` is cut where the terminal ends."""
+    """Draw a table; numbers are right-aligned and whole, and the column ``stretch`` is cut where the terminal ends."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -73,8 +73,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str =
         numeric = bool(cells) and all(isinstance(cell, (int, float)) or _measure(cell) for cell in cells)
         cut = column == stretch
         drawn.add_column(
-            column, justify="right" if numeric else "left", no_wrap=cut, overflow="ellipsis" if cut else "fold",
-            ratio=1 if cut else None,
+            column, justify="right" if numeric else "left", no_wrap=cut or numeric,
+            overflow="ellipsis" if cut else "fold", ratio=1 if cut else None,
         )  # fmt: skip
     for row in rows:
         drawn.add_row(*(Text(_cell(value)) for value in row))  # Text: what comes from data is never markup
@@ -82,14 +82,47 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str =
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error while the block runs; yields ``tick(done, total)``. Shows only on a terminal."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[moved]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None, moved="")
+
+        def tick(done: int, total: int) -> None:
+            speed = bar.tasks[task].speed
+            rate = f", {size(round(speed))}/s" if speed else ""
+            moved = f"{size(done)} of {size(total)}{rate}" if in_bytes else ""
+            bar.update(task, completed=done, total=total, moved=moved)
+
+        yield tick
+
+
+def confirm(question: str, otherwise: str) -> None:
+    """Ask on standard error, and return when the answer is yes.
+
+    Raises `HilbertflowError` that says ``otherwise`` when it is no, which it is by default, or when nobody answers.
+    """
+    from operators.errors import HilbertflowError
+
+    while True:
+        try:
+            print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            note("")
+            raise
+        if not line:
+            note("")
+            raise HilbertflowError(f"{otherwise}: nobody answered", remedy="--yes goes on without asking")
+        answer = line.strip().lower()
+        if answer in ("y", "yes"):
+            return
+        if answer in ("", "n", "no"):
+            raise HilbertflowError(otherwise)
+        note("answer y or n")
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:

@@ -58,3 +58,10 @@ def finished(root: Location) -> list[Location]:
         names = root.children(folder)
         found += [root.join(folder, name) for name in names if root.exists(f"{folder}/{name}/{manifests.NAME}")]
     return found
+
+
+def half_written(root: Location) -> list[str]:
+    """Paths of what runs and copies under a root have begun and not finished, sorted."""
+    paths = [f"{folder}/{name}" for folder in FOLDERS for name in root.children(folder)]
+    begun = [path for path in paths if not root.exists(f"{path}/{manifests.NAME}")]
+    return sorted(path for path in begun if root.exists(f"{path}/zarr.json"))

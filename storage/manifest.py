@@ -101,7 +101,9 @@ def load(place: Location) -> Manifest:
     if not where.exists():
         if place.join("zarr.json").exists():
             raise HilbertflowError(
-                "half-written archive", where=place.url, remedy="run its recipe again: it goes on where it stopped"
+                "half-written archive",
+                where=place.url,
+                remedy="run its recipe, or its copy, again: it goes on where it stopped",
             )
         raise HilbertflowError("no archive here", where=place.url, remedy="`hilbertflow ls ROOT` lists what there is")
     data = where.read()

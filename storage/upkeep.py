@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from operators.errors import HilbertflowError
@@ -12,9 +13,11 @@ from storage import catalog, labels
 from storage import manifest as manifests
 from storage.fs import Location
 from storage.fs_write import TEMPORARY
-from storage.manifest import Object
+from storage.manifest import Manifest, Object
+from storage.spec import identity_at
 
 Tick = Callable[[int, int], None]
+Moved = Callable[[int], None]
 BESIDE = ("indexes/", "log/", "generations/", labels.FOLDER)
 """What lies beside an archive's own objects: each names its files in a document of its own."""
 _PIECE = 8 << 20
@@ -53,49 +56,81 @@ def orphans(place: Location, beside: Iterable[str], grace_s: float = 3600.0) -> 
     ]
 
 
-def copy(source: Location, root: Location, tick: Tick | None = None) -> Location:
-    """Copy a finished archive with its indexes and log under another root; returns the new place.
+@dataclass(frozen=True)
+class Copied:
+    """A copy: its place, how many objects and bytes it has, and how many objects an earlier copy had brought."""
 
-    Objects are streamed and compared with their SHA-256 on the way; the manifest goes last, so that an interrupted copy
-    is a half-written archive. Objects that an earlier copy brought whole are not read again. ``tick(done, total)``
-    counts objects. Raises when another archive has the name there, or when an object of the source is damaged.
+    place: Location
+    objects: int
+    bytes: int
+    found: int
+
+
+def copy(source: Location, root: Location, tick: Tick | None = None) -> Copied:
+    """Copy a finished archive with its indexes and log under another root.
+
+    Objects are streamed and compared with their SHA-256 on the way. The document that tells whose name it is goes
+    first and the manifest last, so that an interrupted copy is a half-written archive, which no other archive is copied
+    into. Objects that an earlier copy brought whole are not read again. ``tick(done, total)`` counts bytes. Raises when
+    another archive has the name there, or when an object of the source is damaged.
     """
     manifest = manifests.load(source)
     target = root.join(f"{manifest.kind}s", manifest.name)
     if target.url == source.url:
         raise HilbertflowError("is its own copy", where=source.url, remedy="name another root")
-    if target.exists(manifests.NAME) and manifests.load(target) != manifest:
+    _refuse_another(source, manifest, target)
+    listed = sorted(manifests.load_objects(source, manifest), key=lambda item: item.key != "zarr.json")
+    sizes = source.sizes()
+    beside = [key for key in sizes if key.startswith(BESIDE)]
+    # Documents that name files come after the files: a reader of the copy never sees a name without its file.
+    beside.sort(key=lambda key: (key.endswith(".json"), key.count("/") == 1, key))
+    last = (*beside, manifests.OBJECTS, manifests.NAME)
+    total = sum(item.size for item in listed) + sum(sizes[key] for key in last)
+    there, found, done = target.sizes(), 0, 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        if tick:
+            tick(done, total)
+
+    for item in listed:
+        if there.get(item.key) == item.size:
+            found += 1
+            moved(item.size)
+        else:
+            copy_object(source, target, item, moved)
+    if target.local_path is not None:
+        os.sync()  # once for all objects, before the manifest says that they are there
+    for key in last:
+        # Files beside an archive never change under their name; only the documents do.
+        if not key.endswith(".json") and key != manifests.OBJECTS and there.get(key) == sizes[key]:
+            found += 1
+            moved(sizes[key])
+        else:
+            _copy_plain(source, target, key, sizes[key], moved)
+    catalog.add(root, manifest)
+    return Copied(target, len(listed) + len(last), total, found)
+
+
+def _refuse_another(source: Location, manifest: Manifest, target: Location) -> None:
+    """Raise when the name belongs to another archive, finished or half-written."""
+    if target.exists(manifests.NAME):
+        same = manifests.load(target) == manifest
+    else:
+        same = not target.exists("zarr.json") or identity_at(target) == identity_at(source)
+    if not same:
         raise HilbertflowError(
             "another archive has this name", where=target.url,
             remedy=f"remove it with `hilbertflow rm {target.url}`, or copy to another root",
         )  # fmt: skip
-    listed = manifests.load_objects(source, manifest)
-    beside = [key for key in source.entries() if key.startswith(BESIDE)]
-    # Documents that name files come after the files: a reader of the copy never sees a name without its file.
-    beside.sort(key=lambda key: (key.endswith(".json"), key.count("/") == 1, key))
-    there = target.entries()
-    total = len(listed) + len(beside) + 2
-    for done, item in enumerate(listed, 1):
-        if item.key not in there or there[item.key].size != item.size:
-            copy_object(source, target, item)
-        if tick:
-            tick(done, total)
-    for done, key in enumerate((*beside, manifests.OBJECTS, manifests.NAME), len(listed) + 1):
-        # Files beside an archive never change under their name; only the documents do.
-        if key.endswith(".json") or key not in there or there[key].size != source.size(key):
-            _copy_plain(source, target, key)
-        if tick:
-            tick(done, total)
-    catalog.add(root, manifest)
-    return target
 
 
-def copy_object(source: Location, target: Location, item: Object) -> None:
-    """Copy one object in a stream; it appears only if it has the checksum that was recorded."""
+def copy_object(source: Location, target: Location, item: Object, moved: Moved | None = None) -> None:
+    """Copy one object in a stream; it appears only if it has the checksum that was recorded. ``moved`` counts bytes."""
     digest = hashlib.sha256()
     with target.create(item.key, durable=False) as file:
-        for start in range(0, item.size, _PIECE):
-            piece = source.read(item.key, start, min(item.size, start + _PIECE))
+        for piece in _pieces(source, item.key, item.size, moved):
             digest.update(piece)
             file.write(piece)
         if digest.hexdigest() != item.sha256:
@@ -105,8 +140,15 @@ def copy_object(source: Location, target: Location, item: Object) -> None:
             )  # fmt: skip
 
 
-def _copy_plain(source: Location, target: Location, key: str) -> None:
-    size = source.size(key)
+def _copy_plain(source: Location, target: Location, key: str, size: int, moved: Moved) -> None:
     with target.create(key) as file:
-        for start in range(0, size, _PIECE):
-            file.write(source.read(key, start, min(size, start + _PIECE)))
+        for piece in _pieces(source, key, size, moved):
+            file.write(piece)
+
+
+def _pieces(source: Location, key: str, size: int, moved: Moved | None) -> Iterator[bytes]:
+    for start in range(0, size, _PIECE):
+        piece = source.read(key, start, min(size, start + _PIECE))
+        yield piece
+        if moved:
+            moved(len(piece))

@@ -38,7 +38,7 @@ class Verdict:
 
 
 def verify(place: Location, tick: Tick | None = None) -> Verdict:
-    """Read every object of the archive at ``place`` and compare size and SHA-256; ``tick(done, total)`` reports."""
+    """Read every object of the archive at ``place``, compare size and SHA-256; ``tick(done, total)`` counts bytes."""
     objects = manifests.load_objects(place, manifests.load(place))
     before = place.traffic.bytes_read
     damaged = tuple(damages(place, objects, tick))
@@ -47,7 +47,8 @@ def verify(place: Location, tick: Tick | None = None) -> Verdict:
 
 def damages(place: Location, objects: Sequence[Object], tick: Tick | None = None) -> Iterator[Damage]:
     """Those of the objects that are not as they were written."""
-    for done, item in enumerate(objects, 1):
+    done, total = 0, sum(item.size for item in objects)
+    for item in objects:
         try:
             data = place.read(item.key)
         except MissingFileError:
@@ -57,5 +58,6 @@ def damages(place: Location, objects: Sequence[Object], tick: Tick | None = None
                 yield Damage(item.key, f"{len(data)} bytes instead of {item.size}")
             elif hashlib.sha256(data).hexdigest() != item.sha256:
                 yield Damage(item.key, "checksum differs")
+        done += item.size
         if tick:
-            tick(done, len(objects))
+            tick(done, total)

@@ -16,22 +16,28 @@ if TYPE_CHECKING:
 
 def ls(root: Root, as_json: Json = False) -> None:
     """List the archives under a root."""
-    from storage import catalog
+    from storage import archive, catalog
+    from storage.fs import Location
 
     rows = catalog.ls(root)
     if as_json:
         # The code of a signature is for those who search the catalog: some kilobytes that tell a reader nothing.
         console.print_json([{key: value for key, value in row.items() if key != "code"} for row in rows])
         return
+    if left := archive.half_written(Location(root)):
+        console.note(
+            f"half-written: {', '.join(left)}; the run or the copy goes on when started again, `rm` removes it"
+        )
     if not rows:
         console.say("no archives here; `hilbertflow run RECIPE` makes one")
         return
-    names = list(in_order({name: 0 for row in rows for name in row["levels"]}))
+    names = in_order({name: 0 for row in rows for name in row["levels"]})
+    levels = [name for name in names if name.startswith("level") or name == "exact"]  # `info` tells of what is beside
     console.table(
-        ("archive", "units", "source", "archived", *names),
+        ("archive", "source", "archived", *levels),
         [
-            (row["path"], row["units"], console.size(row["source_bytes"]), console.size(sum(row["levels"].values())),
-             *(console.size(row["levels"][name]) if name in row["levels"] else "" for name in names))
+            (row["path"], console.size(row["source_bytes"]), console.size(sum(row["levels"].values())),
+             *(console.size(row["levels"][name]) if name in row["levels"] else "" for name in levels))
             for row in rows
         ],
     )  # fmt: skip
@@ -73,7 +79,9 @@ def info(
     source, rows = described["source_bytes"], described.get("rows")
     nested = ("levels", "quality", "recipe", "level_names", "indexes", "tensor_list", "measured", "trials", "chosen",
               "recall")  # fmt: skip
-    console.facts((name.replace("_", " "), value) for name, value in described.items() if name not in nested)
+    console.facts(
+        (name.replace("_", " "), value) for name, value in described.items() if name not in nested and value != ""
+    )
     told = described["quality"]
     heads, cells = ["level", "bytes", "of the source", "SQNR dB"], []
     for name, count in described["levels"].items():

@@ -315,7 +315,7 @@ def verify(url: RootUrl, as_json: Json = False) -> None:
 
     root, told = ModelRoot(url), []
     for name in root.rows:
-        with console.progress(f"verifying {name}") as tick:
+        with console.progress(f"verifying {name}", in_bytes=True) as tick:
             try:
                 handle = root.handle(name)
                 found = [f"{damage.key}: {damage.what}" for damage in check(handle.place, tick).damaged]

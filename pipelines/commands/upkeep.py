@@ -34,11 +34,14 @@ def cp(
 
     target, copied = Location(root), []
     for place in _archives(url, finished=True):
-        with console.progress(f"copying {place.name}") as tick:
+        with console.progress(f"copying {place.name}", in_bytes=True) as tick:
             made = copy(place, target, tick)
-        copied.append({"from": place.url, "to": made.url})
+        copied.append({"from": place.url, "to": made.place.url, "objects": made.objects, "bytes": made.bytes,
+                       "found": made.found})  # fmt: skip
         if not as_json:
-            console.say(f"{place.url} → {made.url}")
+            found = f"; {made.found:,} of them were there already" if made.found else ""
+            held = f"{console.count(made.objects, 'object')}, {console.size(made.bytes)}"
+            console.say(f"{place.url} → {made.place.url}: {held}{found}")
     if as_json:
         console.print_json({"copied": copied, "bytes": target.traffic.bytes_written})
 
@@ -134,7 +137,7 @@ def verify(url: Root, as_json: Json = False) -> None:
 
     verdicts: list[Verdict] = []
     for place in _archives(url, finished=True):
-        with console.progress(f"verifying {place.name}") as tick:
+        with console.progress(f"verifying {place.name}", in_bytes=True) as tick:
             verdicts.append(_verdict(archive.open(place.url), tick))
         told = verdicts[-1]
         if told.sound and not as_json:
@@ -216,7 +219,7 @@ def rm(
     sizes = [entry.size for entry in place.entries().values()]
     held = f"{console.count(len(sizes), 'object')}, {console.size(sum(sizes))}"
     if not yes:
-        typer.confirm(f"remove {place.url} ({held})?", abort=True, err=True)
+        console.confirm(f"remove {place.url} ({held})?", "not removed")
     # The manifest goes first: what is interrupted from here on is half-written, not damaged.
     for here, key in ((place, manifest.NAME), (root, f"catalog/{FOLDERS[folder]}-{name}.json")):
         if here.exists(key):

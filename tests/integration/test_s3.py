@@ -76,7 +76,7 @@ def test_many_ranges_at_once(s3: dict[str, str]) -> None:
 def test_a_collection_is_searched_where_it_lies(s3: dict[str, str], tmp_path: Path) -> None:
     fading = np.float32(0.8) ** np.arange(24, dtype=np.float32)
     values, queries = clustered(5000, 24, centres=200) * fading, clustered(20, 24, seed=5, centres=200) * fading
-    far = copy(Location(archive_vectors(tmp_path, values, "l2")), Location("s3://archives/cold"))
+    far = copy(Location(archive_vectors(tmp_path, values, "l2")), Location("s3://archives/cold")).place
     engine = SearchEngine.open(far.url)
     oracle = engine.search(queries, 10, "exact")
     opened = SearchEngine.open(far.url)

@@ -172,11 +172,14 @@ def test_an_error_that_another_process_raised_is_still_our_one_line(
 
 
 def test_interruption_is_exit_code_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(url: str) -> None:
+    def interrupted(*_: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(catalog, "ls", interrupted)
-    assert call(capsys, "ls", "x")[0] == 130
+    assert call(capsys, "ls", "x") == (130, "", "interrupted\n")
+    monkeypatch.setattr("storage.fs.Location.exists", interrupted)
+    said = "interrupted; the same command goes on where it stopped\n"
+    assert call(capsys, "cp", "x", "y") == (130, "", said)
 
 
 def test_ls_and_info_tell_bytes_by_level(
@@ -266,7 +269,10 @@ def test_rm_removes_one_archive_and_asks_first(
     sets = [f"source.path={tmp_path / 'model.safetensors'}", f"sink.path={root}", "operators.4.coder=raw"]
     first, second = (archived(load("quickstart-model", [*sets, f"sink.name={name}"])) for name in ("a", "b"))
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert call(capsys, "rm", first)[0] == 130 and Path(first).exists()
+    code, _, err = call(capsys, "rm", first)
+    assert code == 1 and "nobody answered; --yes" in err and Path(first).exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert call(capsys, "models", "rm", str(root), "a")[0] == 1 and Path(first).exists()
     assert call(capsys, "rm", first, "--yes")[0] == 0
     assert not Path(first).exists() and [row["name"] for row in data(capsys, "ls", str(root))] == ["b"]
     assert Path(second).exists()

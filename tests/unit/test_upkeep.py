@@ -28,8 +28,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_copy_holds_the_same_bytes_and_answers_alike(url: str) -> None:
     root = Location(f"memory://{uuid.uuid4().hex}")
-    made = copy(Location(url), root)
-    source = Location(url)
+    said: list[tuple[int, int]] = []
+    copied = copy(Location(url), root, lambda done, total: said.append((done, total)))
+    made, source = copied.place, Location(url)
+    sizes = source.sizes()
+    assert (copied.objects, copied.bytes, copied.found) == (len(sizes), sum(sizes.values()), 0)
+    assert said == sorted(said) and said[-1] == (copied.bytes, copied.bytes)
     assert {key: source.read(key) for key in source.list()} == {key: made.read(key) for key in made.list()}
     assert verify(made).sound
     assert [row["path"] for row in catalog.ls(root.url)] == ["collections/rows"]
@@ -43,24 +47,47 @@ def test_an_interrupted_copy_goes_on_and_is_no_archive_before_its_end(url: str) 
     root = Location(f"memory://{uuid.uuid4().hex}")
 
     def stop(done: int, total: int) -> None:
-        if done == 4:
+        if done > total / 3:
+            raise KeyboardInterrupt
+
+    place, source = root.join("collections/rows"), Location(url)
+    with pytest.raises(KeyboardInterrupt):
+        copy(source, root, stop)
+    with pytest.raises(HilbertflowError, match="half-written archive; run its recipe, or its copy, again"):
+        archive.open(place.url)
+    assert catalog.ls(root.url) == [] and archive.half_written(root) == ["collections/rows"]
+    brought = set(place.list())
+    copied = copy(source, root)
+    assert copied.found == len(brought) > 1
+    whole = source.traffic.bytes_read
+    again = Location(url)
+    copied = copy(again, root)  # nothing but what tells that everything is there
+    assert again.traffic.bytes_read < whole / 2
+    assert copied.found > 0.7 * copied.objects and archive.half_written(root) == []
+    assert verify(place).sound
+
+
+def test_nothing_is_copied_into_what_another_copy_began(url: str, tmp_path: Path) -> None:
+    """Objects of the two may be of equal size, and what is there of the right size is not read again."""
+    other = Location(archive_vectors(tmp_path / "other", clustered(700, 12, seed=9)))
+    root = Location(str(tmp_path / "root"))
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        copy(Location(url), root, stop)
-    with pytest.raises(HilbertflowError, match="no archive here"):
-        archive.open(root.join("collections/rows").url)
-    source = Location(url)
-    copy(source, root)
-    whole = source.traffic.bytes_read
-    again = Location(url)
-    copy(again, root)  # nothing but what tells that everything is there
-    assert again.traffic.bytes_read < whole / 2
-    assert verify(root.join("collections/rows")).sound
+        copy(other, root, stop)
+    before = root.sizes()
+    with pytest.raises(HilbertflowError, match="another archive has this name; remove it with `hilbertflow rm"):
+        copy(Location(url), root)
+    assert root.sizes() == before
+    assert call(["rm", root.join("collections/rows").url, "--yes"]) == 0
+    assert verify(copy(Location(url), root).place).sound
 
 
 def test_a_damaged_object_is_not_copied(url: str, tmp_path: Path) -> None:
-    mine = copy(Location(url), Location(str(tmp_path / "mine")))
+    mine = copy(Location(url), Location(str(tmp_path / "mine"))).place
     key = next(key for key in mine.list() if key.startswith("level0/c/"))
     data = bytearray(mine.read(key))
     data[len(data) // 2] ^= 1
@@ -73,7 +100,7 @@ def test_a_damaged_object_is_not_copied(url: str, tmp_path: Path) -> None:
 
 
 def test_gc_takes_what_nothing_names(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = copy(Location(url), Location(str(tmp_path)))
+    mine = copy(Location(url), Location(str(tmp_path))).place
     before = set(mine.list())
     left = ("journal/00000000-feed.json", "level0/c/99/0", "indexes/hnsw-old/shard-0.hnsw.faiss", "level0/.x.hfpart")
     for key in left:
@@ -92,7 +119,7 @@ def test_gc_takes_what_nothing_names(url: str, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_gc_leaves_a_half_written_archive_to_its_next_run(url: str, tmp_path: Path) -> None:
-    mine = copy(Location(url), Location(str(tmp_path)))
+    mine = copy(Location(url), Location(str(tmp_path))).place
     mine.delete("manifest.json")
     Path(mine.url, "level0", ".y.hfpart").write_bytes(b"cut off")
     assert [item.key for item in orphans(mine, (), 0)] == ["level0/.y.hfpart"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipelines.plan import Pass, Plan
 from pipelines.plan_model import model_plan
 from pipelines.plan_rows import collection_plan, prepare_collection
+from pipelines.plan_vectors import keep_tree
 from pipelines.recipe import Recipe
 
 
@@ -20,4 +21,4 @@ def make_plan(recipe: Recipe) -> Plan:
 
 def prepare(plan: Plan, carry_out: Callable[[Pass], None]) -> Plan:
     """The plan with its last pass settled, once the passes before it are carried out: a collection has some."""
-    return prepare_collection(plan, carry_out) if plan.recipe.collection else plan
+    return prepare_collection(plan, carry_out) if plan.recipe.collection else keep_tree(plan)

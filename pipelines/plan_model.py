@@ -49,7 +49,7 @@ def model_plan(recipe: Recipe) -> Plan:
     if recipe.parent is not None:
         source, stream, arrays, own = child_parts(recipe, source)
     elif any(isinstance(operator, VectorQuantize) for operator in recipe.operators):
-        stream, arrays, own, objects, told = vector_parts(recipe, source)
+        stream, arrays, own, objects, told = vector_parts(recipe, source, checkpoint.fingerprint)
         extra |= objects
     else:
         stream, arrays, own, trials = _scalar_parts(recipe, source)

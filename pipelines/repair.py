@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
 from operators.row_training import Trained
 from operators.rowcode import RowCode
+from operators.vector_code import VectorLadder
 from pipelines.compile import make_plan, prepare
 from pipelines.pending import Pending
 from pipelines.plan import Pass, Plan
@@ -32,6 +35,7 @@ from storage.fs import Location
 from storage.fs_errors import MissingFileError
 from storage.lease import held
 from storage.manifest import Manifest, Object
+from storage.model import ModelArchive
 from storage.spec import ArchiveSpec
 from storage.upkeep import BESIDE, copy_object
 from storage.verify import damages
@@ -215,6 +219,9 @@ def _plan(place: Location, source: str, manifest: Manifest) -> Plan:
         )
     body["sink"] = {"path": root, "name": name}
     body["source"]["path"] = source or body["source"]["path"]
+    for operator in body["operators"]:
+        if operator.get("codebook"):
+            operator["codebook"] = _codebook(place, manifest) or operator["codebook"]
     plan = make_plan(Recipe.model_validate_json(json.dumps(body)))
     if plan.spec.fingerprint != manifest.fingerprint:
         raise HilbertflowError(
@@ -227,6 +234,19 @@ def _plan(place: Location, source: str, manifest: Manifest) -> Plan:
             remedy="name a copy of the archive after --from",
         )  # fmt: skip
     return plan
+
+
+def _codebook(place: Location, manifest: Manifest) -> str:
+    """Where the points of ``vq`` lie now, taken from the archive, for their file may be gone; empty if broken there."""
+    with contextlib.suppress(HilbertflowError):
+        ladder = ModelArchive(place, manifest).ladder
+        if isinstance(ladder, VectorLadder):
+            points = np.empty_like(ladder.tree.points[-1])
+            points[ladder.tree.leaf] = ladder.tree.points[-1]
+            np.save(sink := io.BytesIO(), points)
+            place.write_atomic("scratch/codebook.npy", sink.getvalue())
+            return place.join("scratch/codebook.npy").url
+    return ""
 
 
 def _keep_code(place: Location, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from operators import scales
 from operators.errors import HilbertflowError
@@ -21,10 +21,11 @@ from operators.vector_code import VectorQuantize, in_place, sorted_layers
 from operators.vector_training import training_runs
 from pipelines.bench.local import archive_with
 from pipelines.cli import call
-from pipelines.compile import make_plan
+from pipelines.compile import make_plan, prepare
 from pipelines.export import export
 from pipelines.pending import Pending
 from pipelines.recipe import parse
+from pipelines.repair import repair
 from pipelines.run import here, run_here
 from pipelines.tune import sample
 from storage import archive
@@ -182,6 +183,44 @@ def test_a_codebook_is_known_by_its_content(book: Path) -> None:
         archive.open(done.url)["a.weight"].read("exact").tobytes()
         == archive.open(first.url)["a.weight"].read("exact").tobytes()
     )
+
+
+def test_a_run_that_goes_on_takes_up_the_tree_that_was_begun_with(book: Path) -> None:
+    """As where another machine trained it, whose sums come out otherwise: here of quite other points."""
+    source, root = book.with_name("m.safetensors"), book.parent
+    said = recipe(str(source), str(root), 4, 37, "[3, 2]")
+    plan = make_plan(said)
+    claim(plan.spec)
+    begun = prepare(make_plan(own(source, root / "other", book)), lambda _: None)
+    key = "journal/tree-{}.npz".format
+    theirs = Location(begun.spec.url).read(key(begun.spec.identity[:12]))
+    Location(plan.spec.url).write_atomic(key(plan.spec.identity[:12]), theirs)
+    with pytest.raises(HilbertflowError, match="another run has begun with another codebook; run the recipe again"):
+        prepare(plan, lambda _: None)
+    done = archive_with(said)
+    points = np.load(book)
+    assert done.ladder.tree.points[-1].tobytes() == points[done.ladder.tree.leaf].tobytes()
+    assert done["a.weight"].read("exact").tobytes() == load_file(source)["a.weight"].tobytes()
+    assert not [key for key in done.place.list() if key.startswith("journal/")]
+    assert make_plan(said).codebook["layers"] == [8, 32, 37]  # of the archive, once it is finished
+    Location(plan.spec.url).write_atomic(key(plan.spec.identity[:12]), theirs[:-9])
+    with pytest.raises(HilbertflowError, match=r"tree-.*npz: is damaged: .*hilbertflow rm .*then run"):
+        make_plan(said)
+
+
+def test_repair_needs_no_codebook_but_the_archives_own(book: Path) -> None:
+    source = book.with_name("m.safetensors")
+    made = archive_with(own(source, book.parent, book))
+    before = {key: made.place.read(key) for key in made.place.list()}
+    book.unlink()
+    broken = [next(key for key in before if key.startswith(f"{level}/c/")) for level in ("level0", "exact")]
+    for key in broken:
+        made.place.write_atomic(key, before[key][:-1])
+    assert set(repair(made.place, "", here).objects) == set(broken)
+    assert {key: made.place.read(key) for key in made.place.list()} == before
+    made.place.delete("code/tree_leaf/c/0")
+    with pytest.raises(HilbertflowError, match=r"book\.npy: does not exist"):
+        repair(made.place, "", here)
 
 
 def _npy(values: Any) -> bytes:

@@ -191,12 +191,15 @@ def _placed(config: ServeConfig, base: Path) -> ServeConfig:
 def _explained(error: ValidationError, where: str) -> HilbertflowError:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    remedy = ""
+    remedy, message = "", first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = _keys_at(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
+    elif first["type"] in ("tuple_type", "model_type"):
+        known = ", ".join(_keys_at(first["loc"]))
+        remedy = f"give a list of parts with {known}" if first["type"] == "tuple_type" else f"give a part with {known}"
+        message = f"is {str(first['input'])[:60]}"
     return HilbertflowError(f"{place}: {message}" if place else message, where=where, remedy=remedy)
 
 
@@ -205,7 +208,7 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
         "collections": CollectionConfig, "models": ModelConfig, "encoder": EncoderConfig, "limits": Limits
     }  # fmt: skip
     named = [part for part in place if isinstance(part, str)]
-    return sorted((parts[named[-1]] if named else ServeConfig).model_fields)
+    return sorted((parts.get(named[-1], ServeConfig) if named else ServeConfig).model_fields)
 
 
 def _absolute(url: str, base: Path) -> str:

@@ -507,6 +507,8 @@ def test_configurations(tmp_path: Path) -> None:
         ({"collections": [{"name": "a", "url": "x", "tier": "warm"}]}, "tier"),
         ({"collections": [{"name": "a", "url": "x"}] * 2}, "two collections or models have the same name"),
         ({"host": "0.0.0.0"}, "not loopback"), ({"host": "example.org"}, "not loopback"),
+        ({"models": {"a": "x"}}, "models: is .*give a list of parts with name, url"),
+        ({"models": ["x"]}, r"models\.0: is x; give a part with name, url"),
         ({"limits": {"bytes": 3}}, "did you mean 'body_bytes'|there is"), ({"encoder": {}}, r"encoder\.model"),
     ],
 )  # fmt: skip

@@ -197,8 +197,8 @@ def _explained(error: ValidationError, where: str) -> HilbertflowError:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, 1)
         remedy = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(known)}"
     elif first["type"] in ("tuple_type", "model_type"):
-        known = ", ".join(_keys_at(first["loc"]))
-        remedy = f"give a list of parts with {known}" if first["type"] == "tuple_type" else f"give a part with {known}"
+        parts = "a list of parts" if first["type"] == "tuple_type" else "a part"
+        remedy = f"give {parts} with {', '.join(_keys_at(first['loc']))}"
         message = f"is {str(first['input'])[:60]}"
     return HilbertflowError(f"{place}: {message}" if place else message, where=where, remedy=remedy)
 

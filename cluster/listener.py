@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 LEAVE_S = 20.0  # requests that have begun are answered so long after the server closes
+IDLE_S = 1.0  # so long a connection without a request waits for one that is under way, and ends with its answer
 
 
 class Listener:
@@ -69,6 +70,7 @@ class _Protocol(HttpToolsProtocol):
 
     head_seconds = 20.0
     _head_timer: asyncio.TimerHandle | None = None
+    _leaving = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -81,6 +83,20 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._forget_head()
         super().on_headers_complete()
+        if self._leaving:
+            self._last_answer()
+
+    def shutdown(self) -> None:
+        """The server goes: the answer that is due, or the next one, says that it is the last on this connection."""
+        self._leaving = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(IDLE_S, super().shutdown)
+        else:
+            self._last_answer()
+            super().shutdown()
+
+    def _last_answer(self) -> None:
+        self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()

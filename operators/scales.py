@@ -105,11 +105,12 @@ def loaded(kept: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
 
 
 def row_steps(codes: Codes, step: float) -> npt.NDArray[np.float32]:
-    """Lattice steps (rows,) float32: ``step`` times the scale, at least 2**-100 so that no product is subnormal.
+    """Lattice steps (rows,) float32: ``step`` times the scale, at least 2**-100 so that no product is subnormal, and
+    finite, so that none is NaN.
 
     The step of an all-zero row is 0: whatever its index, it comes back as zeros.
     """
-    steps = np.maximum(np.float64(np.float32(step)) * scale_of(codes), _SMALLEST)
+    steps = np.clip(np.float64(np.float32(step)) * scale_of(codes), _SMALLEST, np.finfo(np.float32).max)
     return np.where(codes == 0, 0, steps).astype(np.float32)
 
 

@@ -101,7 +101,9 @@ def test_a_recipe_runs_where_its_bytes_lie(
     far = load(name, [*settings(name, source, models), f"sink.path={root}"])
     expected, report = run_here(near), run_here(far)
     assert report.url.startswith(store) and report.written == expected.written >= 1
-    assert contents(Location(report.url)) == contents(Location(expected.url))
+    places = str(tmp_path / "source").encode(), source.encode()  # pictures are shown from where they lie
+    there = {key: data.replace(*places[::-1]) for key, data in contents(Location(report.url)).items()}
+    assert there == contents(Location(expected.url))
     assert verify(Location(report.url)).sound
     assert run_here(far).written == 0
     capsys.readouterr()

@@ -87,6 +87,24 @@ def test_every_prefix_decodes_and_the_last_is_exact(dtype: str, data: st.DataObj
     np.testing.assert_array_equal(exact.decode(residual, dtype, read, codes, lattice, refinements), words)
 
 
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("step", [0.3, 2.0, 8.0])
+def test_rows_of_the_largest_numbers(dtype: str, step: float) -> None:
+    """Their steps would be infinite, and zero times that is no number."""
+    rng = np.random.default_rng(1)
+    values = (rng.choice([-1, 1], SHAPE) * rng.uniform(0.5, 1, SHAPE) * 3.38e38).astype(np.float32)
+    values[:, ::3] = 0
+    words = round_to(values, dtype)
+    lattice, codes, values = Lattice(step, 0.75, 1), encode(words, dtype), to_float32(words, dtype)
+    cells = uniform.quantize(values, codes, step).astype(np.int32)
+    for level in range(3):
+        if level:
+            _, cells = refine(values, dtype, codes, cells, lattice, level)
+        assert np.isfinite(reconstruct(cells, dtype, codes, lattice, level)).all()
+        residual = exact.encode(words, dtype, cells, codes, lattice, level)
+        np.testing.assert_array_equal(exact.decode(residual, dtype, cells, codes, lattice, level), words)
+
+
 @pytest.mark.parametrize("dtype", LOSSY)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -28,7 +28,7 @@ from operators.descent import descent
 from operators.relation import code_score, relate
 from operators.signature import CODE, Signature
 from pipelines.bench.material import MODEL, write_model
-from pipelines.bench.models_methods import judged_methods
+from pipelines.bench.models_methods import judged_methods, precisions
 from pipelines.bench.models_order import order_tables
 from pipelines.bench.models_tree import TreeScore, judged, kurtosis_tree, spanning_tree
 from pipelines.bench.report import Table, median_seconds
@@ -91,19 +91,6 @@ def _scores(held: Sequence[Signature]) -> F64:
 def _codes(held: Sequence[Signature]) -> F64:
     codes = np.stack([signature.code for signature in held])
     return np.stack([code_score(code, codes) for code in codes]).astype(np.float64)
-
-
-def precisions(scores: F64, chosen: Sequence[Member]) -> npt.NDArray[np.float64]:
-    """Average precision of each member as a query, its family being what is relevant; NaN without relatives."""
-    families = np.array([member.family for member in chosen])
-    found = np.full(len(chosen), np.nan)
-    for at in range(len(chosen)):
-        others = np.arange(len(chosen)) != at
-        order = np.argsort(-scores[at][others], kind="stable")
-        relevant = (families == families[at])[others][order]
-        if relevant.any():
-            found[at] = float((np.cumsum(relevant) / np.arange(1, len(relevant) + 1))[relevant].mean())
-    return found
 
 
 def _retrieval(

@@ -37,8 +37,6 @@ TOLERANCE = 0.05
 
 def judged_methods(chosen: Sequence[Member], held: Sequence[Signature], scores: F64, cosine: F64) -> Table:
     """Mean average precision of every method; ``held`` are the models' signatures, (n, n) by these and by weights."""
-    from pipelines.bench.models import precisions
-
     features, taken = pair_features(chosen)
     inputs = np.concatenate([scores[..., None], features], axis=-1)
     final = np.array([member.final for member in chosen])
@@ -64,6 +62,19 @@ def judged_methods(chosen: Sequence[Member], held: Sequence[Signature], scores: 
             f"Features look at {PLANES} planes of a model and took {1000 * taken:.0f} ms of a core a pair.",
         ),
     )  # fmt: skip
+
+
+def precisions(scores: F64, chosen: Sequence[Member]) -> npt.NDArray[np.float64]:
+    """Average precision of each member as a query, its family being what is relevant; NaN without relatives."""
+    families = np.array([member.family for member in chosen])
+    found = np.full(len(chosen), np.nan)
+    for at in range(len(chosen)):
+        others = np.arange(len(chosen)) != at
+        order = np.argsort(-scores[at][others], kind="stable")
+        relevant = (families == families[at])[others][order]
+        if relevant.any():
+            found[at] = float((np.cumsum(relevant) / np.arange(1, len(relevant) + 1))[relevant].mean())
+    return found
 
 
 def learned(inputs: F64, chosen: Sequence[Member]) -> F64:

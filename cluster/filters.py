@@ -31,7 +31,7 @@ MAX_DEPTH = 64
 LISTED = {"hilbertflow.list": ","}
 """Metadata of a field of text whose commas divide items: `"F16" in dtypes` does not mean BF16."""
 
-_GRAMMAR = 'write for example: package == "numpy" and lines > 20 and kind in ["class", "function"]'
+MOST_TOLD = 60  # columns that an error names
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
@@ -70,7 +70,7 @@ def parse_filter(text: str, schema: pa.Schema) -> Filter:
         rule.rows(schema.empty_table(), 0)  # types are checked here, once, on no rows
     except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _refused(text, f"does not fit the columns' types ({reason})", _GRAMMAR) from None
+        raise _refused(text, f"does not fit the columns' types ({reason})", _example(schema)) from None
     return rule
 
 
@@ -81,6 +81,27 @@ def _is_listed(field: pa.Field) -> bool:
 def _refused(text: str, what: str, remedy: str) -> HilbertflowError:
     shown = text if len(text) <= 80 else text[:77] + "..."
     return HilbertflowError(what, where=f"filter {shown!r}", remedy=remedy)
+
+
+def _example(schema: pa.Schema) -> str:
+    """What can be written over these columns: the first text, the first list and the first number of theirs."""
+    parts: dict[str, str] = {}
+    for field in schema:
+        if not field.name.isidentifier():
+            continue
+        if _is_listed(field):
+            parts.setdefault("list", f'"item" in {field.name}')
+        elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            parts.setdefault("text", f'{field.name} == "text"')
+        elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            parts.setdefault("number", f"{field.name} > 20")
+    return f"write for example: {' and '.join(parts.values())}" if parts else "there is no column to compare"
+
+
+def _told(names: list[str]) -> str:
+    """Columns for an error, not without end."""
+    more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+    return f"the columns are {', '.join(names[:MOST_TOLD]) or '(none)'}{more}"
 
 
 class _Reader:
@@ -96,13 +117,13 @@ class _Reader:
         try:
             tree = ast.parse(self.text.strip(), mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
-            raise self.no("is not an expression", _GRAMMAR) from None
+            raise self.no("is not an expression") from None
         if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
             raise self.no(f"has more than {MAX_NODES} parts", "shorten it")
         return self.boolean(tree.body, 0)
 
-    def no(self, what: str, remedy: str = _GRAMMAR) -> HilbertflowError:
-        return _refused(self.text, what, remedy)
+    def no(self, what: str, remedy: str = "") -> HilbertflowError:
+        return _refused(self.text, what, remedy or _example(self.schema))
 
     def boolean(self, node: ast.expr, depth: int) -> pc.Expression:
         if depth > MAX_DEPTH:
@@ -164,8 +185,8 @@ class _Reader:
         names = self.schema.names
         if node.id not in names:
             near = difflib.get_close_matches(node.id, names, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"the columns are {', '.join(names) or '(none)'}"
-            raise self.no(f"has no column {node.id!r}", hint)
+            guess = f"did you mean {near[0]!r}? " if near else ""
+            raise self.no(f"has no column {node.id[:80]!r}", guess + _told(names))
         self.columns[node.id] = None
         return node.id
 

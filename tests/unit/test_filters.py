@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.filters import MAX_CHARS, parse_filter
+from cluster.filters import LISTED, MAX_CHARS, parse_filter
 from operators.errors import HilbertflowError
 
 ROWS: list[dict[str, Any]] = [
@@ -91,10 +91,29 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_an_unknown_column_names_the_nearest() -> None:
     """A slip of the pen is put right."""
-    with pytest.raises(HilbertflowError, match="did you mean 'package'"):
+    with pytest.raises(HilbertflowError, match=r"did you mean 'package'\? the columns are id, package"):
         chosen('pakage == "numpy"')
     with pytest.raises(HilbertflowError, match="the columns are id, package"):
         chosen("zzzz == 3")
+    wide = pa.schema([(f"c{number}", pa.int64()) for number in range(100)])
+    with pytest.raises(HilbertflowError, match=r"c0, c1, .*, c59 and 40 more"):
+        parse_filter("zzzz == 3", wide)
+
+
+def test_the_example_is_of_the_columns_there_are() -> None:
+    """What an error shows can be sent: it names columns of this table, not of another."""
+    schemas = [
+        TABLE.schema,
+        pa.schema([pa.field("tags", pa.string(), metadata=LISTED), ("odd name", pa.string()), ("size", pa.float64())]),
+        pa.schema([("name", pa.large_string())]),
+    ]
+    for schema in schemas:
+        with pytest.raises(HilbertflowError) as caught:
+            parse_filter("3 +", schema)
+        example = caught.value.remedy.removeprefix("write for example: ")
+        assert set(parse_filter(example, schema).columns) <= set(schema.names)
+    with pytest.raises(HilbertflowError, match="there is no column to compare"):
+        parse_filter("3 +", pa.schema([]))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,21 @@ def test_models_are_counted(client: TestClient) -> None:
     assert (told["models"], told["children"]) == (2, 1)
     assert told["bytes"] == sum(item["archive_bytes"] for item in client.get("/v1/models").json()["models"])
     assert client.get("/v1/registry/statistics", params={"filter": 'parent == "small"'}).json()["models"] == 1
-    assert client.get("/v1/registry/statistics", params={"filter": "nonsense =="}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/registry/statistics"])
+def test_a_wrong_filter_is_told_the_columns_of_models(client: TestClient, path: str) -> None:
+    """Those that `hilbertflow models ls` has, not those of a collection of texts; the example works here."""
+    for wrong in ("package == 'numpy'", "nonsense ==", "parameters == 'many'", "paramters > 3"):
+        reply = client.get(path, params={"filter": wrong})
+        assert reply.status_code == 422
+        remedy = reply.json()["remedy"]
+        assert "lines" not in remedy and "package" not in remedy
+        if example := remedy.partition("write for example: ")[2]:
+            assert client.get(path, params={"filter": example}).status_code == 200, example
+        else:
+            assert all(name in remedy for name in ("name", "architecture", "parameters", "tags", "bytes_exact"))
+    assert "did you mean 'parameters'?" in remedy
 
 
 def test_descent_is_told(client: TestClient) -> None:

@@ -14,6 +14,7 @@ from operators.errors import HilbertflowError
 from storage import manifest as manifests
 from storage.archive import finished
 from storage.fs import Location
+from storage.fs_errors import MissingFileError
 from storage.manifest import Manifest
 from storage.model import ModelArchive
 from storage.model_row import VERSION, model_row
@@ -23,8 +24,12 @@ _COLUMNS = ("kind", "name", "path", "units", "source_bytes", "levels", "quality"
 
 def add(root: Location, manifest: Manifest) -> None:
     """Add or replace an archive's row; called when its manifest is written."""
-    key = f"catalog/{manifest.kind}-{manifest.name}.json"
-    data = json.dumps(row(root.join(f"{manifest.kind}s", manifest.name), manifest), sort_keys=True).encode()
+    _put(root, row(root.join(f"{manifest.kind}s", manifest.name), manifest))
+
+
+def _put(root: Location, told: dict[str, Any]) -> None:
+    key = f"catalog/{told['kind']}-{told['name']}.json"
+    data = json.dumps(told, sort_keys=True).encode()
     if not root.exists(key) or root.read(key) != data:
         root.write_atomic(key, data)
 
@@ -46,7 +51,7 @@ def ls(url: str) -> list[dict[str, Any]]:
     """Rows of the finished archives under a root, sorted by kind and name.
 
     Rows whose archive has gone are left out; archives without a row (copied here by hand), or with a damaged one, are
-    read and added.
+    read, and their rows written, where the root lets us: a root that may only be read is listed all the same.
     """
     root = Location(url)
     if not root.exists():
@@ -59,8 +64,30 @@ def ls(url: str) -> list[dict[str, Any]]:
                 if all(key in entry for key in _COLUMNS):
                     rows[entry["path"]] = entry
     found = {place.url.removeprefix(root.url).strip("/"): place for place in finished(root)}
+    writable = True
     for path, place in found.items():
         known = rows.get(path)
         if known is None or (known["kind"] == "model" and known.get("version") != VERSION):
-            rows[path] = row(place, manifests.load(place))
+            rows[path] = told = row(place, manifests.load(place))
+            # Not of a damaged model, nor of an archive that was moved to another name: its row is not this one's.
+            if writable and told["path"] == path and (told["kind"] != "model" or "version" in told):
+                writable = _kept(root, place, told)
     return [rows[path] for path in sorted(found)]
+
+
+def _kept(root: Location, place: Location, told: dict[str, Any]) -> bool:
+    """Write a row that was made of the archive at ``place``; False where the root may only be read.
+
+    A run may have put another archive there meanwhile, and its row: then this one, written later, would be the wrong
+    one. Whoever writes an archive writes its manifest first, so looking at it once more tells.
+    """
+    try:
+        _put(root, told)
+        while (now := manifests.load(place)).fingerprint != told["fingerprint"] or now.levels != told["levels"]:
+            told = row(place, now)
+            _put(root, told)
+    except MissingFileError:  # the archive has gone: a row without one is left out
+        return True
+    except HilbertflowError:
+        return False
+    return True

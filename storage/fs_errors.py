@@ -57,7 +57,7 @@ def _missing(what: str, where: str, remedy: str) -> MissingFileError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """True for timeouts, broken connections, HTTP 5xx and throttling; false for what another try cannot mend."""
+    """True for timeouts, broken connections, HTTP 5xx but "not implemented", and throttling; else false."""
     if isinstance(error, HilbertflowError | FileNotFoundError | PermissionError):
         return False
     if isinstance(error, TimeoutError | ConnectionError | WrongReplyError):
@@ -67,7 +67,7 @@ def is_transient(error: BaseException) -> bool:
     if type(error).__name__ in _TRANSIENT_NAMES and is_storage_fault(error):
         return True
     status, code = _status(error)
-    if status == 429 or 500 <= status < 600 or code in _TRANSIENT_CODES:
+    if status == 429 or (500 <= status < 600 and status != 501) or code in _TRANSIENT_CODES:
         return True
     return error.__cause__ is not None and is_transient(error.__cause__)
 

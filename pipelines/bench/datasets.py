@@ -88,7 +88,7 @@ def load(name: str) -> Dataset:
 
 def prepare_gloss(folder: Path) -> None:
     """Embed the glosses of WordNet and hold 1,000 out."""
-    glosses = list(read_glosses(_wordnet()))
+    glosses = list(read_glosses(wordnet()))
     vectors = embed(glosses, _minilm())
     rng = np.random.default_rng(SEED)
     held = np.zeros(len(glosses), dtype=bool)
@@ -207,7 +207,8 @@ def _publish(
     (folder / "about.json").write_text(json.dumps({"metric": metric, "rows": len(train), "dim": train.shape[1]}))
 
 
-def _wordnet() -> Path:
+def wordnet() -> Path:
+    """The folder of WordNet 3.0's own files."""
     return debian_files("wordnet-base", "usr/share/wordnet", "data.noun")
 
 

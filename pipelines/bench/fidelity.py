@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,19 +16,20 @@ import numpy.typing as npt
 from operators.encode import TextEncoder
 from operators.floats import to_float32
 from pipelines.bench.block_formats import FORMATS, Decoded
+from pipelines.bench.datasets import SEED, read_glosses, wordnet
 from pipelines.bench.local import archive_model
 from pipelines.bench.material import MODEL
 from pipelines.bench.report import Chart, Table
 from pipelines.restore import restore
 from storage.checkpoint import open_checkpoint
-from storage.docstrings import DocstringRows
 from storage.model import ModelArchive
 from storage.references import local_url
 
 F32 = npt.NDArray[np.float32]
-PACKAGES = ("numpy", "pyarrow", "zarr", "networkx", "sympy")
 BASES = (10.0, 15.0, 24.3, 20.0)
 NEIGHBOURS = 10
+_QUOTED = re.compile(r'"([^"]+)"')
+_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,27 @@ def fidelity(quick: bool) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         effects = list(_effects(Path(folder), texts, BASES[-1:] if quick else BASES))
     return Table(
-        f"what it does to the model: MiniLM (float32) on {len(texts):,} docstrings",
+        f"what it does to the model: MiniLM (float32) on {len(texts):,} sentences",
         ("rebuilt from", "bits/weight", "mean cosine", "1st percentile", "top-10 overlap"),
         tuple(e.row for e in effects),
         ("bits of everything that is read, small tensors kept exactly among them; overlap: share of each sentence's 10",
-         "nearest others that are the same; NF4 and Q8_0 on the same tensors as the levels"),
+         "nearest others that are the same; NF4 and Q8_0 on the same tensors as the levels",
+         "the sentences are those that WordNet quotes to show how a word is used"),
         Chart("bits/weight", "mean cosine", "rebuilt from", log_y=True, complement=True),
     )  # fmt: skip
 
 
 def sentences(count: int) -> list[str]:
-    """Docstrings of installed packages, spread evenly over them."""
-    source = DocstringRows(PACKAGES)
-    table = source.read(0, source.count)
-    texts = list(dict.fromkeys(table.column("text").to_pylist()))
-    return [texts[i * len(texts) // count] for i in range(min(count, len(texts)))]
+    """Sentences that WordNet quotes to show how a word is used, drawn by a fixed seed."""
+    found = examples(wordnet())
+    chosen = np.random.default_rng(SEED).permutation(len(found))[:count]
+    return [found[at] for at in chosen]
+
+
+def examples(folder: Path) -> list[str]:
+    """What WordNet's glosses quote and is a sentence: a capital, then five words or more. Each once, in file order."""
+    quoted = (text for gloss in read_glosses(folder) for text in _QUOTED.findall(gloss))
+    return list(dict.fromkeys(text for text in quoted if text[0].isupper() and len(text.split()) >= _WORDS))
 
 
 def _effects(folder: Path, texts: list[str], bases: tuple[float, ...]) -> Iterator[Effect]:

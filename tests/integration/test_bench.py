@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from operators.layerize import Layerize
 from operators.quantize import Quantize
-from pipelines.bench import block_formats, chart, rate, weights
+from pipelines.bench import block_formats, chart, fidelity, rate, weights
 from pipelines.bench.material import gaussian, model_planes, shuffled
 
 
@@ -40,6 +43,36 @@ def test_block_formats_reach_what_is_published_of_them() -> None:
     reached = {name: rate.row_sqnr(values, coder(values).values) for name, coder in block_formats.FORMATS.items()}
     assert 20 < reached["NF4, blocks of 64"] < 21.5
     assert 19.5 < reached["Q4_0"] < 22 and 44 < reached["Q8_0"] < 46.5
+
+
+def test_sentences_are_whole_and_quoted_in_wordnet(tmp_path: Path) -> None:
+    glosses = {
+        "noun": 'a trip; "The whole class went there by bus"; "a bus full of people"; "Nobody came"',
+        "verb": 'go; "Are you going to the market?"; "The whole class went there by bus"',
+        "adj": "red", "adv": 'so; "It was so; he left at once"',
+    }  # fmt: skip
+    for part, gloss in glosses.items():
+        licence = '  1 This software | "Words of the licence are no sentences here"'
+        (tmp_path / f"data.{part}").write_text(f"{licence}\n00001740 03 n 01 word 0 000 | {gloss}  \n")
+    assert fidelity.examples(tmp_path) == [
+        "The whole class went there by bus", "Are you going to the market?", "It was so; he left at once",
+    ]  # fmt: skip
+
+
+def test_the_same_2000_sentences_every_time() -> None:
+    texts = fidelity.sentences(2000)
+    assert len(set(texts)) == 2000 and texts == fidelity.sentences(2000) and texts[:300] == fidelity.sentences(300)
+    assert all(text[0].isupper() and len(text.split()) >= 5 and '"' not in text for text in texts)
+
+
+def test_without_wordnet_the_error_says_what_to_install(tmp_path: Path) -> None:
+    """Where neither the system nor the cache has the files and no package can be fetched."""
+    if Path("/usr/share/wordnet").exists():
+        pytest.skip("WordNet is installed on this machine")
+    code = "from pipelines.bench.fidelity import sentences\nsentences(5)"
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
+    assert "the Debian package wordnet-base is not installed and cannot be downloaded; apt-get install" in said
 
 
 def test_shuffling_keeps_the_values() -> None:

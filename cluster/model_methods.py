@@ -3,7 +3,7 @@
 ``signature``  the signatures (:mod:`operators.relation`)
 ``exact``      cosine of the weights, tensors of one name and shape, every byte read: the oracle without a known truth
 ``features``   planes as pictures (:mod:`operators.plane_features`), mean of the five
-``temporal``   the signature's score, averaged with those of the two neighbours in a tour through the signatures
+``temporal``   the signature's score, averaged with those of the two models archived just before and just after
 ``hybrid``     signature and features in one, by weights that were learnt where the truth is known
 """
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cluster.model_features import feature_scores, plane_features
 from cluster.model_root import ModelRoot
-from cluster.tours import along, tour
+from cluster.tours import along
 from operators.blend import blend
 from operators.relation import relate
 from storage.model import ModelArchive
@@ -48,10 +48,12 @@ def by_features(root: ModelRoot, name: str) -> Scores:
 
 
 def by_neighbours(root: ModelRoot, name: str) -> Scores:
-    """Scores by signature, each averaged with those of its neighbours in a tour; neighbours weigh a half."""
-    alone = by_signature(root, name) | {name: 1.0}
-    names = list(root.rows)
-    smoothed = along(np.array([alone[other] for other in names]), tour(np.stack([root.code(other) for other in names])))
+    """Scores by signature, each averaged with those of its neighbours in time; neighbours weigh a half.
+
+    What was archived in a row is often a run of checkpoints: then the order knows what a signature alone does not.
+    """
+    alone, names = by_signature(root, name) | {name: 1.0}, root.in_time
+    smoothed = along(np.array([alone[other] for other in names]), range(len(names)))
     return {other: float(score) for other, score in zip(names, smoothed, strict=True) if other != name}
 
 

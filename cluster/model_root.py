@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from cluster.nearest_models import Nearest, index_of, nearest
 from operators.errors import HilbertflowError
 from operators.signature import Signature
 from storage import archive, catalog, signatures
+from storage import manifest as manifests
 from storage.fs import Location
 from storage.model import ModelArchive
 
@@ -58,6 +60,11 @@ class ModelRoot:
         return np.frombuffer(base64.b64decode(told), np.int8) if told else self.signature(name).code
 
     @cached_property
+    def in_time(self) -> list[str]:
+        """Names in the order in which the models were archived."""
+        return in_time({name: self.place.join("models", name) for name in self.rows})
+
+    @cached_property
     def index(self) -> ModelIndex:
         """Over the codes of all models."""
         return index_of({name: self.code(name) for name in self.rows})
@@ -65,3 +72,13 @@ class ModelRoot:
     def nearest(self, name: str, k: int) -> list[Nearest]:
         """The models most like one, by signature."""
         return nearest(self.signature(self.check(name)), self.index, self.signature, k, without=name)
+
+
+def in_time(places: Mapping[str, Location]) -> list[str]:
+    """Names of archives in the order in which they were finished: a manifest is written last. One listing each."""
+
+    def finished(name: str) -> tuple[float, str]:
+        manifest = places[name].entries(manifests.NAME).get(manifests.NAME)
+        return ((manifest.modified if manifest else None) or 0.0, name)
+
+    return sorted(places, key=finished)

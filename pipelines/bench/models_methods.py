@@ -41,13 +41,15 @@ def judged_methods(chosen: Sequence[Member], held: Sequence[Signature], scores: 
     inputs = np.concatenate([scores[..., None], features], axis=-1)
     final = np.array([member.final for member in chosen])
     weights = learned(inputs, chosen)
-    order = tour(np.stack([signature.code for signature in held]))
+    tours = tour(np.stack([signature.code for signature in held]))
     mean = features.mean(axis=-1)
     methods = {
         "signature": scores, "features: mean of the five": mean,
         **{f"features: {name}": features[..., at] for at, name in enumerate(NAMES)},
         "hybrid": blend(inputs, HYBRID), "60 parts of features to 40 of signature": 0.6 * mean + 0.4 * scores,
-        "temporal": np.stack([along(row, order) for row in scores]), "exact: cosine of the weights": cosine,
+        "temporal": np.stack([along(row, range(len(chosen))) for row in scores]),
+        "the same along a tour of signatures": np.stack([along(row, tours) for row in scores]),
+        "exact: cosine of the weights": cosine,
     }  # fmt: skip
     rows = []
     for name, measure in methods.items():
@@ -59,6 +61,7 @@ def judged_methods(chosen: Sequence[Member], held: Sequence[Signature], scores: 
         f"Methods compared with the truth: mean average precision over {len(chosen)} models",
         ("method", "families chosen on", "final families"), tuple(rows), (
             f"{'met' if same else 'MISSED'}: the hybrid's weights in use are those learnt now ({told})",
+            "Temporal takes the models in the order in which they were made.",
             f"Features look at {PLANES} planes of a model and took {1000 * taken:.0f} ms of a core a pair.",
         ),
     )  # fmt: skip

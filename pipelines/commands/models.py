@@ -20,7 +20,13 @@ def similar(
     url: RootUrl,
     model: Annotated[str, typer.Argument(help="Name of an archived model.")],
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many.")] = 10,
-    method: Annotated[str, typer.Option(help="signature, exact, features, temporal or hybrid.")] = "signature",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="signature; exact, all weights read; features, planes as pictures; temporal, with the models archived "
+            "just before and after; or hybrid, signature and features."
+        ),
+    ] = "signature",
     compare: Annotated[
         bool,
         typer.Option("--compare", help="Score by every method; tell how each agrees with the truth, and with exact."),
@@ -33,7 +39,7 @@ def similar(
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Find the models most like one, by their signatures: no weights are read.
+    """Find the models most like one; by their signatures no weights are read.
 
     The score is about 0 for an unrelated model, and 1 for the same weights in whatever order of neurons. The difference
     is the length of what was changed over the length of the weights, neurons as they lie.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -118,3 +119,21 @@ def test_the_peers_of_the_bench_compare_what_two_models_share(
     assert told.cosine[0, 1] == pytest.approx((squares[1] / squares[0]) ** 0.5, rel=1e-5)
     assert told.distance[0, 1] == pytest.approx((1 - squares[1] / squares[0]) ** 0.5, rel=1e-5)
     assert told.cosine[0, 2] == 0 and np.isinf(told.distance[0, 2])
+
+
+def test_temporal_lends_the_scores_of_those_archived_before_and_after(tmp_path: Path) -> None:
+    """The order is that of time, not of names nor of likeness: a stranger beside the model asked about gains."""
+    made = {"z-one": state(1), "m-beside": state(2), "a-far": state(3), "b-near": derive.noised(state(1), 0.1)}
+    for at, (name, values) in enumerate(made.items()):
+        save_file(values, tmp_path / f"{name}.safetensors")
+        archive_model(str(tmp_path / f"{name}.safetensors"), tmp_path / "archives", f"sink.name={name}",
+                      "operators.4.coder=rans", "operators.1.layout=raster", "operators.2.method=uniform")  # fmt: skip
+        os.utime(tmp_path / "archives" / "models" / name / "manifest.json", (1.8e9 + at, 1.8e9 + at))
+    models = ModelRoot(str(tmp_path / "archives"))
+    assert models.in_time == list(made)
+    alone, told = METHODS["signature"](models, "z-one"), METHODS["temporal"](models, "z-one")
+    assert told["m-beside"] == pytest.approx((0.5 * 1 + alone["m-beside"] + 0.5 * alone["a-far"]) / 2)
+    assert told["a-far"] == pytest.approx((0.5 * alone["m-beside"] + alone["a-far"] + 0.5 * alone["b-near"]) / 2)
+    assert told["b-near"] == pytest.approx((0.5 * alone["a-far"] + alone["b-near"]) / 1.5)
+    os.utime(tmp_path / "archives" / "models" / "m-beside" / "manifest.json", (1.9e9, 1.9e9))
+    assert ModelRoot(str(tmp_path / "archives")).in_time == ["z-one", "a-far", "b-near", "m-beside"]

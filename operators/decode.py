@@ -28,6 +28,7 @@ class Ladder:
     exact: whether an exact level follows.
     layout: order of the values on a plane, at the base level.
     states: of the trellis, where the method is one.
+    inset: of its points, in steps (:mod:`operators.trellis_points`).
     """
 
     method: str
@@ -37,12 +38,13 @@ class Ladder:
     exact: bool
     layout: Layout
     states: int = 8
+    inset: float = 0.0
 
     @property
     def lattice(self) -> refine.Lattice:
         """The base lattice and its refinements."""
         reach = trellis.REACH if self.method == "trellis" else uniform.REACH
-        return refine.Lattice(self.step, reach, self.fine_bits)
+        return refine.Lattice(self.step, reach, self.fine_bits, self.inset)
 
     def cells(
         self, levels: Sequence[npt.NDArray[Any]], codes: npt.NDArray[np.uint32], dtype: str

@@ -80,7 +80,7 @@ class Layerize(Operator):
         values = to_float32(bits, dtype).reshape(shape)
         codes = np.frombuffer(row["scales"], np.uint32)
         index = np.frombuffer(row["index"], np.int32).reshape(shape)
-        lattice = refine.Lattice(row["step"], row["reach"], self.fine_bits)
+        lattice = refine.Lattice(row["step"], row["reach"], self.fine_bits, row["inset"])
         refinements, errors = [], [_squared_error(values, refine.reconstruct(index, dtype, codes, lattice, 0))]
         for level in range(1, self.refinements + 1):
             symbols, index = refine.refine(values, dtype, codes, index, lattice, level)

@@ -10,7 +10,7 @@ source         ``unit`` int64, ``plane`` int64 (global number), ``planes`` int32
                ``bits`` binary (height·width source words)
 hilbert_map    ``layout`` str; ``bits`` in plane order
 quantize       ``scales`` binary (height scale codes), ``level0`` binary int16 symbols,
-               ``index`` binary int32 lattice indices, ``step`` and ``reach`` float32
+               ``index`` binary int32 lattice indices, ``step``, ``reach`` and ``inset`` float32
 layerize       ``level1`` … binary int8, ``exact`` binary unsigned words, ``energy`` and ``error0`` …
                float64 sums, ``means`` binary int16 (:mod:`operators.plane_index`), ``crc`` uint32 of the
                source words; drops ``bits`` and ``index``

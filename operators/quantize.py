@@ -14,6 +14,7 @@ from operators.floats import to_float32
 from operators.hilbert_map import from_layout, to_layout
 from operators.operator import Operator, Over
 from operators.planes import with_arrays, with_column
+from operators.trellis_points import Tails, inset_for
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Quantize(Operator):
     sqnr_db: signal to quantization-noise ratio of the base level on Gaussian rows, in decibels, 2 to 60.
     states: of the trellis, 4 to 256, a power of two. Eight times the states take eight times the time and a third to a
         half of the excess.
+    tails: of the rows, for the trellis: ``laplace`` where they are heavier than a Gaussian's, as after pooling rows of
+        unlike deviations; it saves 0.02 bit a value at 12 dB and 0.06 at 2, and costs a Gaussian as much.
     """
 
     kind: Literal["quantize"] = "quantize"
     method: Literal["trellis", "uniform"] = "trellis"
     sqnr_db: float = 20.0
     states: Literal[4, 8, 16, 32, 64, 128, 256] = 32
+    tails: Tails = "gaussian"
 
     over: ClassVar[Over] = "planes"
 
@@ -47,11 +51,16 @@ class Quantize(Operator):
     def step(self) -> float:
         """Lattice step in units of a row's deviation."""
         if self.method == "trellis":
-            return trellis.step_for(self.sqnr_db, self.states)
+            return trellis.step_for(self.sqnr_db, self.states, self.tails)
         return uniform.step_for(self.sqnr_db)
 
+    @property
+    def inset(self) -> float:
+        """How far the points lie nearer to zero than the lattice has them, in steps."""
+        return inset_for(self.step, self.tails) if self.method == "trellis" else 0.0
+
     def apply(self, batch: pa.Table) -> pa.Table:
-        """Add ``scales``, ``level0``, ``index``, ``step`` and ``reach``; opaque planes get empty ones."""
+        """Add ``scales``, ``level0``, ``index``, ``step``, ``reach`` and ``inset``; opaque planes get empty ones."""
         codes, symbols, indices = [], [], []
         for row in batch.select(["dtype", "opaque", "word", "height", "width", "layout", "bits"]).to_batches():
             columns = row.to_pydict()
@@ -65,7 +74,7 @@ class Quantize(Operator):
                 values = to_float32(source, dtype).reshape(height, width)
                 code = scales.encode(source.reshape(height, width), dtype)
                 if self.method == "trellis":
-                    symbol = trellis.quantize(values, code, self.step, self.states)
+                    symbol = trellis.quantize(values, code, self.step, self.states, self.tails)
                     index = trellis.index(symbol, self.states)
                 else:
                     symbol = uniform.quantize(values, code, self.step)
@@ -78,4 +87,5 @@ class Quantize(Operator):
         batch = with_arrays(batch, "index", indices)
         batch = with_column(batch, "step", pa.array([self.step] * batch.num_rows, pa.float32()))
         reach = trellis.REACH if self.method == "trellis" else uniform.REACH
-        return with_column(batch, "reach", pa.array([reach] * batch.num_rows, pa.float32()))
+        batch = with_column(batch, "reach", pa.array([reach] * batch.num_rows, pa.float32()))
+        return with_column(batch, "inset", pa.array([self.inset] * batch.num_rows, pa.float32()))

@@ -43,11 +43,13 @@ class Lattice:
     step: distance of lattice points in units of a row's scale.
     reach: how far from its value a base point may lie, in steps: 0.5 for the nearest, more on a trellis.
     fine_bits: how often a refinement halves its cells.
+    inset: how far the base's reconstructions lie nearer to zero than its points, in steps.
     """
 
     step: float
     reach: float = 0.5
     fine_bits: int = 3
+    inset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,14 +171,15 @@ def reconstruct(
     level: int,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Values (rows, side) float32 at ``level``: lattice points for level 0, middles of cells above it.
+    """Values (rows, side) float32 at ``level``: lattice points, less the inset, for level 0, middles of cells above it.
 
     The two cells at zero come back as zero, so that the zeros of a pruned tensor stay zeros. What would be infinite
     comes back as the largest finite number. ``out`` is where they go: a fresh array by default.
     """
     rows = rows_of(codes, dtype, lattice, level)
     values = np.empty(cells.shape, np.float32) if out is None else out
-    _middles(np.ascontiguousarray(cells, np.int32), rows.steps, rows.widths, rows.exponents, values)
+    inset = np.float32(lattice.inset)
+    _middles(np.ascontiguousarray(cells, np.int32), rows.steps, rows.widths, rows.exponents, inset, values)
     return values
 
 
@@ -224,12 +227,13 @@ def add_rows(cells, symbols, order):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _middles(cells, steps, widths, k, out):  # type: ignore[no-untyped-def]
+def _middles(cells, steps, widths, k, inset, out):  # type: ignore[no-untyped-def]
     rows, side = cells.shape
     for r in range(rows):
         if k[r] == NONE:
             for i in range(side):
-                point = np.float32(cells[r, i]) * steps[r]
+                q = np.float32(cells[r, i])
+                point = (q - min(max(q, -inset), inset)) * steps[r]
                 out[r, i] = min(max(point, np.float32(-_LARGEST)), np.float32(_LARGEST))
             continue
         for i in range(side):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numba import njit
 
 from operators import trellis
+from operators.trellis_points import POINTS
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -45,9 +46,10 @@ def allocate(deviation: F64, distortion: F64 | float, states: int) -> Columns:
     rate-distortion bound hardly depends on the rate, so one more bit buys the same everywhere.
     """
     trellis.taps(states)
-    reached = np.array(trellis._DECIBELS[states])
+    points = POINTS["gaussian"]
+    reached = np.array(points.decibels[states])
     decibels = 10 * np.log10(np.maximum(deviation**2 / distortion, 1e-30))
-    deltas, weights = np.array(trellis._DELTAS), np.array(trellis._LAMBDAS)
+    deltas, weights = np.array(points.deltas), np.array(points.lambdas)
     spacing = np.exp(np.interp(-decibels, -reached, np.log(deltas)))
     spacing = np.where(decibels > reached[0], deltas[0] * 10 ** ((reached[0] - decibels) / 20), spacing)
     weight = np.interp(np.log(spacing), np.log(deltas), weights)
@@ -86,7 +88,7 @@ def quantize(values: F32, columns: Columns, states: int, most: int = 32000) -> n
 def rate(deviation: F64, distortion: F64, states: int) -> F64:
     """Bits that :func:`allocate` spends on each coefficient, as far as they are Gaussian."""
     decibels = 10 * np.log10(np.maximum(deviation**2 / distortion, 1e-30))
-    coded = decibels >= trellis._DECIBELS[states][-1]
+    coded = decibels >= POINTS["gaussian"].decibels[states][-1]
     return np.where(coded, decibels / (20 * np.log10(2)) + _EXCESS, 0.0)
 
 
@@ -126,7 +128,7 @@ def _paths(u, ratio, slope, shrink, shift, states, nu, h0, h1, symbols):  # type
                 s = state[lane]
                 bit, half = np.int32(taken[t, s >> 3, lane] >> (s & 7)) & 1, s >> (nu - 1)
                 w = -v[t, lane] if half else v[t, lane]
-                symbols[group * _LANES + lane, t] = trellis._nearest(w, half ^ bit, shrink[t], shift[t])
+                symbols[group * _LANES + lane, t] = trellis._nearest(w, half ^ bit, shrink[t], shift[t], None)
                 state[lane] = ((s ^ (-half & h0) ^ (-bit & h1)) << 1 | half) & (states - 1)
 
 
@@ -137,7 +139,7 @@ def _branches(u, ratio, slope, shrink, shift, branch):  # type: ignore[no-untype
         for half in range(2):
             w = -u[lane] if half else u[lane]
             for parity in range(2):
-                k = trellis._nearest(w, parity, shrink, shift)
+                k = trellis._nearest(w, parity, shrink, shift, None)
                 point = np.float32(2 * k) + np.float32(0.5)
                 error, far = w - point, abs(point) * ratio
                 bits = far * far if far < _TAIL else np.float32(2) * _TAIL * far - _TAIL * _TAIL

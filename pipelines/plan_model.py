@@ -93,11 +93,12 @@ def _arrays(
 
 
 def _ladder(quantizer: Quantize, layers: Layerize, layout: str) -> dict[str, Any]:
-    return {
+    ladder = {
         "method": quantizer.method, "step": quantizer.step, "fine_bits": layers.fine_bits,
         "refinements": layers.refinements, "exact": layers.levels[-1] == "exact", "layout": layout,
         "states": quantizer.states,
     }  # fmt: skip
+    return ladder | ({"inset": quantizer.inset} if quantizer.inset else {})  # without one, as readers always knew it
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from operators.frame_encode import FrameEncode
 from operators.hilbert_map import HilbertMap
 from operators.layerize import Layerize
 from operators.quantize import Quantize
+from operators.trellis_points import Tails
 from pipelines.bench import nnc
 from pipelines.bench.block_formats import FORMATS
 from pipelines.bench.material import SIDE, Material, shuffled
@@ -28,6 +29,7 @@ VIDEO = (("hevc", (20.0, 28.0, 36.0)), ("h264", (30.0, 38.0, 46.0)), ("av1", (28
 TARGETS = {"uniform": 0.27, "trellis, 8 states": 0.08, "trellis, 256 states": 0.05}
 ON_WEIGHTS = 0.03  # bits that the excess on weights may lie above that on the Gaussian control
 RIVAL = Quantize(states=32)
+TAILS: tuple[Tails, ...] = ("gaussian", "laplace")
 NNC = (4, 2, -2, -9, -15)  # quantization parameters: from a third of a bit to five on rows of unit deviation
 EXCESS = "bits above the bound"
 DB_A_BIT = 20 * math.log10(2)
@@ -103,7 +105,7 @@ def ladder(quantizer: Quantize, layers: Layerize, layout: Any) -> Ladder:
     """What decodes the levels that these operators make."""
     return Ladder(
         quantizer.method, quantizer.step, layers.fine_bits, layers.refinements, layers.levels[-1] == "exact", layout,
-        quantizer.states,
+        quantizer.states, quantizer.inset,
     )  # fmt: skip
 
 
@@ -171,7 +173,8 @@ def rate_distortion(material: Material, decibels: tuple[float, ...], quick: bool
         "else with the rows of a plane scaled to unit deviation; video and NNC get rows scaled, the scales for nothing",
         "shuffled rows of unlike deviations have heavy tails: easier than a Gaussian, they may lie below its bound",
         *_targets(material, own),
-        f"peers beaten at equal distortion by {RIVAL.states} states, planes of {SIDE}²: {beaten} of {len(others)}",
+        f"peers beaten at equal distortion by {RIVAL.states} states, the better tails, planes of {SIDE}²: "
+        f"{beaten} of {len(others)}",
         *([] if nnc.installed() else [nnc.MISSING]),
     ]  # fmt: skip
     return Table(
@@ -192,10 +195,15 @@ def _targets(material: Material, points: list[Point]) -> Iterator[str]:
 
 
 def _bits_at(material: Material, sqnr_db: float) -> float:
-    """Bits a value of the default quantizer at an error; the last hundredths of a decibel by the bound's slope."""
-    asked = min(max(2.0, sqnr_db), 60.0)
-    coded = encode(material, Quantize(states=RIVAL.states, sqnr_db=asked), Layerize(levels=("base",)))
-    return 8 * coded.bytes / material.count + (sqnr_db - coded.sqnr_db) / DB_A_BIT
+    """Bits a value of the default quantizer at an error, by the tails that suit the material.
+
+    The last hundredths of a decibel are told by the bound's slope.
+    """
+    asked, bits = min(max(2.0, sqnr_db), 60.0), []
+    for tails in TAILS:
+        coded = encode(material, replace(RIVAL, sqnr_db=asked, tails=tails), Layerize(levels=("base",)))
+        bits.append(8 * coded.bytes / material.count + (sqnr_db - coded.sqnr_db) / DB_A_BIT)
+    return min(bits)
 
 
 def order(material: Material, quantizer: Quantize) -> Table:

@@ -99,6 +99,22 @@ def test_every_prefix_of_levels_reads_and_its_error_falls(finished: Path) -> Non
     np.testing.assert_array_equal(rows, handle["embed.weight"].read("exact")[100:200])
 
 
+def test_heavy_tails_reach_what_is_asked_and_are_exact_at_the_end(tmp_path: Path, ray_session: None) -> None:
+    values = np.random.default_rng(3).laplace(size=(256, 512)).astype(np.float32)
+    source, errors = tmp_path / "heavy.safetensors", {}
+    write_safetensors(source, {"weight": ("F32", values.shape, values.tobytes())})
+    for tails in ("gaussian", "laplace"):
+        root = tmp_path / tails
+        heavy = ("operators.1.side=256", "operators.2.sqnr_db=3", f"operators.2.tails={tails}")
+        run(load("quickstart-model", settings(source, root, *heavy)))
+        handle = archive.open(str(root))
+        base = handle["weight"].read(0)
+        errors[tails] = 10 * np.log10(np.square(values).sum() / np.square(base - values).sum())
+        np.testing.assert_array_equal(handle["weight"].read("exact"), values)
+    assert errors["laplace"] == pytest.approx(3.0, abs=0.2)
+    assert digests(tmp_path / "gaussian") != digests(tmp_path / "laplace")
+
+
 def test_a_preview_reads_only_its_own_level(finished: Path) -> None:
     coarse, fine = archive.open(str(finished)), archive.open(str(finished))
     coarse["layer.0.wide"].read(0)

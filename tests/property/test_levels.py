@@ -55,9 +55,10 @@ def test_any_bits_come_back(dtype: str, layout: Any, data: st.DataObject) -> Non
     refinements, fine_bits = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 6))
     layers = Layerize(levels=("base", *("fine", "finer")[:refinements], "exact"), fine_bits=fine_bits)  # type: ignore[arg-type]
     method, states = data.draw(st.sampled_from([("uniform", 8), ("trellis", 4), ("trellis", 32)]))
-    quantizer = Quantize(method=method, sqnr_db=data.draw(st.floats(3, 60)), states=states)  # type: ignore[arg-type]
+    asked, tails = data.draw(st.floats(3, 60)), data.draw(st.sampled_from(["gaussian", "laplace"]))
+    quantizer = Quantize(method=method, sqnr_db=asked, states=states, tails=tails)  # type: ignore[arg-type]
     out = layers.apply(quantizer.apply(HilbertMap(side=SIDE, layout=layout).apply(plane(words, dtype))))
-    ladder = Ladder(method, quantizer.step, fine_bits, refinements, True, layout, states)
+    ladder = Ladder(method, quantizer.step, fine_bits, refinements, True, layout, states, quantizer.inset)
     dtypes = {"level0": "i2", "scales": "u4", "exact": f"u{word}"} | {f"level{k + 1}": "i1" for k in range(refinements)}
     read = levels_of(out, dtypes)
     levels = [read[f"level{k}"].reshape(SIDE, SIDE) for k in range(refinements + 1)]

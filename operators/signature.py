@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from operators.sketch import ANCHORED, FIXED, PROBES, Sums, centred, column_products
+from operators.sketch import ANCHORED, FIXED, PROBES, Sums, centred, column_products, linear_sketch, row_products
 
 I8 = npt.NDArray[np.int8]
 F32 = npt.NDArray[np.float32]
@@ -168,7 +168,7 @@ def _reduced(name: str, kind: str, found: Sums) -> tuple[TensorSketch, Views] | 
     if not found.moments[2] > 0:
         return None
     matrix = found.matrix
-    linear = (found.linear * np.sqrt(matrix.rows / matrix.seen)).astype(np.float32)
+    linear = (linear_sketch(found) * np.sqrt(matrix.rows / matrix.seen)).astype(np.float32)
     return TensorSketch(name, kind, matrix.rows, matrix.columns, _moments(found), linear, {}), _views(found)
 
 
@@ -190,9 +190,9 @@ def _views(found: Sums) -> Views:
     matrix, out = found.matrix, {}
     whole = float(matrix.seen)
     if matrix.along_rows:
-        out[FIXED] = centred(found.rows[FIXED], whole, matrix.columns, FIXED)
+        out[FIXED] = centred(row_products(found, FIXED), whole, matrix.columns, FIXED)
         if matrix.anchored_rows:
-            out[ANCHORED] = found.rows[ANCHORED]
+            out[ANCHORED] = row_products(found, ANCHORED)
     if matrix.along_columns:
         products, count = column_products(found, FIXED)
         out[2 + FIXED] = centred(products, count, matrix.rows, FIXED)

@@ -7,6 +7,11 @@ what it computes. The columns of a matrix are neurons too (of the layer before),
 The products of both, Σ s·y, are a linear sketch of W (Alon, Matias, Szegedy, 1996): of two matrices they tell the
 distance.
 
+The sign of place i in probe k is that of a random vector at i times an entry of a Hadamard matrix, H[i mod 32, k]. So
+all probes of a row are Hᵀu, where u are 32 *buckets* to which each value is added once, with its sign (a count sketch:
+Charikar, Chen, Farach-Colton, 2002), and whatever is linear or quadratic in y is gathered in u, at a thirty-second of
+the additions, and turned by H at the end.
+
 Where an axis is the residual stream, whose dimensions may be permuted or rotated in the whole model at once, a second
 set of probes turns with it: orthonormal combinations of the embeddings of the first tokens (:func:`anchors`).
 
@@ -20,11 +25,22 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from operators.sketch_sums import (
+    GROUP,
+    PROBES,
+    add_up,
+    combine,
+    count_columns,
+    count_rows,
+    fill,
+    hadamard,
+    orthonormal,
+    overlap,
+)
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-PROBES = 32
 MOMENTS = 8
 """Count, sums of the values' powers 1 to 4, zeros, values of the magnitude of the one before, largest magnitude."""
 LINEAR = 512
@@ -60,8 +76,8 @@ class Matrix:
 
     @property
     def column_probes(self) -> int:
-        """Probes of each column."""
-        return PROBES if self.columns <= WIDE else max(8, PROBES * WIDE // self.columns // 8 * 8)
+        """Probes of each column, a power of two."""
+        return PROBES if self.columns <= WIDE else 16 if self.columns <= 2 * WIDE else 8
 
 
 @dataclass
@@ -72,10 +88,10 @@ class Sums:
     ----------
     matrix: what they are of.
     moments: (8,) as :data:`MOMENTS` says.
-    rows: (2, 32, 32) products of the probes over whole rows of unit length, by fixed and anchored probes.
-    linear: (512,) of the linear sketch: signs of the rows, 16 sets of them, times every probe.
-    columns: (2, columns, probes) of each column; squares: (columns,) of its length.
-    broken: by number, rows of which only a part was seen: probes (2, 32) and squared length.
+    rows: (2, 32, 32) products over whole rows of unit length, of buckets and of anchored probes.
+    linear: (512,) of the linear sketch: signs of the rows, 16 sets of them, times every bucket.
+    columns: (2, probes, columns) of each column, buckets and anchored probes; squares: (columns,) of its length.
+    broken: by number, rows of which only a part was seen: buckets and anchored probes (2, 32) and squared length.
     """
 
     matrix: Matrix
@@ -88,7 +104,7 @@ class Sums:
 
     def __post_init__(self) -> None:
         if self.matrix.along_columns and not self.squares.size:
-            self.columns = np.zeros((2, self.matrix.columns, self.matrix.column_probes), np.float32)
+            self.columns = np.zeros((2, self.matrix.column_probes, self.matrix.columns), np.float32)
             self.squares = np.zeros(self.matrix.columns, np.float32)
 
     def add(self, other: Sums) -> None:
@@ -106,7 +122,9 @@ class Sums:
     def close(self) -> None:
         """Count the rows that came in parts; called when all pieces are added."""
         for row, (probes, square) in sorted(self.broken.items()):
-            _count_row(probes, square, row, self.rows, self.linear)
+            group = np.zeros((GROUP, 2, PROBES), np.float32)
+            group[0] = probes
+            count_rows(group, np.array([square]), row, self.rows, self.linear)
         self.broken = {}
 
 
@@ -126,9 +144,9 @@ def sums(matrix: Matrix, values: F32, start: int, anchor: F32 | None) -> Sums:
     nothing = np.zeros((0, PROBES), np.float32)
     along = anchor if matrix.anchored_rows and anchor is not None else nothing
     across = anchor if matrix.anchored_columns and anchor is not None else nothing
-    _pass(
-        _read_only(flat), start, n, signs(n), _read_only(along), _read_only(across), matrix.along_rows,
-        matrix.along_columns, found.moments, found.rows, found.linear, found.columns, found.squares, head, tail,
+    add_up(
+        _read_only(flat), start, n, _flips(n), _read_only(along), _read_only(across), matrix.along_columns,
+        found.moments, found.rows, found.linear, found.columns, found.squares, head, tail,
     )  # fmt: skip
     if start % n or start + flat.size < (first + 1) * n:
         found.broken[first] = head[0], float(tail[0])
@@ -149,11 +167,18 @@ def _read_only(array: F32) -> F32:
     return seen
 
 
-@lru_cache(maxsize=32)
 def signs(length: int) -> F32:
     """The fixed probes along an axis: (length, 32) of 1 and −1, the same for every axis of the length or longer."""
-    out = np.empty((length, PROBES), np.float32)
-    _fill(out)
+    place, probe = np.arange(length)[:, None] % PROBES, np.arange(PROBES)
+    odd = np.bitwise_count(place & probe) & 1
+    return np.where(odd, -1, 1).astype(np.float32) * _flips(length)[:, None]
+
+
+@lru_cache(maxsize=32)
+def _flips(length: int) -> F32:
+    """The random sign of each place: (length,)."""
+    out = np.empty(length, np.float32)
+    fill(out)
     return out
 
 
@@ -166,8 +191,8 @@ def anchors(embeddings: F32) -> F32:
     tokens = np.nan_to_num(np.asarray(embeddings, np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     width = tokens.shape[1]
     combined = np.zeros((width, PROBES))
-    _combine(tokens - tokens.mean(axis=0), combined)
-    _orthonormal(combined)
+    combine(tokens - tokens.mean(axis=0), combined)
+    orthonormal(combined)
     return combined.astype(np.float32)
 
 
@@ -179,210 +204,38 @@ def centred(products: F64, total: float, length: int, basis: int) -> F64:
     return products - total / length * _overlaps(length)[:probes, :probes]
 
 
+def row_products(found: Sums, basis: int) -> F64:
+    """Σ y·yᵀ over the rows at unit length (32, 32)."""
+    return _turned(found.rows[basis]) if basis == FIXED else found.rows[basis]
+
+
 def column_products(found: Sums, basis: int) -> tuple[F64, float]:
     """Σ z·zᵀ over the columns at unit length (probes, probes), and how many columns are not all zero."""
     probes = found.matrix.column_probes
     out, count = np.zeros((probes, probes)), np.zeros(1)
     if found.matrix.along_columns:
-        _count_columns(found.columns[basis], found.squares, out, count)
-    return out, float(count[0])
+        count_columns(np.ascontiguousarray(found.columns[basis].T), found.squares, out, count)
+    return _turned(out) if basis == FIXED else out, float(count[0])
+
+
+def linear_sketch(found: Sums) -> F64:
+    """Signs of the rows, 16 sets of them, times every fixed probe, (512,)."""
+    out = found.linear.reshape(-1, PROBES).copy()
+    hadamard(out)
+    return out.reshape(-1)
+
+
+def _turned(buckets: F64) -> F64:
+    """H·B·H of the products of buckets (n, n)."""
+    out = buckets.copy()
+    hadamard(out)
+    out = np.ascontiguousarray(out.T)
+    hadamard(out)
+    return out
 
 
 @lru_cache(maxsize=64)
 def _overlaps(length: int) -> F64:
     out = np.zeros((PROBES, PROBES))
-    _overlap(signs(length), out)
+    overlap(signs(length), out)
     return out
-
-
-@njit(cache=True, nogil=True)
-def _word(number):  # type: ignore[no-untyped-def]
-    """32 bits of a number: the finalizer of splitmix64 (Steele, Lea, Flood, 2014)."""
-    z = np.uint64(number) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xD1B54A32D192ED03)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@njit(cache=True, nogil=True)
-def _fill(out):  # type: ignore[no-untyped-def]
-    for i in range(out.shape[0]):
-        bits = _word(i)
-        for k in range(out.shape[1]):
-            out[i, k] = np.float32(1.0) if (bits >> np.uint64(k)) & np.uint64(1) else np.float32(-1.0)
-
-
-@njit(cache=True, nogil=True)
-def _overlap(probes, out):  # type: ignore[no-untyped-def]
-    for i in range(probes.shape[0]):
-        for a in range(probes.shape[1]):
-            for b in range(probes.shape[1]):
-                out[a, b] += probes[i, a] * probes[i, b]
-
-
-@njit(cache=True, nogil=True)
-def _count_row(y, square, row, products, linear):  # type: ignore[no-untyped-def]
-    if square <= 0.0:
-        return
-    wide, scale, probes = y.astype(np.float64), 1.0 / square, y.shape[1]
-    for basis in range(2):
-        for a in range(probes):
-            left = wide[basis, a] * scale
-            if left != 0.0:
-                for b in range(probes):
-                    products[basis, a, b] += left * wide[basis, b]
-    bits = _word(row + 1000003)
-    for chosen in range(linear.size // probes):
-        sign = np.float32(1.0) if (bits >> np.uint64(chosen)) & np.uint64(1) else np.float32(-1.0)
-        for k in range(probes):
-            linear[chosen * probes + k] += sign * y[0, k]
-
-
-@njit(cache=True, nogil=True)
-def _pass(  # type: ignore[no-untyped-def]
-    values, start, n, fixed, along, across, by_rows, by_columns, moments, products, linear, columns, squares, head, tail
-):
-    few, at, first = columns.shape[2], 0, start // n
-    y, clean = np.zeros((2, fixed.shape[1]), np.float32), np.zeros(n, np.float32)
-    mine, theirs = np.zeros(few, np.float32), np.zeros(few, np.float32)
-    while at < values.size:
-        row, begin = (start + at) // n, (start + at) % n
-        count = min(n - begin, values.size - at)
-        square = _moments(values[at : at + count], clean, moments)
-        y[:] = np.float32(0.0)
-        _project(clean[:count], fixed[begin : begin + count], y[0])
-        if along.shape[0]:
-            _project(clean[:count], along[begin : begin + count], y[1])
-        if by_columns:
-            bits = _word(row)
-            for k in range(few):
-                mine[k] = np.float32(1.0) if (bits >> np.uint64(k)) & np.uint64(1) else np.float32(-1.0)
-            _spread(clean[:count], mine, columns[0, begin : begin + count])
-            if across.shape[0]:
-                theirs[:] = across[row, :few]
-                _spread(clean[:count], theirs, columns[1, begin : begin + count])
-            for i in range(count):
-                squares[begin + i] += clean[i] * clean[i]
-        if count == n:
-            _count_row(y, square, row, products, linear)
-        else:
-            side = 0 if row == first else 1
-            head[side] = y
-            tail[side] = square
-        at += count
-
-
-_LANES = 16  # sums side by side, so that one need not wait for the other; their order is fixed
-
-
-@njit(cache=True, nogil=True)
-def _moments(values, clean, moments):  # type: ignore[no-untyped-def]
-    """Copy finite values, others as zeros; add to the moments. Returns the sum of squares."""
-    words, bits, size = values.view(np.uint32), clean.view(np.uint32), values.size
-    odd = 0
-    for i in range(size):
-        finite = words[i] & np.uint32(0x7F800000) != np.uint32(0x7F800000)
-        odd += not finite
-        bits[i] = words[i] if finite else np.uint32(0)
-    first, second, third, fourth = np.zeros(_LANES), np.zeros(_LANES), np.zeros(_LANES), np.zeros(_LANES)
-    whole = size // _LANES * _LANES
-    for i in range(0, whole, _LANES):
-        for k in range(_LANES):
-            value = np.float64(clean[i + k])
-            power = value * value
-            first[k] += value
-            second[k] += power
-            third[k] += power * value
-            fourth[k] += power * power
-    for i in range(whole, size):
-        value = np.float64(clean[i])
-        power = value * value
-        first[0] += value
-        second[0] += power
-        third[0] += power * value
-        fourth[0] += power * power
-    zeros, ties, largest = 0, 0, np.uint32(0)
-    for i in range(size):
-        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
-        zeros += magnitude == np.uint32(0)
-        largest = max(largest, magnitude)  # floats of one sign are ordered as their bits are
-    for i in range(1, size):
-        magnitude = bits[i] & np.uint32(0x7FFFFFFF)
-        ties += (magnitude == bits[i - 1] & np.uint32(0x7FFFFFFF)) & (magnitude > np.uint32(0))
-    square = second.sum()
-    moments[0] += size
-    moments[1] += first.sum()
-    moments[2] += square
-    moments[3] += third.sum()
-    moments[4] += fourth.sum()
-    moments[5] += zeros - odd
-    moments[6] += ties
-    top = np.empty(1, np.uint32)
-    top[0] = largest
-    moments[7] = max(moments[7], np.float64(top.view(np.float32)[0]))
-    return square
-
-
-@njit(cache=True, nogil=True)
-def _project(values, probes, y):  # type: ignore[no-untyped-def]
-    """y += values · probes, eight values at a time."""
-    whole = values.size // 8 * 8
-    for i in range(0, whole, 8):
-        v0, v1, v2, v3 = values[i], values[i + 1], values[i + 2], values[i + 3]
-        v4, v5, v6, v7 = values[i + 4], values[i + 5], values[i + 6], values[i + 7]
-        for k in range(PROBES):
-            y[k] += (
-                ((v0 * probes[i, k] + v1 * probes[i + 1, k]) + (v2 * probes[i + 2, k] + v3 * probes[i + 3, k]))
-                + ((v4 * probes[i + 4, k] + v5 * probes[i + 5, k]) + (v6 * probes[i + 6, k] + v7 * probes[i + 7, k]))
-            )  # fmt: skip
-    for i in range(whole, values.size):
-        for k in range(PROBES):
-            y[k] += values[i] * probes[i, k]
-
-
-@njit(cache=True, nogil=True)
-def _spread(values, signs_of_row, columns):  # type: ignore[no-untyped-def]
-    """columns += values ⊗ the row's probes."""
-    for i in range(values.size):
-        value = values[i]
-        for k in range(signs_of_row.size):
-            columns[i, k] += value * signs_of_row[k]
-
-
-@njit(cache=True, nogil=True)
-def _count_columns(z, squares, out, count):  # type: ignore[no-untyped-def]
-    for j in range(squares.size):
-        if squares[j] > 0.0:
-            count[0] += 1.0
-            scale = 1.0 / np.float64(squares[j])
-            for a in range(out.shape[0]):
-                left = z[j, a] * scale
-                for b in range(out.shape[1]):
-                    out[a, b] += left * z[j, b]
-
-
-@njit(cache=True, nogil=True)
-def _combine(tokens, out):  # type: ignore[no-untyped-def]
-    for t in range(tokens.shape[0]):
-        bits = _word(t + 7919)
-        for i in range(tokens.shape[1]):
-            for k in range(out.shape[1]):
-                out[i, k] += tokens[t, i] if (bits >> np.uint64(k)) & np.uint64(1) else -tokens[t, i]
-
-
-@njit(cache=True, nogil=True)
-def _orthonormal(vectors):  # type: ignore[no-untyped-def]
-    for k in range(vectors.shape[1]):
-        for _again in range(2):
-            for before in range(k):
-                dot = 0.0
-                for i in range(vectors.shape[0]):
-                    dot += vectors[i, k] * vectors[i, before]
-                for i in range(vectors.shape[0]):
-                    vectors[i, k] -= dot * vectors[i, before]
-        square = 0.0
-        for i in range(vectors.shape[0]):
-            square += vectors[i, k] * vectors[i, k]
-        scale = 1.0 / np.sqrt(square) if square > 1e-20 else 0.0
-        for i in range(vectors.shape[0]):
-            vectors[i, k] *= scale

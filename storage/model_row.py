@@ -10,7 +10,7 @@ from typing import Any
 from storage import signatures
 from storage.model import ModelArchive
 
-VERSION = 1
+VERSION = 2
 """Of these columns; rows of an earlier one are made again."""
 _HYPER = ("size", "num_", "n_", "hidden", "dim", "layers", "heads", "act", "dropout", "max_position", "rope", "eps")
 
@@ -26,8 +26,9 @@ def model_row(handle: ModelArchive) -> dict[str, Any]:
         "dtypes": sorted({tensor.dtype for tensor in handle.layout.placements}),
         "parent": "" if handle.link is None else handle.link.url.rsplit("/", 1)[-1],
     }  # fmt: skip
-    if signatures.KEY in handle.manifest.heads:
-        told["code"] = base64.b64encode(signatures.of_archive(handle).code.tobytes()).decode()
+    signature = signatures.kept(handle)
+    if signature is not None:
+        told["code"] = base64.b64encode(signature.code.tobytes()).decode()
     return told
 
 

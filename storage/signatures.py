@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 KEY = "signature.parquet"
+VERSION = "2"
+"""Of the probes: signatures of different ones cannot be compared."""
 TOKENS = 4096
 """The anchors are made of the embeddings of so many tokens."""
 TABLE = 8192
@@ -168,21 +170,27 @@ def of_checkpoint(checkpoint: Checkpoint) -> Signature:
     return collector.finish()
 
 
+def kept(handle: ModelArchive) -> Signature | None:
+    """The signature kept with an archive; None where there is none, or one of probes that are not today's."""
+    return load(handle.head(KEY), handle.url) if KEY in handle.manifest.heads else None
+
+
 def of_archive(handle: ModelArchive) -> Signature:
     """The signature kept with an archive; computed from its finest level where there is none."""
-    if KEY in handle.manifest.heads:
-        return load(handle.head(KEY), handle.url)
+    stored = kept(handle)
+    if stored is not None:
+        return stored
     level, layout = handle.levels[-1], handle.layout
     frame = Frame()
-    kept = [p for p in layout.placements if _sketched(p.shape, p.dtype)]
-    tables = [p for p in kept if p.kind == "embedding" and len(p.shape) == 2 and p.shape[0] >= p.shape[1] // 4]
+    looked_at = [p for p in layout.placements if _sketched(p.shape, p.dtype)]
+    tables = [p for p in looked_at if p.kind == "embedding" and len(p.shape) == 2 and p.shape[0] >= p.shape[1] // 4]
     if tables:
         table = max(tables, key=lambda p: p.words)
         rows = handle[table.name].read(level, slice(0, TOKENS))
         frame = _frame(np.asarray(rows, np.float32))
     collector = Collector(sum(prod(p.shape) for p in layout.placements))
     done: dict[str, int] = {}
-    sketched = {p.name for p in kept}
+    sketched = {p.name for p in looked_at}
     for place, piece in handle.pieces(level):
         if place.name not in sketched:
             continue
@@ -209,19 +217,21 @@ def dump(signature: Signature) -> bytes:
                 [b"".join(v.tobytes() for _, v in sorted(t.views.items())) for t in rows], pa.binary()
             ),
         },
-        metadata={"code": signature.code.tobytes(), "parameters": str(signature.parameters)},
+        metadata={"code": signature.code.tobytes(), "parameters": str(signature.parameters), "probes": VERSION},
     )
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=["kind"], write_statistics=False)
     return sink.getvalue()
 
 
-def load(data: bytes, where: str = "") -> Signature:
-    """What :func:`dump` wrote; raises for anything else."""
+def load(data: bytes, where: str = "") -> Signature | None:
+    """What :func:`dump` wrote; None where that was of other probes. Raises for anything else."""
     try:
         table = pq.read_table(io.BytesIO(data))
         about = table.schema.metadata
         code = np.frombuffer(about[b"code"], np.int8)
+        if about.get(b"probes") != VERSION.encode():
+            return None
         rows = [_tensor(row) for row in table.to_pylist()]
         return Signature(tuple(rows), code, int(about[b"parameters"]))
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 import operators.signature
 import operators.sketch
+import operators.sketch_sums
 import storage.signatures
 from cluster.model_index import ModelIndex
 from operators.descent import descent
@@ -67,17 +68,22 @@ def run(quick: bool) -> Iterator[Table]:
 def signature_of(member: Member) -> Signature:
     """The signature of a checkpoint, kept beside the test bed for this version of the code."""
     path = folder() / f"signatures-{_version()}" / f"{member.name}.parquet"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(signatures.dump(signatures.of_checkpoint(open_checkpoint(str(member.path)))))
-        part.rename(path)
-    return signatures.load(path.read_bytes(), str(path))
+    kept = signatures.load(path.read_bytes(), str(path)) if path.exists() else None
+    if kept is not None:
+        return kept
+    made = signatures.of_checkpoint(open_checkpoint(str(member.path)))
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(signatures.dump(made))
+    part.rename(path)
+    return made
 
 
 @lru_cache(maxsize=1)
 def _version() -> str:
-    files = [module.__file__ for module in (operators.sketch, operators.signature, storage.signatures)]
+    files = [
+        module.__file__ for module in (operators.sketch, operators.sketch_sums, operators.signature, storage.signatures)
+    ]
     return hashlib.sha256(b"".join(Path(str(file)).read_bytes() for file in files)).hexdigest()[:12]
 
 

@@ -116,6 +116,7 @@ def test_in_the_stream_it_is_what_the_file_says(root: Path) -> None:
     """Units of three planes cut tensors and rows anywhere; nothing is left behind."""
     place = Location(str(root / "archives")).join("models", "one")
     kept = signatures.load(place.read(signatures.KEY))
+    assert kept is not None
     whole = signatures.of_checkpoint(open_checkpoint(str(root / "one")))
     assert relate(kept, whole).score > 0.9999 and relate(kept, whole).distance < 1e-5
     assert kept.parameters == whole.parameters == sum(v.size for v in state(1).values())
@@ -130,6 +131,14 @@ def test_an_archive_without_one_has_it_computed(root: Path) -> None:
     del heads[signatures.KEY]
     older = ModelArchive(handle.place, dataclasses.replace(handle.manifest, heads=heads))
     assert relate(kept, signatures.of_archive(older)).score > 0.9999
+
+
+def test_one_of_other_probes_is_computed_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = ModelRoot(str(root / "archives")).handle("one")
+    today = signatures.of_archive(handle)
+    monkeypatch.setattr(signatures, "VERSION", "3")
+    assert signatures.kept(handle) is None
+    assert relate(today, signatures.of_archive(handle)).score > 0.9999
 
 
 def test_the_catalog_finds_relatives_and_is_made_again_from_the_archives(root: Path) -> None:

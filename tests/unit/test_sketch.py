@@ -7,7 +7,19 @@ import itertools
 import numpy as np
 import pytest
 
-from operators.sketch import ANCHORED, FIXED, Matrix, Sums, anchors, centred, column_products, signs, sums
+from operators.sketch import (
+    ANCHORED,
+    FIXED,
+    Matrix,
+    Sums,
+    anchors,
+    centred,
+    column_products,
+    linear_sketch,
+    row_products,
+    signs,
+    sums,
+)
 
 F32 = np.float32
 
@@ -44,7 +56,7 @@ def test_rows_may_come_in_any_order_sign_and_scale() -> None:
     values, random = matrix(1), np.random.default_rng(3)
     factors = random.uniform(0.5, 2, (300, 1)) * random.choice([-1, 1], (300, 1))
     other = rows_of((values * factors)[random.permutation(300)].astype(F32))
-    np.testing.assert_allclose(other.rows, rows_of(values).rows, atol=1e-3)
+    np.testing.assert_allclose(row_products(other, FIXED), row_products(rows_of(values), FIXED), atol=2e-2)
 
 
 def test_columns_too() -> None:
@@ -60,15 +72,15 @@ def test_columns_too() -> None:
 def test_anchored_products_turn_with_the_residual_stream() -> None:
     values, tokens, random = matrix(1), matrix(2, 500), np.random.default_rng(4)
     turn = np.linalg.qr(random.standard_normal((96, 96)))[0].astype(F32)
-    own = rows_of(values, anchors(tokens)).rows[ANCHORED]
-    other = rows_of(values @ turn, anchors(tokens @ turn)).rows[ANCHORED]
+    own = row_products(rows_of(values, anchors(tokens)), ANCHORED)
+    other = row_products(rows_of(values @ turn, anchors(tokens @ turn)), ANCHORED)
     np.testing.assert_allclose(other, own, atol=1e-2)
-    assert abs(cosine(rows_of(values @ turn).rows[FIXED], rows_of(values).rows[FIXED])) < 0.9
+    assert abs(cosine(row_products(rows_of(values @ turn), FIXED), row_products(rows_of(values), FIXED))) < 0.9
 
 
 def test_independent_matrices_are_noise_and_noisy_copies_are_not() -> None:
     def products(values: np.ndarray) -> np.ndarray:
-        return centred(rows_of(values).rows[FIXED], len(values), 96, FIXED)
+        return centred(row_products(rows_of(values), FIXED), len(values), 96, FIXED)
 
     near = matrix(1) + F32(0.3) * matrix(5)
     assert abs(cosine(products(matrix(1)), products(matrix(6)))) < 0.2
@@ -77,7 +89,7 @@ def test_independent_matrices_are_noise_and_noisy_copies_are_not() -> None:
 
 def test_the_linear_sketch_tells_the_distance() -> None:
     a, b = matrix(1, 600, 200), matrix(1, 600, 200) + F32(0.01) * matrix(7, 600, 200)
-    told = np.sqrt(np.square(rows_of(a).linear - rows_of(b).linear).mean())
+    told = np.sqrt(np.square(linear_sketch(rows_of(a)) - linear_sketch(rows_of(b))).mean())
     assert told == pytest.approx(float(np.linalg.norm(a - b)), rel=0.35)
 
 
@@ -96,6 +108,17 @@ def test_wide_matrices_keep_fewer_probes_of_their_columns() -> None:
     products, count = column_products(rows_of(values), FIXED)
     assert products.shape == (8, 8) and count == 40_000
     assert np.abs(centred(products, count, 16, FIXED)).max() < 0.05 * count
+
+
+@pytest.mark.parametrize("columns", [96, 101, 4000, 9000])
+def test_buckets_tell_what_the_probes_would(columns: int) -> None:
+    """All sums against the plain products with the explicit probes."""
+    values = matrix(10, 37, columns)
+    found, wide = rows_of(values), values.astype(np.float64)
+    y = wide @ signs(columns) / np.linalg.norm(wide, axis=1, keepdims=True)
+    np.testing.assert_allclose(row_products(found, FIXED), y.T @ y, rtol=1e-4, atol=1e-3 * len(y))
+    z = signs(37).T[: found.matrix.column_probes] @ wide / np.linalg.norm(wide, axis=0)
+    np.testing.assert_allclose(column_products(found, FIXED)[0], z @ z.T, rtol=1e-4, atol=1e-4 * columns)
 
 
 def test_probes_are_signs_and_those_of_a_shorter_axis_are_a_prefix() -> None:

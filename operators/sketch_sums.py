@@ -57,11 +57,21 @@ def count_rows(y, square, row, products, linear):  # type: ignore[no-untyped-def
         for basis in range(2):
             for k in range(probes):
                 unit[r, basis, k] *= scale
+    sign = np.zeros((linear.size // probes, GROUP), np.float32)
+    for r in range(square.size):
         bits = word(row + r + 1000003)
-        for chosen in range(linear.size // probes):
-            sign = np.float32(1.0) if (bits >> np.uint64(chosen)) & np.uint64(1) else np.float32(-1.0)
-            for k in range(probes):
-                linear[chosen * probes + k] += sign * y[r, 0, k]
+        for chosen in range(sign.shape[0]):
+            sign[chosen, r] = np.float32(1.0) if (bits >> np.uint64(chosen)) & np.uint64(1) else np.float32(-1.0)
+    y0, y1, y2, y3 = y[0, 0], y[1, 0], y[2, 0], y[3, 0]
+    y4, y5, y6, y7 = y[4, 0], y[5, 0], y[6, 0], y[7, 0]
+    for chosen in range(sign.shape[0]):
+        s0, s1, s2, s3 = sign[chosen, 0], sign[chosen, 1], sign[chosen, 2], sign[chosen, 3]
+        s4, s5, s6, s7 = sign[chosen, 4], sign[chosen, 5], sign[chosen, 6], sign[chosen, 7]
+        for k in range(probes):
+            linear[chosen * probes + k] += (
+                ((s0 * y0[k] + s1 * y1[k]) + (s2 * y2[k] + s3 * y3[k]))
+                + ((s4 * y4[k] + s5 * y5[k]) + (s6 * y6[k] + s7 * y7[k]))
+            )  # fmt: skip
     for basis in range(2):
         u0, u1, u2, u3 = unit[0, basis], unit[1, basis], unit[2, basis], unit[3, basis]
         u4, u5, u6, u7 = unit[4, basis], unit[5, basis], unit[6, basis], unit[7, basis]
@@ -188,12 +198,13 @@ def _gather(values, begin, flips, buckets):  # type: ignore[no-untyped-def]
     lead = min(-begin % PROBES, values.size)
     for i in range(lead):
         buckets[(begin + i) % PROBES] += values[i] * flips[begin + i]
-    whole = lead + (values.size - lead) // PROBES * PROBES
-    for i in range(lead, whole, PROBES):
+    left, signs = values[lead:], flips[begin + lead : begin + values.size]
+    whole = left.size // PROBES * PROBES
+    for i in range(0, whole, PROBES):
         for k in range(PROBES):
-            buckets[k] += values[i + k] * flips[begin + i + k]
-    for i in range(whole, values.size):
-        buckets[(begin + i) % PROBES] += values[i] * flips[begin + i]
+            buckets[k] += left[i + k] * signs[i + k]
+    for i in range(whole, left.size):
+        buckets[i - whole] += left[i] * signs[i]
 
 
 @njit(cache=True, nogil=True)

@@ -20,7 +20,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from operators.sketch import ANCHORED, FIXED, PROBES, Sums, centred, column_products, linear_sketch, row_products
+from operators.sketch import ANCHORED, FIXED, Sums, centred, column_products, linear_sketch, row_products
+from operators.sketch_sums import PROBES
 
 I8 = npt.NDArray[np.int8]
 F32 = npt.NDArray[np.float32]

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from operators.errors import HilbertflowError
 from operators.floats import dtype_info, to_float32
 from operators.signature import Collector, Signature, TensorSketch, role_of
-from operators.sketch import LINEAR, MOMENTS, PROBES, Matrix, Sums, anchors, sums
+from operators.sketch import LINEAR, MOMENTS, Matrix, Sums, anchors, sums
+from operators.sketch_sums import PROBES
 from storage.checkpoint import Checkpoint
 from storage.gguf import BLOCKS, DEQUANTIZED, dequantize, logical_shape
 from storage.held import Read

@@ -21,6 +21,8 @@ from cluster.registry_routes import registry_routes
 from cluster.row_routes import row_routes
 from cluster.search_route import search_route
 from cluster.services import Services
+from cluster.similar_routes import similar_routes
+from cluster.verify_route import verify_route
 
 _ABOUT = """Search over archived collections of embeddings, and archived models at any fidelity.
 
@@ -61,7 +63,9 @@ def build_api(services: Services) -> FastAPI:
     search_route(app, services)
     collection_routes(app, services)
     row_routes(app, services)
+    similar_routes(app, services)
     registry_routes(app, services)
+    verify_route(app, services)
     model_routes(app, services)
     _state_routes(app, services)
     page_routes(app, services)

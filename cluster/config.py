@@ -84,7 +84,12 @@ class Limits(_Part):
     head_seconds: float = Field(default=20.0, gt=0, description="to receive the head of a request")
     waiting: int = Field(default=1024, ge=1, description="requests at once; further ones get 503 with Retry-After")
     queued: int = Field(default=256, ge=1, description="searches that wait for a shard group; further ones get 503")
-    pictures: int = Field(default=2, ge=1, description="pictures of tensors drawn at once; further ones wait")
+    pictures: int = Field(
+        default=2, ge=1, description="pictures of tensors drawn, and models compared or checked, at once; others wait"
+    )
+    read_bytes: int = Field(
+        default=4 << 30, ge=0, description="of models, read for one answer that compares weights or checks an archive"
+    )
 
 
 class ServeConfig(_Part):

@@ -9,36 +9,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.model_features import feature_scores, plane_features
-from cluster.model_root import ModelRoot
 from cluster.tours import along
 from operators.blend import blend
+from operators.errors import HilbertflowError
 from operators.relation import relate
+from operators.signature import Signature
 from storage.model import ModelArchive
 
 Scores = dict[str, float]
+
+
+class Models(Protocol):
+    """Models that are compared: those of a root, or those that a service may show."""
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, Any]]:
+        """By name; of each at least ``parent``, the name of the one that it is coded by, or nothing."""
+
+    @property
+    def in_time(self) -> Sequence[str]:
+        """Names in the order in which the models were archived."""
+
+    def handle(self, name: str) -> ModelArchive:
+        """The archive of a model."""
+
+    def signature(self, name: str) -> Signature:
+        """The signature of a model."""
+
+
 HYBRID = np.array([6.30, 0.70, 1.87, 2.05, 1.91, 1.13, -6.56])
 """Weights of the signature's score, of the five features in their order, and the constant: learnt on half of the
 families of the test bed by `hilbertflow bench models`, which learns them anew and tells if these are others."""
 
 
-def by_signature(root: ModelRoot, name: str) -> Scores:
+def by_signature(root: Models, name: str) -> Scores:
     """Scores of all other models."""
     own = root.signature(name)
     return {other: relate(own, root.signature(other)).score for other in root.rows if other != name}
 
 
-def by_weights(root: ModelRoot, name: str) -> Scores:
+def by_weights(root: Models, name: str) -> Scores:
     """Cosines of all weights at the exact level, or the finest there is; 0 for tensors without a counterpart."""
     return {other: _cosine(root.handle(name), root.handle(other)) for other in root.rows if other != name}
 
 
-def by_features(root: ModelRoot, name: str) -> Scores:
+def by_features(root: Models, name: str) -> Scores:
     """Means of the features of a few planes, in the same places of the two models."""
     own = plane_features(root.handle(name))
     return {
@@ -47,7 +70,7 @@ def by_features(root: ModelRoot, name: str) -> Scores:
     }  # fmt: skip
 
 
-def by_neighbours(root: ModelRoot, name: str) -> Scores:
+def by_neighbours(root: Models, name: str) -> Scores:
     """Scores by signature, each averaged with those of its neighbours in time; neighbours weigh a half.
 
     What was archived in a row is often a run of checkpoints: then the order knows what a signature alone does not.
@@ -57,7 +80,7 @@ def by_neighbours(root: ModelRoot, name: str) -> Scores:
     return {other: float(score) for other, score in zip(names, smoothed, strict=True) if other != name}
 
 
-def by_hybrid(root: ModelRoot, name: str) -> Scores:
+def by_hybrid(root: Models, name: str) -> Scores:
     """How likely each is a relative, by signature and features together; 0 … 1."""
     own = plane_features(root.handle(name))
     return {
@@ -66,12 +89,26 @@ def by_hybrid(root: ModelRoot, name: str) -> Scores:
     }
 
 
-METHODS: dict[str, Callable[[ModelRoot, str], Scores]] = {
+METHODS: dict[str, Callable[[Models, str], Scores]] = {
     "signature": by_signature, "exact": by_weights, "features": by_features, "temporal": by_neighbours,
     "hybrid": by_hybrid,
 }  # fmt: skip
 PICTURES = ("features", "hybrid")
 """Methods that need scikit-image."""
+
+
+def missing(method: str) -> str:
+    """What a method needs and is not installed; empty where nothing lacks."""
+    if method in PICTURES and find_spec("skimage") is None:
+        return f"{method} needs scikit-image: pip install 'hilbertflow[models]'"
+    return ""
+
+
+def scored(method: str, models: Models, name: str) -> Scores:
+    """Scores of all other models by a method; raises where something that it needs is not installed."""
+    if why := missing(method):
+        raise HilbertflowError(why, where="method", remedy="or choose another: " + ", ".join(METHODS))
+    return METHODS[method](models, name)
 
 
 def agreement(scores: Scores, truth: Scores) -> float:
@@ -85,7 +122,7 @@ def agreement(scores: Scores, truth: Scores) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def known_relatives(root: ModelRoot, name: str) -> set[str]:
+def known_relatives(root: Models, name: str) -> set[str]:
     """The truth as far as the catalog has it: models that hang together with one by the parents they were coded by."""
     beside: dict[str, set[str]] = {other: set() for other in root.rows}
     for other, row in root.rows.items():
@@ -100,7 +137,7 @@ def known_relatives(root: ModelRoot, name: str) -> set[str]:
     return found - {name}
 
 
-def known_strangers(root: ModelRoot, name: str) -> set[str]:
+def known_strangers(root: Models, name: str) -> set[str]:
     """Models whose parents are told and are none of its own; of a model without parent or child nothing is known."""
     linked = {other for other in root.rows if known_relatives(root, other)}
     return linked - known_relatives(root, name) - {name}

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster import registry
 from cluster.http_edge import BODILESS
 from cluster.models import MEDIA, ModelService
-from cluster.nearest_models import neighbours
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 
@@ -70,10 +69,6 @@ _MODEL: dict[str, Any] = {
 _TENSOR: dict[str, Any] = {
     "name": "encoder.layer.0.attention.self.query.weight", "kind": "attention", "dtype": "F32", "shape": [384, 384],
     "bytes": 589_824, "exact_at_every_level": False,
-}  # fmt: skip
-_NEAR: dict[str, Any] = {
-    "name": "minilm-ft", "score": 0.993, "distance": 0.08, "layers": 6, "parameters": 22_713_728,
-    "by_kind": {"attention": 0.991, "mlp": 0.98},
 }  # fmt: skip
 
 
@@ -135,33 +130,6 @@ class ModelWhole(ModelAbout):
     tensor_list: list[TensorAbout] = Field(description="In order of position.")
 
 
-class NearModel(BaseModel):
-    """A model and how like the asked one it is."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _NEAR})
-
-    name: str = Field(description="Its name here.")
-    score: float = Field(description="About 0 for an unrelated model, 1 for the same weights, in any order of neurons.")
-    distance: float | None = Field(
-        description="Length of the difference over that of the asked model's weights; null if no shape is shared."
-    )
-    layers: int = Field(description="Layers of the asked model that have a counterpart there.")
-    parameters: int = Field(description="Values of all its tensors.")
-    by_kind: dict[str, float] = Field(description="Score of each kind of tensor.")
-
-
-class NearModels(BaseModel):
-    """Other models that the caller may read, most like one first."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"model": "minilm", "method": "signature", "models": [_NEAR]}}
-    )
-
-    model: str = Field(description="The one that was asked about.")
-    method: str = Field(description="How they were compared: `signature`.")
-    models: list[NearModel] = Field(description="Best first.")
-
-
 _FILES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}
                                                   for kind in MEDIA.values()}},
@@ -197,16 +165,6 @@ def model_routes(app: FastAPI, services: Services) -> None:
         chosen = services.model(request, m)
         (about,), tensors = await asyncio.to_thread(lambda: (described([chosen]), chosen.tensors))
         return ModelWhole(**about, tensor_list=tensors)
-
-    @app.get("/v1/models/{m}/similar", summary="Find models like one", tags=["models"], responses=few)
-    async def similar(
-        m: Name, request: Request, k: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 10
-    ) -> NearModels:
-        """Compared by their signatures: no weights are read."""
-        chosen = services.model(request, m)
-        found = await asyncio.to_thread(neighbours, chosen, services.readable_models(request), k)
-        models = [NearModel(**item.as_dict()) for item in found]
-        return NearModels(model=m, method="signature", models=models)
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],

@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.model_index import ModelIndex
 from cluster.models import ModelService
-from operators.relation import Relation, relate
+from operators.relation import relate
 from operators.signature import Signature
 
 CANDIDATES = 32
@@ -24,7 +24,8 @@ class Nearest:
     Parameters
     ----------
     name: of the model.
-    score: about 0 for an unrelated one, 1 for the same weights in whatever order of neurons.
+    score: by the signatures, about 0 for an unrelated one, 1 for the same weights in whatever order of neurons; or that
+        of another method.
     distance: length of the difference over that of the model asked about, neurons as they lie; None without tensors of
         one shape.
     layers: of the model asked about, how many have a counterpart there.
@@ -71,10 +72,11 @@ def neighbours(chosen: ModelService, others: Iterable[ModelService], k: int) -> 
     return nearest(chosen.signature, index, lambda name: known[name].signature, k, without=chosen.name)
 
 
-def described(name: str, own: Signature, other: Signature, relation: Relation | None = None) -> Nearest:
-    """How a model relates to the one asked about."""
-    found = relate(own, other) if relation is None else relation
+def described(name: str, own: Signature, other: Signature, score: float | None = None) -> Nearest:
+    """How a model relates to the one asked about; by a score of another method, where one is given."""
+    found = relate(own, other)
     distance = found.distance
     return Nearest(
-        name, found.score, distance if np.isfinite(distance) else None, found.layers, other.parameters, found.by_kind()
+        name, found.score if score is None else score, distance if np.isfinite(distance) else None, found.layers,
+        other.parameters, found.by_kind(),
     )  # fmt: skip

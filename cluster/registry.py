@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.csv
 
 from cluster.filters import LISTED, parse_filter
 from cluster.model_root import ModelRoot
@@ -112,6 +115,16 @@ def as_table(listed: list[Row]) -> pa.Table:
             columns[name] = pa.array([None if value is None else str(value) for value in values])
     marked = [pa.field(n, c.type, metadata=LISTED if n in lists else None) for n, c in columns.items()]
     return pa.table(list(columns.values()), schema=pa.schema(marked))
+
+
+def exported(listed: list[Row], kind: Literal["csv", "json"]) -> bytes:
+    """The rows as a file: CSV with the columns of :func:`flat`, or JSON, nested."""
+    if kind == "json":
+        return (json.dumps(listed, indent=1, ensure_ascii=False) + "\n").encode()
+    sink = io.BytesIO()
+    if listed:
+        pyarrow.csv.write_csv(as_table(listed), sink)
+    return sink.getvalue()
 
 
 def statistics(listed: list[Row]) -> Row:

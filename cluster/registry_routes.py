@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,11 +15,19 @@ from cluster.model_differences import Difference, differences, heat_map
 from cluster.model_routes import KEPT, Filter, Name
 from cluster.models import ModelService
 from cluster.problems import RESPONSES
+from cluster.recorded_parents import beside, recorded_parents
 from cluster.services import Services
 from operators.descent import Edge, descent
 
 Other = Annotated[str, Path(description="Name of the model that it is compared with.", examples=["minilm-ft"])]
-_T = TypeVar("_T")
+Format = Annotated[
+    Literal["csv", "json"], Query(description="`csv` for tables, `json` with everything as the catalog nests it.")
+]
+_MEDIA = {"csv": "text/csv", "json": "application/json"}
+_EXPORTED: dict[str, Any] = {
+    "text/csv": {"schema": {"type": "string"}},
+    "application/json": {"schema": {"type": "array", "items": {"type": "object"}}},
+}
 KEPT_ANSWERS = 8
 """Answers about the same models, which never change under one object, that are kept, one a set that a key may read."""
 
@@ -30,7 +37,8 @@ _COUNTED: dict[str, Any] = {
     "kinds": {"attention": 7_091_712, "embedding": 23_835_648},
 }  # fmt: skip
 _EDGE: dict[str, Any] = {
-    "parent": "minilm", "child": "minilm-ft", "distance": 0.031, "why": ["layers"], "others": [],
+    "parent": "minilm", "child": "minilm-ft", "distance": 0.031, "why": ["layers"], "others": [], "recorded": "minilm",
+    "agrees": True,
 }  # fmt: skip
 _SHARED: dict[str, Any] = {
     "dtype": "F32", "shape": [384], "bytes": 1536, "spare": 1536,
@@ -69,14 +77,30 @@ class Descends(BaseModel):
     distance: float = Field(description="Length of what was changed over that of the weights.")
     why: list[str] = Field(description="What it has that does not go away again: zeros, ties, layers; `merged`.")
     others: list[str] = Field(description="Of a merged model, its other parents.")
+    recorded: str = Field(description="The parent that its archive is coded by; empty where it is coded alone.")
+    agrees: bool | None = Field(
+        description="Whether that is one of those told here; null without one, or where it is not among the models."
+    )
+
+
+class Untold(BaseModel):
+    """A parent that an archive records, and the signatures do not tell."""
+
+    parent: str = Field(description="That the archive is coded by.", examples=["minilm"])
+    child: str = Field(description="Whose archive that is.", examples=["minilm-ft"])
 
 
 class Tree(BaseModel):
-    """Who descends from whom, told from the signatures alone."""
+    """Who descends from whom, told from the signatures alone, beside the parents that archives record."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"edges": [_EDGE]}})
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"edges": [_EDGE], "recorded": 1, "agreeing": 1, "untold": []}}
+    )
 
     edges: list[Descends] = Field(description="Models without relatives are in none.")
+    recorded: int = Field(description="Recorded parents that are among the models.")
+    agreeing: int = Field(description="Those of them that the signatures tell too.")
+    untold: list[Untold] = Field(description="Recorded parents of models that are in no edge as a child.")
 
 
 class Copy(BaseModel):
@@ -144,29 +168,48 @@ def registry_routes(app: FastAPI, services: Services) -> None:
     few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
     listing: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 422)}
 
-    async def at_work(work: Callable[[], _T]) -> _T:
-        """What reads signatures or weights of many models, a few at a time."""
-        async with services.pictures:
-            return await asyncio.to_thread(work)
-
     @app.get("/v1/registry/statistics", summary="Count the models", tags=["models"], responses=listing)
     async def statistics(request: Request, filter: Filter = None) -> Counted:
         """Of those that the caller may read, and that the filter lets through."""
         models = services.readable_models(request)
         return Counted(**await asyncio.to_thread(counted, models, filter or ""))
 
+    @app.get(
+        "/v1/registry/export", summary="Take the list of models along", tags=["models"], response_class=Response,
+        responses={**listing, 200: {"description": "The file.", "content": _EXPORTED}},
+    )  # fmt: skip
+    async def export(request: Request, format: Format = "csv", filter: Filter = None) -> Response:
+        """Every column of those that the caller may read, and that the filter lets through; tags and notes too.
+
+        CSV has a column a hyper-parameter, kind, level and figure of quality; JSON is nested.
+        """
+        models = services.readable_models(request)
+        data = await asyncio.to_thread(lambda: registry.exported(chosen(models, filter or ""), format))
+        headers = {"Content-Disposition": f'attachment; filename="models.{format}"', "Cache-Control": "no-store"}
+        return Response(data, media_type=_MEDIA[format], headers=headers)
+
     @app.get("/v1/registry/tree", summary="Tell who descends from whom", tags=["models"], responses=listing)
     async def tree(request: Request) -> Tree:
         """Among those that the caller may read: by their signatures, no weights are read."""
         models = services.readable_models(request)
-        edges = await at_work(lambda: descended(models))
-        return Tree(edges=[Descends(**edge_row(edge)) for edge in edges])
+        edges = await services.at_work(lambda: descended(models))
+        held = beside(edges, recorded_parents(models))
+        known = [one.agrees for one in held.values() if one.agrees is not None]
+        return Tree(
+            edges=[
+                Descends(**edge_row(edge), recorded=held[edge.child].recorded, agrees=held[edge.child].agrees)
+                for edge in edges
+            ],
+            recorded=len(known), agreeing=sum(known),
+            untold=[Untold(parent=one.recorded, child=one.name)
+                    for one in held.values() if one.edge is None and one.agrees is False],
+        )  # fmt: skip
 
     @app.get("/v1/registry/shared", summary="Find tensors that models share", tags=["models"], responses=listing)
     async def shared(request: Request) -> SharedTensors:
         """Of those that the caller may read. Only tensors whose signatures agree are read, and compared bit for bit."""
         models = services.readable_models(request)
-        found = await at_work(lambda: common(models))
+        found = await services.at_work(lambda: common(models))
         return SharedTensors(
             spare_bytes=sum(item.spare for item in found), source_bytes=sum(m.about["source_bytes"] for m in models),
             tensors=[
@@ -180,7 +223,7 @@ def registry_routes(app: FastAPI, services: Services) -> None:
     async def different(m: Name, n: Other, request: Request) -> Differences:
         """Matrix by matrix, by their signatures: no weights are read."""
         first, second = services.model(request, m), services.model(request, n)
-        rows = await at_work(lambda: compared(first, second))
+        rows = await services.at_work(lambda: compared(first, second))
         told = [Different(**{name: getattr(row, name) for name in Different.model_fields}) for row in rows]
         return Differences(first=m, second=n, tensors=told)
 
@@ -192,14 +235,19 @@ def registry_routes(app: FastAPI, services: Services) -> None:
     async def map_of(m: Name, n: Other, request: Request) -> Response:
         """A column a layer, a row a kind of matrix, the darker the more was changed."""
         first, second = services.model(request, m), services.model(request, n)
-        text = await at_work(lambda: heat_map(m, n, compared(first, second)))
+        text = await services.at_work(lambda: heat_map(m, n, compared(first, second)))
         return Response(text, media_type="image/svg+xml", headers=KEPT)
+
+
+def chosen(models: list[ModelService], text: str = "") -> list[registry.Row]:
+    """Rows of those models that a filter lets through; blocking."""
+    rows = registry.served(models)
+    return registry.where(rows, text) if text and rows else rows
 
 
 def counted(models: list[ModelService], text: str = "") -> dict[str, Any]:
     """Statistics of those models that a filter lets through; blocking."""
-    rows = registry.served(models)
-    return registry.statistics(registry.where(rows, text) if text and rows else rows)
+    return registry.statistics(chosen(models, text))
 
 
 def descended(models: list[ModelService]) -> list[Edge]:

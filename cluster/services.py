@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from fastapi import Request
@@ -26,6 +26,7 @@ from operators.errors import HilbertflowError
 
 Reopen = Callable[[CollectionService], CollectionService | None]
 
+_T = TypeVar("_T")
 _log = logging.getLogger("hilbertflow.serve")
 
 
@@ -154,6 +155,11 @@ class Services:
             yield
         finally:
             self.active -= 1
+
+    async def at_work(self, work: Callable[[], _T]) -> _T:
+        """Do what reads or draws models in a thread, a few at a time."""
+        async with self.pictures:
+            return await asyncio.to_thread(work)
 
     def model(self, request: Request, name: str) -> ModelService:
         """The model, if the caller may read it; raises 401, 403 or 404."""

@@ -48,16 +48,23 @@ def verify(place: Location, tick: Tick | None = None) -> Verdict:
 def damages(place: Location, objects: Sequence[Object], tick: Tick | None = None) -> Iterator[Damage]:
     """Those of the objects that are not as they were written."""
     done, total = 0, sum(item.size for item in objects)
+    for item, what in each(place, objects):
+        if what:
+            yield Damage(item.key, what)
+        done += item.size
+        if tick:
+            tick(done, total)
+
+
+def each(place: Location, objects: Sequence[Object]) -> Iterator[tuple[Object, str]]:
+    """Every object, and what is wrong with it; empty for one that is as it was written."""
     for item in objects:
         try:
             data = place.read(item.key)
         except MissingFileError:
-            yield Damage(item.key, "missing")
+            yield item, "missing"
         else:
             if len(data) != item.size:
-                yield Damage(item.key, f"{len(data)} bytes instead of {item.size}")
-            elif hashlib.sha256(data).hexdigest() != item.sha256:
-                yield Damage(item.key, "checksum differs")
-        done += item.size
-        if tick:
-            tick(done, total)
+                yield item, f"{len(data)} bytes instead of {item.size}"
+            else:
+                yield item, "" if hashlib.sha256(data).hexdigest() == item.sha256 else "checksum differs"

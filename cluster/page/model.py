@@ -13,6 +13,7 @@ from fastapi.responses import Response
 
 from cluster.model_routes import described
 from cluster.models import ModelService
+from cluster.page.near import CHOICES
 from cluster.page.plot import levels_plot, rungs
 from cluster.page.render import show
 from cluster.page.treemap import Layer, layers
@@ -59,6 +60,8 @@ async def view(services: Services, request: Request) -> Response:
         listing=listing(tensors, given), given=given, sorts=SORTS,
         family={key: value for key, value in chosen.archive.attributes.get("config", {}).items() if key in FAMILY},
         depth=link.depth if link else 0,
+        near=near if (near := request.query_params.get("near", "")) in CHOICES else "signature", choices=CHOICES,
+        others=len(services.readable_models(request)) - 1,
         parent=_parent(services, request, chosen), to_parent=about["quality"].get("sqnr_db_parent"),
         children=[
             item.name for item in services.readable_models(request)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -13,9 +14,11 @@ from fastapi.responses import Response
 from cluster.model_differences import by_layer
 from cluster.model_routes import described
 from cluster.page.render import show
+from cluster.recorded_parents import Descent, beside, recorded_parents, verdict
 from cluster.registry_routes import common, compared, counted, descended
 from cluster.services import Services
 from operators.descent import Edge
+from operators.errors import HilbertflowError
 
 MOST = 40
 """Rows of a table at most."""
@@ -23,19 +26,32 @@ MOST = 40
 
 @dataclass(frozen=True)
 class Branch:
-    """A model in the tree: how deep it hangs, and the edge that it hangs on; None for a root."""
+    """A model in the tree: how deep it hangs, the edge that it hangs on (None for a root), its recorded parent."""
 
     name: str
     depth: int
     edge: Edge | None
+    told: Descent
 
 
 async def view(services: Services, request: Request) -> Response:
-    """All models that the caller may read."""
+    """All models that the caller may read; `filter` chooses those that the table has and that are counted."""
     models = services.readable_models(request)
+    asked, trouble = request.query_params.get("filter", "").strip(), None
+    told, counts = list[dict[str, Any]](), dict[str, Any]()
     with services.admitted():
-        told, counts, edges = await asyncio.to_thread(lambda: (described(models), counted(models), descended(models)))
-    return show("registry.html", models=told, counts=counts, branches=branches([m.name for m in models], edges))
+        edges = await services.at_work(lambda: descended(models))
+        try:
+            told, counts = await asyncio.to_thread(lambda: (described(models, asked), counted(models, asked)))
+        except HilbertflowError as error:
+            if not asked:
+                raise
+            trouble = error
+    held = beside(edges, recorded_parents(models))
+    return show(
+        "registry.html", 200 if trouble is None else 422, models=told, counts=counts, filter=asked, trouble=trouble,
+        every=len(models), branches=branches(held), verdict=verdict(held.values()),
+    )  # fmt: skip
 
 
 async def shared(services: Services, request: Request) -> Response:
@@ -61,20 +77,20 @@ async def different(services: Services, request: Request) -> Response:
     )  # fmt: skip
 
 
-def branches(names: Sequence[str], edges: Sequence[Edge]) -> list[Branch]:
+def branches(held: Mapping[str, Descent]) -> list[Branch]:
     """The tree line by line: each model below its parent, models without relatives last."""
-    below: dict[str, list[Edge]] = defaultdict(list)
-    for edge in edges:
-        below[edge.parent].append(edge)
-    children = {edge.child for edge in edges}
+    below: dict[str, list[str]] = defaultdict(list)
+    for one in held.values():
+        if one.edge is not None:
+            below[one.edge.parent].append(one.name)
     out: list[Branch] = []
 
-    def walk(name: str, depth: int, edge: Edge | None) -> None:
-        out.append(Branch(name, depth, edge))
-        for following in sorted(below[name], key=lambda one: one.child):
-            walk(following.child, depth + 1, following)
+    def walk(name: str, depth: int) -> None:
+        out.append(Branch(name, depth, held[name].edge, held[name]))
+        for child in sorted(below[name]):
+            walk(child, depth + 1)
 
-    roots = [name for name in names if name not in children]
+    roots = [name for name, one in held.items() if one.edge is None]
     for name in sorted(roots, key=lambda name: (not below[name], name)):
-        walk(name, 0, None)
+        walk(name, 0)
     return out

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from cluster.page import home, key, model, near, reference, registry, search, state, tensor
+from cluster.page import home, key, model, near, reference, registry, search, state, tensor, verify
 from cluster.page.render import VISITOR, asset, show
 from cluster.problems import Refused
 from cluster.service import Unavailable
@@ -22,6 +22,7 @@ VIEWS: dict[str, View] = {
     "/collections/{c}": search.view,
     "/models/{m}": model.view,
     "/models/{m}/similar": near.view,
+    "/models/{m}/verify": verify.view,
     "/models/{m}/differences/{n}": registry.different,
     "/models/{m}/tensors/{t:path}": tensor.view,
     "/registry": registry.view,

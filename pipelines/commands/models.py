@@ -77,11 +77,11 @@ def similar(
 
 
 def _by_method(root: ModelRoot, model: str, method: str, k: int, as_json: bool) -> None:
-    from cluster.model_methods import METHODS
+    from cluster.model_methods import METHODS, scored
 
     if method not in METHODS:
         raise typer.BadParameter(f"'{method}' is none of {', '.join(METHODS)}")
-    scores = METHODS[method](root, root.check(model))
+    scores = scored(method, root, root.check(model))
     best = sorted(scores.items(), key=lambda item: (-item[1], item[0]))[:k]
     if as_json:
         told = [{"name": name, "score": score} for name, score in best]
@@ -92,52 +92,32 @@ def _by_method(root: ModelRoot, model: str, method: str, k: int, as_json: bool) 
 
 
 def _compare(root: ModelRoot, model: str, k: int, as_json: bool) -> None:
-    from importlib.util import find_spec
-    from time import perf_counter
+    from cluster.method_comparison import compare
 
-    from cluster.model_methods import METHODS, PICTURES, agreement, average_precision, known_relatives, known_strangers
-
-    root.check(model)
-    methods = {name: measure for name, measure in METHODS.items() if name not in PICTURES or find_spec("skimage")}
-    if len(methods) < len(METHODS):
-        console.note(f"without {' and '.join(PICTURES)}, which need: pip install 'hilbertflow[models]'")
-    scores, seconds = {}, {}
-    for name, measure in methods.items():
-        began = perf_counter()
-        scores[name] = measure(root, model)
-        seconds[name] = perf_counter() - began
-    agreements = {name: agreement(told, scores["exact"]) for name, told in scores.items()}
-    truth, strangers = known_relatives(root, model), known_strangers(root, model)
-    known = truth | strangers if truth and strangers else set()
-    precisions = {
-        name: average_precision({other: score for other, score in told.items() if other in known}, truth)
-        for name, told in scores.items()
-    }
+    told = compare(root, root.check(model))
+    for why in told.left_out.values():
+        console.note(f"left out: {why}")
     if as_json:
+        precision = {name: told.precision(name) for name in told.scores}
         console.print_json(
-            {"model": model, "scores": scores, "relatives": sorted(truth), "strangers": sorted(strangers),
-             "precision": precisions if known else None, "agreement": agreements, "seconds": seconds}
+            {"model": model, "scores": told.scores, "relatives": sorted(told.relatives),
+             "strangers": sorted(told.strangers), "precision": precision if told.known else None,
+             "agreement": {name: told.agreement(name) for name in told.scores}, "seconds": told.seconds}
         )  # fmt: skip
         return
-    order = sorted(scores["exact"], key=lambda name: (-scores["exact"][name], -scores["signature"][name]))[:k]
     console.table(
-        ("model", *methods), [(name, *(f"{scores[method][name]:.4f}" for method in methods)) for name in order]
+        ("model", *told.scores),
+        [(name, *(f"{scores[name]:.4f}" for scores in told.scores.values())) for name in told.best(k)],
     )
+    figures = {name: (told.precision(name), told.agreement(name)) for name in told.scores}
     console.table(
         ("method", "average precision", "rank correlation with exact", "seconds"),
         [
-            (name, f"{precisions[name]:.3f}" if known else "", f"{agreements[name]:.3f}", f"{seconds[name]:.2f}")
-            for name in methods
+            (name, *("" if figure is None else f"{figure:.3f}" for figure in figures[name]), f"{seconds:.2f}")
+            for name, seconds in told.seconds.items()
         ],
     )
-    if known:
-        told, left = ", ".join(sorted(truth)[:5]), len(scores["exact"]) - len(known)
-        console.say(
-            f"average precision: its {console.count(len(truth), 'relative')} by parent ({told}) among "
-            f"{console.count(len(strangers), 'model')} of other parents; {left} of unknown descent left out"
-        )
-    else:
-        console.say(f"no model here is known {'to be a stranger' if truth else 'as its relative'} by parent: no truth")
+    console.say(told.truth)
     console.say("exact compares tensors by name and place: where neurons were moved, signature sees what it cannot")
 
 
@@ -278,22 +258,13 @@ def export(
     where: Where = "",
 ) -> None:
     """Write the list as CSV or JSON."""
-    import io
-    import json
-
-    import pyarrow.csv
-
     from cluster import registry
     from operators.errors import HilbertflowError
 
     if not out.endswith((".csv", ".json")):
         raise HilbertflowError("is neither .csv nor .json", where=out)
     listed = _listed(url, where)
-    if out.endswith(".csv"):
-        pyarrow.csv.write_csv(registry.as_table(listed), data := io.BytesIO())
-        console.write(out, data.getvalue())
-    else:
-        console.write(out, (json.dumps(listed, indent=1, ensure_ascii=False) + "\n").encode())
+    console.write(out, registry.exported(listed, "csv" if out.endswith(".csv") else "json"))
     console.say(f"{out}: {console.count(len(listed), 'model')}")
 
 
@@ -315,21 +286,21 @@ def stats(url: RootUrl, where: Where = "", as_json: Json = False) -> None:
 @models.command("verify")
 def verify(url: RootUrl, as_json: Json = False) -> None:
     """Recompute every checksum of every model, and see that the parents of children are there."""
+    from cluster.integrity import checks
     from cluster.model_root import ModelRoot
     from operators.errors import HilbertflowError
-    from storage.verify import verify as check
 
     root, told = ModelRoot(url), []
     for name in root.rows:
+        found: tuple[str, ...] = ()
         with console.progress(f"verifying {name}", in_bytes=True) as tick:
             try:
-                handle = root.handle(name)
-                found = [f"{damage.key}: {damage.what}" for damage in check(handle.place, tick).damaged]
-                if not found and handle.link is not None:
-                    handle.require_parent()
+                for step in checks(root.handle(name)):
+                    tick(step.done, step.total)
+                    found = step.damaged
             except HilbertflowError as error:
-                found = [str(error)]
-        told.append({"model": name, "sound": not found, "damaged": found})
+                found = (str(error),)
+        told.append({"model": name, "sound": not found, "damaged": list(found)})
         if not as_json:
             console.say(f"{name}: {'sound' if not found else 'DAMAGED'}")
             for line in found:
@@ -372,19 +343,22 @@ def shared(url: RootUrl, as_json: Json = False) -> None:
 
 @models.command("tree")
 def tree(url: RootUrl, as_json: Json = False) -> None:
-    """Tell who descends from whom, by the signatures alone."""
+    """Tell who descends from whom, by the signatures alone, and whether recorded parents agree."""
     from cluster.model_root import ModelRoot
+    from cluster.recorded_parents import beside, verdict
     from operators.descent import descent
 
     root = ModelRoot(url)
     edges = descent({name: root.signature(name) for name in root.rows})
+    held = beside(edges, {name: row.get("parent") or "" for name, row in root.rows.items()})
     if as_json:
         console.print_json(
             [
-                {"parent": e.parent, "others": e.others, "child": e.child, "distance": e.distance, "why": e.why}
+                {"parent": e.parent, "others": e.others, "child": e.child, "distance": e.distance, "why": e.why,
+                 "recorded": held[e.child].recorded, "agrees": held[e.child].agrees}
                 for e in edges
             ]
-        )
+        )  # fmt: skip
         return
     below: dict[str, list[str]] = {}
     for edge in edges:
@@ -395,6 +369,8 @@ def tree(url: RootUrl, as_json: Json = False) -> None:
         edge = told.get(name)
         about = "" if edge is None else f"  {edge.distance:.4f}" + "".join(f"  {why}" for why in edge.why)
         about += f"  with {', '.join(edge.others)}" if edge is not None and edge.others else ""
+        if recorded := held[name].recorded:
+            about += "  as recorded" if held[name].agrees else f"  but coded by {recorded}"
         console.say(f"{'  ' * depth}{name}{about}")
         for child in below.get(name, ()):
             draw(child, depth + 1)
@@ -402,6 +378,8 @@ def tree(url: RootUrl, as_json: Json = False) -> None:
     for name in root.rows:
         if name not in told:
             draw(name, 0)
+    if said := verdict(held.values()):
+        console.say(said)
 
 
 def _listed(url: str, where: str) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ VIEWS = {
     "home": "/", "rows": "/collections/rows", "answer": "/collections/rows?row=row-1&k=10",
     "wrong": "/collections/rows?row=row-1&filter=lines+%3E", "pictures": "/collections/pictures?q=a+red+shoe&k=10",
     "model": "/models/small", "child": "/models/last", "near": "/models/last/similar",
+    "compared": "/models/last/similar?method=all", "verify": "/models/last/verify",
     "registry": "/registry", "shared": "/registry/shared", "differences": "/models/small/differences/last",
     "tensor": "/models/last/tensors/layer.0.weight",
     "state": "/state", "docs": "/docs", "key": "/key", "nothing": "/collections/none",
@@ -307,6 +308,36 @@ def test_relatives_are_found_behind_the_page(page: Any) -> None:
     page.goto("/models/last")
     page.wait_for_selector("section:has(#near) table")
     assert {"first", "small"} == set(page.locator("section:has(#near) tbody th").all_inner_texts())
+
+
+def test_another_method_is_chosen_on_the_models_own_page(page: Any) -> None:
+    """By the form, and all methods beside one another in the same place."""
+    page.goto("/models/last")
+    page.select_option("#method", "exact")
+    page.click("text=Compare >> nth=0")
+    page.wait_for_selector("section:has(#near) p:has-text('cosine of all weights')")
+    page.select_option("#method", "all")
+    page.click("section:has(#near) button")
+    page.wait_for_selector("section:has(#near) th:has-text('Rank correlation')")
+    assert page.url.endswith("/models/last?near=all#near")
+
+
+def test_a_check_is_followed_as_it_goes(page: Any, site: Site) -> None:
+    """In the model's page: sound, then with a byte gone."""
+    page.goto("/models/last")
+    page.click("text=Recompute every checksum")
+    page.wait_for_selector("section:has(#whole) .good")
+    assert "all as they were written" in page.inner_text("section:has(#whole) .good")
+    path = site.root / "archives" / "models" / "last" / "signature.parquet"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    try:
+        page.reload()
+        page.click("text=Recompute every checksum")
+        page.wait_for_selector("section:has(#whole) .trouble")
+        assert f"{len(data) - 1} bytes instead of {len(data)}" in page.inner_text("section:has(#whole) li")
+    finally:
+        path.write_bytes(data)
 
 
 def test_the_state_follows_a_run(page: Any, site: Site) -> None:

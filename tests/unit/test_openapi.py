@@ -15,7 +15,16 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from cluster import api, collection_routes, model_routes, problems, registry_routes, row_wire, wire
+from cluster import (
+    api,
+    collection_routes,
+    model_routes,
+    problems,
+    registry_routes,
+    row_wire,
+    similar_routes,
+    wire,
+)
 from cluster.api import build_api
 from cluster.auth import Keys, new_key
 from cluster.config import Limits
@@ -180,7 +189,7 @@ def test_every_option_of_a_search_works_as_its_example_says(client: TestClient) 
 
 def test_examples_of_answers_are_answers() -> None:
     """Each is what its model takes."""
-    for module in (api, collection_routes, model_routes, problems, registry_routes, row_wire, wire):
+    for module in (api, collection_routes, model_routes, problems, registry_routes, row_wire, similar_routes, wire):
         for model in vars(module).values():
             extra = getattr(model, "model_config", {}).get("json_schema_extra") if isinstance(model, type) else None
             if extra:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import html
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +98,28 @@ def test_only_what_one_may_read(models: dict[str, ModelService], tmp_path: Path)
         assert client.get("/v1/registry/shared", headers=headers).json()["tensors"] == []
         assert client.get("/v1/models/small/differences/after", headers=headers).status_code == 403
         assert client.get("/v1/registry/tree").status_code == 401
+        assert "after" not in client.get("/v1/registry/export?format=json", headers=headers).text
+        assert client.get("/v1/registry/export").status_code == 401
+
+
+def test_the_list_is_exported_as_the_command_does(client: TestClient, tmp_path: Path) -> None:
+    """The same columns and filters, for those that one may read, in two formats; links on the page."""
+    reply = client.get("/v1/registry/export")
+    assert reply.headers["content-type"].startswith("text/csv")
+    assert reply.headers["content-disposition"] == 'attachment; filename="models.csv"'
+    rows = list(csv.DictReader(io.StringIO(reply.text)))
+    assert [row["name"] for row in rows] == ["small", "after"] and rows[1]["parent"] == "small"
+    assert int(rows[0]["bytes_level0"]) > 0
+    asked = {"format": "json", "filter": 'parent == "small"'}
+    (only,) = client.get("/v1/registry/export", params=asked).json()
+    about = client.get("/v1/models/after").json()
+    assert (only["name"], only["parameters"], only["kinds"]) == ("after", about["parameters"], about["kinds"])
+    assert client.get("/v1/registry/export", params={"filter": "parameters > 1e12"}).text == ""
+    assert client.get("/v1/registry/export?format=xml").status_code == 422
+    assert client.get("/v1/registry/export", params={"filter": "nonsense =="}).status_code == 422
+    page = client.get("/registry", params={"filter": 'parent == "small"'}).text
+    assert len(re.findall(r'<th scope="row"><a href="/models/', page)) == 1
+    for link in re.findall(r'href="(/v1/registry/export[^"]*)"', page):
+        assert client.get(html.unescape(link)).text.count("after") and "small.safetensors" not in link
+    assert client.get("/registry", params={"filter": "nonsense =="}).status_code == 422
+    assert "It holds for none of 2 models" in client.get("/registry", params={"filter": "parameters > 1e12"}).text

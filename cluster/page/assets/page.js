@@ -55,3 +55,43 @@ for (const place of document.querySelectorAll("[data-load]")) {
     })
     .catch(() => {});
 }
+
+// A check tells line by line how far it has come; without scripts a page waits for its end.
+for (const link of document.querySelectorAll("a[data-check]")) {
+  link.addEventListener("click", async (event) => {
+    event.preventDefault();
+    const said = document.createElement("p"), bar = document.createElement("progress"), damaged = [];
+    const tell = (kind, text) => { said.className = kind; said.textContent = text; };
+    said.setAttribute("role", "status");
+    said.append("Reading …", bar);
+    said.classList.add("check");
+    link.parentElement.replaceWith(said);
+    let last = null, rest = "";
+    try {
+      const reply = await fetch(link.dataset.check);
+      if (!reply.ok) throw new Error(`answered ${reply.status}`);
+      const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let { value, done } = await reader.read(); !done; { value, done } = await reader.read()) {
+        const lines = (rest + value).split("\n");
+        rest = lines.pop();
+        for (const line of lines) {
+          last = JSON.parse(line);
+          damaged.push(...last.damaged);
+          bar.max = last.total || 1;
+          bar.value = last.done;
+        }
+      }
+      if (!last || last.sound === null) throw new Error("ended before its end");
+      const size = `${last.objects.toLocaleString("en")} objects, ${last.done.toLocaleString("en")} bytes`;
+      if (last.sound) tell("good", `Sound: ${size}, all as they were written.`);
+      else {
+        tell("trouble", `Damaged: ${damaged.length} faults in ${size}. \`hilbertflow repair\` makes what is broken again.`);
+        const list = document.createElement("ul");
+        list.append(...damaged.slice(0, 100).map((text) => Object.assign(document.createElement("li"), { textContent: text })));
+        said.after(list);
+      }
+    } catch (error) {
+      tell("trouble", `The check ${error.message}.`);
+    }
+  });
+}

@@ -82,6 +82,18 @@ def relate(first: Signature, second: Signature) -> Relation:
     return best
 
 
+def difference(first: Signature, second: Signature) -> float:
+    """Length of the difference over that of the first, by the linear sketches of tensors of one name and shape.
+
+    Infinite without any. Neurons as they lie, layers as they are numbered.
+    """
+    twins = {tensor.name: tensor for tensor in second.tensors}
+    told = [(_change(own, twins[own.name]), own.energy) for own in first.tensors if own.name in twins]
+    known = [(change, energy) for change, energy in told if change is not None]
+    whole = sum(energy for _, energy in known)
+    return float(np.sqrt(sum(c * c * e for c, e in known) / whole)) if whole > 0 else float("inf")
+
+
 def code_score(code: npt.NDArray[np.int8], others: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
     """Cosines of codes (n, 992) to one: the higher of the fixed and the anchored half."""
     own, theirs = code.astype(np.float32).reshape(2, -1), others.astype(np.float32).reshape(len(others), 2, -1)
@@ -149,12 +161,16 @@ def _cosine(first: _Seen, second: _Seen) -> float:
 
 def _pair(first: _Seen, second: _Seen) -> Pair:
     a, b = first.tensor, second.tensor
-    change = None
-    if (a.rows, a.columns) == (b.rows, b.columns):
-        count = min(a.linear.size, b.linear.size)
-        difference = a.linear[:count].astype(np.float64) - b.linear[:count]
-        change = float(np.sqrt(np.square(difference).mean() / max(a.energy, 1e-300)))
-    return Pair(a, b, _cosine(first, second), change)
+    return Pair(a, b, _cosine(first, second), _change(a, b))
+
+
+def _change(first: TensorSketch, second: TensorSketch) -> float | None:
+    """Length of the difference over that of the first; None for other shapes."""
+    if (first.rows, first.columns) != (second.rows, second.columns):
+        return None
+    count = min(first.linear.size, second.linear.size)
+    apart = first.linear[:count].astype(np.float64) - second.linear[:count]
+    return float(np.sqrt(np.square(apart).mean() / max(first.energy, 1e-300)))
 
 
 def _layer_scores(left: Sequence[dict[str, _Seen]], right: Sequence[dict[str, _Seen]]) -> F64:

@@ -97,6 +97,7 @@ class Plan:
     trials: what ``auto`` compared.
     sampled: kept and available parameters by kind, for a checkpoint.
     codebook: what is told of the codebook of ``vq``; empty without one.
+    parent: what is told of the choice of a parent; empty where it was not left to us. The recipe has it as chosen.
     """
 
     recipe: Recipe
@@ -108,6 +109,7 @@ class Plan:
     trials: Trials = field(default_factory=Trials)
     sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
     codebook: dict[str, Any] = field(default_factory=dict)
+    parent: dict[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> Pass:

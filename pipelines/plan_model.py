@@ -16,6 +16,7 @@ from operators.quantize import Quantize
 from operators.sample import Sample, shares
 from operators.sketch import compile_sums
 from operators.vector_code import VectorQuantize
+from pipelines.choose_parent import choose_parent
 from pipelines.plan import Plan, Trials, archive_spec, only, only_of
 from pipelines.plan_child import child_parts
 from pipelines.plan_vectors import vector_parts
@@ -44,6 +45,10 @@ def model_plan(recipe: Recipe) -> Plan:
     layout = place(table, only(recipe, HilbertMap).side, recipe.compute.planes_per_unit)
     recorder = Recorder(checkpoint)
     frame = frame_of(checkpoint, recorder)
+    chosen = None
+    if recipe.parent is not None and recipe.parent.automatic:
+        chosen = choose_parent(recipe, checkpoint, layout, frame, recorder)
+        recipe = recipe.model_copy(update={"parent": chosen.parent})
     source, trials, told = PlaneUnits(checkpoint, layout, recorder=recorder), Trials(), dict[str, Any]()
     extra = {"tensors.parquet": parquet_bytes(layout.table())}
     if recipe.parent is not None:
@@ -60,7 +65,8 @@ def model_plan(recipe: Recipe) -> Plan:
     spec = archive_spec(recipe, checkpoint.fingerprint, attributes, arrays, layout.units)
     source = dataclasses.replace(source, frame=frame, held=tuple(recorder.pieces), recorder=None)
     compile_sums()
-    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole), told)
+    parent = chosen.told if chosen else {}
+    return Plan(recipe, source, stream, spec, layout.nbytes, extra, trials, shares(table, whole), told, parent)
 
 
 def _scalar_parts(

@@ -204,8 +204,15 @@ ROW_FLOW = ("embed", "row_blocks", "row_code", "frame_encode")
 class Parent(Part):
     """The archive of a checkpoint that this one comes from; only what differs from it is stored."""
 
-    path: Text = Field(description="archive of the parent, a directory or a URL")
+    path: Text = Field(
+        description="archive of the parent, a directory or a URL; auto takes the nearest of the sink's root, if any is"
+    )
     max_chain: int = Field(10, ge=1, le=64, description="archives to read back to one that stands alone, at most")
+
+    @property
+    def automatic(self) -> bool:
+        """Whether it is to be chosen; a folder of this name is ``./auto``."""
+        return self.path == "auto"
 
 
 def _parent(value: Any) -> Any:

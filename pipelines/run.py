@@ -155,7 +155,7 @@ def _page(report: Report) -> str:
         report.url, manifest.kind, manifest.name, report.job, report.seconds, manifest.units, report.written,
         report.skipped, manifest.source_bytes, in_order(manifest.levels), manifest.quality, seen.watched,
         recipe.compute.memory, seen.nodes, seen.cpus, recipe.model_dump(mode="json"), report.s3, report.indexes,
-        seen.index_seconds,
+        seen.index_seconds, report.plan.parent,
     )  # fmt: skip
     try:
         return run_page.write(told, Location(recipe.sink.path))

@@ -39,6 +39,7 @@ class Run:
     memory: bytes that the recipe allows a worker.
     nodes, cpus: machines and CPUs of the cluster it ran on.
     recipe: for the record.
+    parent: what is told of a parent that was chosen; empty where none was to be.
     """
 
     url: str
@@ -60,6 +61,7 @@ class Run:
     s3: Used = field(default_factory=Used)
     indexes: tuple[str, ...] = ()
     index_seconds: float = 0.0
+    parent: dict[str, Any] = field(default_factory=dict)
 
     @property
     def started(self) -> datetime:
@@ -113,6 +115,8 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         ("operators at work", f"{busy / max(run.seconds, 1e-9):.2f}", f"on average; {cluster}"),
         ("largest worker", size(largest) if largest else "–", f"of {size(run.memory)} allowed"),
     ]  # fmt: skip
+    if run.parent:
+        facts.append(("parent", run.parent["name"] or "none", run.parent["why"]))
     if run.indexes:
         facts.append(("indexes", ", ".join(run.indexes), f"built in {_time(run.index_seconds)}"))
     if run.s3.total:

@@ -122,7 +122,8 @@ def _summary(report: Report) -> dict[str, Any]:
     update = {} if changes is None else {
         "changes": {"put_in": changes.source.count, "deleted": len(changes.gone), "kept": changes.kept}
     }  # fmt: skip
-    return update | _sampled(report.plan) | {
+    parent = {"parent": report.plan.parent} if report.plan.parent else {}
+    return update | parent | _sampled(report.plan) | {
         "url": report.url, "units": manifest.units, "written": report.written, "skipped": report.skipped,
         "seconds": round(report.seconds, 3), "source_bytes": manifest.source_bytes, "levels": in_order(manifest.levels),
         "archive_bytes": sum(manifest.levels.values()), "quality": manifest.quality, "indexes": list(report.indexes),
@@ -154,6 +155,7 @@ def _show(report: Report) -> None:
             f"deleted, {report.changes.kept:,} as they were"
         )
         return
+    _show_parent(report.plan)
     if not report.written:
         built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
         console.say(f"{report.url} is finished ({console.count(done['units'], 'unit')}){built}")
@@ -187,12 +189,14 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         "url": plan.spec.url, "graph": graph, "units": plan.spec.units, "source_bytes": plan.source_bytes,
         "estimated_bytes": estimate, "estimated_total": sum(estimate.values()) or None,
         "arrays": {a.name: {"shape": a.shape, "dtype": a.dtype, "coder": a.coder} for a in plan.spec.arrays},
-    } | ({"codebook": plan.codebook} if plan.codebook else {}) | _sampled(plan)  # fmt: skip
+    }  # fmt: skip
+    said |= {key: told for key, told in (("codebook", plan.codebook), ("parent", plan.parent)) if told} | _sampled(plan)
     if as_json:
         console.print_json(said)
         return
     console.say("  ⇒  ".join(graph))  # stages are fused inside, streamed between
     console.say(f"{console.count(plan.spec.units, 'unit')} of {console.size(plan.source_bytes)} into {plan.spec.url}")
+    _show_parent(plan)
     _show_sampled(plan)
     _show_codebook(plan.codebook)
     if plan.spec.arrays:
@@ -223,6 +227,12 @@ def _show_sampled(plan: Plan) -> None:
     if kinds := _sampled(plan).get("sampled"):
         rows = [(kind, n["kept"], n["of"], f"{100 * n['kept'] / max(1, n['of']):.1f} %") for kind, n in kinds.items()]
         console.table(("sampled parameters", "kept", "of", "share"), rows)
+
+
+def _show_parent(plan: Plan) -> None:
+    """Which parent was chosen and why, or why none, where the recipe left it to us."""
+    if plan.parent:
+        console.say(f"parent: {plan.parent['why']}")
 
 
 def _show_codebook(told: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ def registry_routes(app: FastAPI, services: Services) -> None:
         return Counted(**await asyncio.to_thread(counted, models, filter or ""))
 
     @app.get(
-        "/v1/registry/export", summary="Take the list of models along", tags=["models"], response_class=Response,
+        "/v1/registry/export", summary="Export the list of models", tags=["models"], response_class=Response,
         responses={**listing, 200: {"description": "The file.", "content": _EXPORTED}},
     )  # fmt: skip
     async def export(request: Request, format: Format = "csv", filter: Filter = None) -> Response:

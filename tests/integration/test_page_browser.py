@@ -314,7 +314,7 @@ def test_another_method_is_chosen_on_the_models_own_page(page: Any) -> None:
     """By the form, and all methods beside one another in the same place."""
     page.goto("/models/last")
     page.select_option("#method", "exact")
-    page.click("text=Compare >> nth=0")
+    page.click("section:has(#near) button")
     page.wait_for_selector("section:has(#near) p:has-text('cosine of all weights')")
     page.select_option("#method", "all")
     page.click("section:has(#near) button")

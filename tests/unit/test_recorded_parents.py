@@ -25,13 +25,13 @@ from tests.archived_model import _archived, archived_child, archived_model, smal
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, its child, a stranger, and another child of the first that is coded by the stranger."""
     root = tmp_path_factory.mktemp("recorded")
-    archived_child(root, "after", archived_model(root), 1)
+    archived_child(root, "after", archived_model(root), 30)
     random = np.random.default_rng(77)
     other = {
         name: (random.standard_normal(a.shape) if a.dtype.kind == "f" else a) for name, a in small_tensors().items()
     }
     stranger = {name: np.asarray(a, small_tensors()[name].dtype) for name, a in other.items()}
-    archived_child(root, "odd", _archived(root, "stranger", stranger), 30)
+    archived_child(root, "odd", _archived(root, "stranger", stranger), 31)
     return root / "archives"
 
 

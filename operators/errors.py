@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class HilbertflowError(ValueError):
     """Input, archive or request that cannot be used.
@@ -23,6 +26,25 @@ class HilbertflowError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments: Ray carries errors between processes
         return _rebuild, (self.what, self.where, self.remedy)
+
+
+def at(file: str, *place: str | int) -> str:
+    """``FILE: part, part``: how every reader names a file and the place in it, the larger part first.
+
+    A number is a byte, counted from 0: of the file, or of the part of it that is named before.
+    """
+    return f"{file}: {', '.join(part if isinstance(part, str) else f'byte {part}' for part in place)}"
+
+
+@contextlib.contextmanager
+def placed(file: str, *place: str | int) -> Iterator[None]:
+    """Give the errors of a block that name no place in ``file`` this one."""
+    try:
+        yield
+    except HilbertflowError as error:
+        if error.where.startswith(f"{file}: "):
+            raise
+        raise HilbertflowError(error.what, where=at(file, *place), remedy=error.remedy) from error
 
 
 def _rebuild(what: str, where: str, remedy: str) -> HilbertflowError:

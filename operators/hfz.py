@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import klt, sections
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at, placed
 from operators.rowcode import RowCode
 
 F32 = npt.NDArray[np.float32]
@@ -32,6 +32,8 @@ MAGIC, VERSION = b"\x89HFZ", 1
 DTYPES = tuple(np.dtype(name) for name in ("f4", "f2", "f8", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"))
 LIMIT = 1 << 36
 """Bytes of decoded vectors that a reader accepts unless told otherwise."""
+WHERE = "packed vectors"
+"""What errors call bytes that lie in memory."""
 _HEADER = 8
 _MOST_HEADER = 1 << 20
 _REMEDY = "the file is damaged, or not one that `hilbertflow compress` wrote"
@@ -68,15 +70,25 @@ def from_columns(files: Sequence[bytes], count: int, dim: int, dtype: npt.DTypeL
     return _sealed(header, files)
 
 
-def read_header(data: bytes | memoryview) -> dict[str, Any]:
-    """What a file says of itself, its check sum and its numbers checked; HilbertflowError when it is none of ours."""
+def read_header(data: bytes | memoryview, where: str = WHERE, begin: int = 0) -> dict[str, Any]:
+    """What a file says of itself, its check sum and its numbers checked; HilbertflowError when it is none of ours.
+
+    ``where`` is what errors call the file in which ``data`` begins at byte ``begin``.
+    """
     view = memoryview(data).cast("B")
     if len(view) < _HEADER + 4 or bytes(view[:4]) != MAGIC:
-        raise HilbertflowError("is not a file of packed vectors", remedy=_REMEDY)
+        raise HilbertflowError("is not a file of packed vectors", where=at(where, begin), remedy=_REMEDY)
     if view[4] != VERSION:
-        raise HilbertflowError(f"has version {view[4]}, which this program cannot read", remedy="use a newer one")
+        what = f"has version {view[4]}, which this program cannot read"
+        raise HilbertflowError(what, where=at(where, begin + 4), remedy="use a newer one")
     if zlib.crc32(view[:-4]) != int.from_bytes(view[-4:], "little"):
-        raise HilbertflowError("the check sum does not agree", remedy=_REMEDY)
+        end = begin + len(view) - 4
+        raise HilbertflowError("the check sum does not agree", where=at(where, end), remedy=_REMEDY)
+    with placed(where, begin + _HEADER):
+        return _header(view)
+
+
+def _header(view: memoryview) -> dict[str, Any]:
     size = int.from_bytes(view[5:8], "little")
     try:
         header = json.loads(bytes(view[_HEADER : _HEADER + size]))
@@ -91,18 +103,21 @@ def read_header(data: bytes | memoryview) -> dict[str, Any]:
     return header | {"header_bytes": size}
 
 
-def decode(data: bytes | memoryview, limit: int = LIMIT) -> Values:
+def decode(data: bytes | memoryview, limit: int = LIMIT, where: str = WHERE, begin: int = 0) -> Values:
     """The vectors (n, d) of a file, in their dtype.
 
-    Raises HilbertflowError for anything that is not a whole file, and before allocating more than ``limit`` bytes.
+    Raises HilbertflowError for anything that is not a whole file, and before allocating more than ``limit`` bytes;
+    it names the byte. ``where`` and ``begin`` as of :func:`read_header`.
     """
-    header = read_header(data)
+    header = read_header(data, where, begin)
     dtype = np.dtype(header["dtype"])
     taken = header["rows"] * header["dim"] * max(4, dtype.itemsize)
     if taken > limit:
-        raise HilbertflowError(f"decodes to {taken:,} bytes, more than {limit:,}", remedy="allow more with limit")
-    body = memoryview(data).cast("B")[_HEADER + header["header_bytes"] : -4]
-    return _DECODERS[header["kind"]](header, body, dtype)
+        what = f"decodes to {taken:,} bytes, more than {limit:,}"
+        raise HilbertflowError(what, where=at(where, begin + _HEADER), remedy="allow more with limit")
+    first = _HEADER + header["header_bytes"]
+    with placed(where, begin + _HEADER):  # where arrays that are sound do not go together, the header is at fault
+        return _DECODERS[header["kind"]](header, memoryview(data).cast("B")[first:-4], dtype, where, begin + first)
 
 
 def restored(rows: F32, dtype: np.dtype[Any]) -> Values:
@@ -120,12 +135,12 @@ def restored(rows: F32, dtype: np.dtype[Any]) -> Values:
     return out
 
 
-def _decode_rows(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any]) -> Values:
+def _decode_rows(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any], where: str, begin: int) -> Values:
     count, dim = header["rows"], _number(header, "dim", 1, klt.MOST_DIM)
     rank = _number(header, "rank", 1, dim)
     numbers = {name: _number(header, name, -(1 << 31), 1 << 31) for name in ("shift", "states", "cell", "block")}
     numbers |= {name: _number(header, name, -(1 << 31), 1 << 31) for name in ("low", "high") if name in header}
-    source = sections.Reader(body)
+    source = sections.Reader(body, where, begin)
     arrays: dict[str, Values] = {"klt_mean": source.get((dim,), np.int32)}
     if header.get("plain"):
         arrays |= {"klt_bits": np.zeros(rank, np.uint8), "klt_axes": np.eye(rank, dim, dtype=np.int16)}
@@ -150,36 +165,36 @@ def _decode_rows(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any])
     return out
 
 
-def _decode_words(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any]) -> Values:
-    shape, source = (header["rows"], header["dim"]), sections.Reader(body)
+def _decode_words(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any], where: str, begin: int) -> Values:
+    shape, source = (header["rows"], header["dim"]), sections.Reader(body, where, begin)
     words = np.empty((*shape, dtype.itemsize), np.uint8)
-    for at in range(dtype.itemsize):
-        words[:, :, at] = source.get(shape, np.uint8, by_column=True)
+    for plane in range(dtype.itemsize):
+        words[:, :, plane] = source.get(shape, np.uint8, by_column=True)
     source.end()
     return words.view(dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 
-def _decode_columns(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any]) -> Values:
+def _decode_columns(header: dict[str, Any], body: memoryview, dtype: np.dtype[Any], where: str, begin: int) -> Values:
     sizes = header.get("sizes")
     if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
         raise HilbertflowError("the header is malformed", remedy=_REMEDY)
     if sum(sizes) != len(body):
         raise HilbertflowError("cut short", remedy=_REMEDY)
-    out, column, at = np.empty((header["rows"], header["dim"]), dtype), 0, 0
+    out, column, first = np.empty((header["rows"], header["dim"]), dtype), 0, 0
     for size in sizes:
-        part = body[at : at + size]
-        inner = read_header(part)
+        part = body[first : first + size]
+        inner = read_header(part, where, begin + first)
         here = slice(column, column + inner["dim"])
         if inner["kind"] == "columns" or inner["rows"] != len(out) or here.stop > out.shape[1]:
             raise HilbertflowError("its columns do not fit together", remedy=_REMEDY)
-        out[:, here] = decode(part, out.nbytes * 4)
-        column, at = here.stop, at + size
+        out[:, here] = decode(part, out.nbytes * 4, where, begin + first)
+        column, first = here.stop, first + size
     if column != out.shape[1]:
         raise HilbertflowError("its columns do not fit together", remedy=_REMEDY)
     return out
 
 
-_DECODERS: dict[str, Callable[[dict[str, Any], memoryview, np.dtype[Any]], Values]] = {
+_DECODERS: dict[str, Callable[[dict[str, Any], memoryview, np.dtype[Any], str, int], Values]] = {
     "rows": _decode_rows, "words": _decode_words, "columns": _decode_columns,
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,8 @@ def decode(data: bytes, where: str = "picture") -> Image:
     """The picture as RGB, turned as its EXIF says; transparency is laid on white.
 
     Raises `HilbertflowError` for anything but a whole JPEG or PNG of at most 100 million pixels. The size is judged
-    from the header: a small file that would unfold to gigabytes is refused before it does.
+    from the header: a small file that would unfold to gigabytes is refused before it does. The error names the byte at
+    which reading stopped.
     """
     from PIL import ImageOps
 
@@ -58,24 +59,22 @@ def _opened(data: bytes, where: str, use: Callable[[Image], T]) -> T:
     need_pillow()
     import PIL.Image as pillow
 
+    stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # the limit here is ours
-            with pillow.open(io.BytesIO(data), formats=FORMATS) as image:
-                _bearable(*image.size, where)
+            with pillow.open(stream, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise _too_large(at(where, stream.tell()), f"{width:,} × {height:,} pixels")
                 return use(image)
     except HilbertflowError:
         raise
     except pillow.DecompressionBombError as error:
-        raise _too_large(where) from error
+        raise _too_large(at(where, stream.tell())) from error
     except Exception as error:  # a broken picture surfaces under many names, in a library that is not ours
         reason = re.sub(r"\s*<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:100]
-        raise HilbertflowError(f"is no picture that can be read: {reason}", where=where) from error
-
-
-def _bearable(width: int, height: int, where: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise _too_large(where, f"{width:,} × {height:,} pixels")
+        raise HilbertflowError(f"is no picture that can be read: {reason}", where=at(where, stream.tell())) from error
 
 
 def _too_large(where: str, size: str = "far too many pixels") -> HilbertflowError:

@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import rans
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at, placed
 
 PIECE = 1 << 20
 """Values in a piece, about."""
-_WHERE = "packed vectors"
 
 
 def put(array: npt.NDArray[Any], *, by_column: bool = False) -> bytes:
@@ -34,34 +33,43 @@ def put(array: npt.NDArray[Any], *, by_column: bool = False) -> bytes:
 
 
 class Reader:
-    """Takes arrays from bytes, in the order in which they were put."""
+    """Takes arrays from bytes, in the order in which they were put.
 
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
+    Parameters
+    ----------
+    where, begin: what errors call the file, and the byte of it at which the arrays begin.
+    """
+
+    def __init__(self, data: memoryview, where: str = "packed vectors", begin: int = 0) -> None:
+        self._data, self._at, self._where, self._begin = data, 0, where, begin
 
     def get(self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, by_column: bool = False) -> npt.NDArray[Any]:
         """The next array; HilbertflowError when the bytes are not one of this shape and dtype."""
         zeros = self._take(1)[0]
         if zeros >= 8 * np.dtype(dtype).itemsize:
-            raise HilbertflowError("an array is malformed", where=_WHERE)
+            raise HilbertflowError("an array is malformed", where=self._place(-1))
         out = np.empty(shape, dtype)
         for rows in _pieces(shape):
             chunk = self._take(int.from_bytes(self._take(4), "little"))
             place = out[rows]
             turned = place.shape[::-1] if by_column else place.shape
-            piece = rans.decode(chunk, turned, out.dtype)
+            with placed(self._where, self._begin + self._at - len(chunk)):
+                piece = rans.decode(chunk, turned, out.dtype)
             place[...] = (piece.T if by_column else piece) << zeros
         return out
 
     def end(self) -> None:
         """Raise unless everything was taken."""
         if self._at != len(self._data):
-            raise HilbertflowError(f"{len(self._data) - self._at} bytes too many", where=_WHERE)
+            raise HilbertflowError(f"{len(self._data) - self._at} bytes too many", where=self._place())
+
+    def _place(self, past: int = 0) -> str:
+        return at(self._where, self._begin + self._at + past)
 
     def _take(self, count: int) -> memoryview:
         part = self._data[self._at : self._at + count]
         if len(part) != count:
-            raise HilbertflowError("cut short", where=_WHERE)
+            raise HilbertflowError("cut short", where=self._place(len(part)))
         self._at += count
         return part
 

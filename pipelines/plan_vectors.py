@@ -136,7 +136,7 @@ def _given(vq: VectorQuantize) -> tuple[VectorQuantize, F32 | None]:
     vq = vq.sized(file.count, file.dim)  # before a byte of its values is read
     table = file.read(0, file.count)
     points = table.column("vector").combine_chunks().flatten().to_numpy().reshape(file.count, file.dim)
-    check_finite(points, 0, None, vq.codebook)
+    check_finite(points, None, file.place)
     return vq, points
 
 

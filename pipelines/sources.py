@@ -30,8 +30,8 @@ def row_source(recipe: Recipe) -> RowSource:
             if isinstance(source, ImagesSource)
             else open_folder(place, "text", source.words, source.overlap)
         )
-        for path, reason in folder.skipped:
-            console.note(f"{path} is left out: {reason}")
+        for path, where, reason in folder.skipped:
+            console.note(f"{path} is left out: {where}: {reason}")
         rows = folder
     elif isinstance(source, CollectionSource):
         rows = CollectionRows.of(archive.open(source.path), source.version)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at
 from storage.rows import check_finite, vector_array
 
 Op = Literal["upsert", "append", "delete"]
@@ -166,7 +166,7 @@ def checked(
         )  # fmt: skip
     if values.nbytes > MAX_BYTES:
         raise HilbertflowError(f"{len(names)} rows are too many for one batch", where=where, remedy="send fewer a time")
-    check_finite(values, 0, names.to_pylist(), where)
+    check_finite(values, names.to_pylist(), lambda row, _: at(where, f"row {row}"))
     table = metadata if isinstance(metadata, pa.Table) else pa.table(dict(metadata or {}))
     return Batch(op, names, values, _metadata(table, schema, len(names), where))
 

@@ -115,7 +115,7 @@ def open_checkpoint(url: str) -> Checkpoint:
     specs = [spec if kind == spec.kind else spec.of_kind(kind) for spec, kind in zip(specs, kinds, strict=True)]
     _check_names(specs, listed, url)
     if not specs:
-        raise HilbertflowError("has no tensors", where=url)
+        raise HilbertflowError("has no tensors", where=f"{url}: header")
     return _restored(url, tuple(specs), config, _fingerprint(specs, files, sizes))
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 
 from operators.errors import HilbertflowError
 
 
+def json_byte(error: Exception) -> int:
+    """The byte at which a text that `json.loads` refused goes wrong; 0 where it does not tell."""
+    if isinstance(error, UnicodeDecodeError):
+        return error.start
+    if isinstance(error, json.JSONDecodeError):
+        return len(error.doc[: error.pos].encode(errors="surrogatepass"))
+    return 0
+
+
 @contextlib.contextmanager
-def damage(what: str, where: str, remedy: str = "copy it again") -> Iterator[None]:
+def damage(what: str, where: str | Callable[[], str], remedy: str = "copy it again") -> Iterator[None]:
     """Turn any exception of a block that parses a file by a library into a `HilbertflowError`.
 
     The block should do nothing else: every exception is taken for damage, mistakes of our own too.
@@ -17,7 +27,7 @@ def damage(what: str, where: str, remedy: str = "copy it again") -> Iterator[Non
     Parameters
     ----------
     what: what the failure means, as "is not a Parquet file"; the reason follows it.
-    where: the file, and the place in it.
+    where: the file, and the place in it; a function where the place has to be looked for.
     remedy: what the user can do.
     """
     try:
@@ -26,4 +36,5 @@ def damage(what: str, where: str, remedy: str = "copy it again") -> Iterator[Non
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise HilbertflowError(f"{what}: {reason}", where=where, remedy=remedy) from error
+        place = where if isinstance(where, str) else where()
+        raise HilbertflowError(f"{what}: {reason}", where=place, remedy=remedy) from error

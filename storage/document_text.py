@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
+from xml.parsers import expat
 
 from operators.errors import HilbertflowError
+from storage.vectors_npy import DIRECTORY
 
 _BLANK = re.compile(r"\n\s*\n+")
 _SENTENCE = re.compile(r"(?<=[.!?;:])\s+")
@@ -18,13 +22,38 @@ _BLOCKS = frozenset(
 )  # fmt: skip
 
 
+_PIECE = 1 << 20
+
+
 class Unreadable(ValueError):
-    """A document without text that could be taken from it."""
+    """A document without text that could be taken from it.
+
+    Parameters
+    ----------
+    what: the reason.
+    place: where in the document: a byte, a line, a page, a member of the zip.
+    """
+
+    def __init__(self, what: str, place: str) -> None:
+        self.what, self.place = what, place
+        super().__init__(f"{place}: {what}")
+
+
+@contextmanager
+def _reading(place: str | Callable[[], str]) -> Iterator[None]:
+    """A broken document surfaces under many names, in libraries that are not ours; here it gets one, and its place."""
+    try:
+        yield
+    except (HilbertflowError, Unreadable):
+        raise
+    except Exception as error:
+        what = f"it is damaged: {type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise Unreadable(what, place if isinstance(place, str) else place()) from error
 
 
 def _plain(data: bytes) -> str:
-    if b"\0" in data[:65_536] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise Unreadable("it is binary, not text")
+    if (zero := data.find(b"\0", 0, 65_536)) >= 0 and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise Unreadable("it is binary, not text", f"byte {zero}")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
     return data.decode("utf-8-sig", "replace")
@@ -57,8 +86,10 @@ class _Visible(HTMLParser):
 
 def _html(data: bytes) -> str:
     parser = _Visible()
-    parser.feed(_plain(data))
-    parser.close()
+    text = _plain(data)
+    with _reading(lambda: f"line {parser.getpos()[0]}"):
+        parser.feed(text)
+        parser.close()
     return "".join(parser.parts)
 
 
@@ -70,10 +101,15 @@ def _pdf(data: bytes) -> str:
     import logging
 
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it tells of every blemish that it mends
-    reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise Unreadable("it is encrypted")
-    return "\n\n".join(page.extract_text() for page in reader.pages)
+    with _reading("trailer"):
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unreadable("it is encrypted", "trailer")
+    texts: list[str] = []
+    with _reading(lambda: f"page {len(texts) + 1}"):
+        for page in reader.pages:
+            texts.append(page.extract_text())
+    return "\n\n".join(texts)
 
 
 def _docx(data: bytes) -> str:
@@ -81,9 +117,28 @@ def _docx(data: bytes) -> str:
         import docx
     except ImportError as error:
         raise HilbertflowError("Word documents need python-docx", remedy="pip install python-docx") from error
-    document = docx.Document(io.BytesIO(data))
-    cells = (cell.text for table in document.tables for row in table.rows for cell in row.cells)
-    return "\n\n".join([*(paragraph.text for paragraph in document.paragraphs), *cells])
+    with _reading(lambda: _damaged_member(data)):
+        document = docx.Document(io.BytesIO(data))
+        cells = (cell.text for table in document.tables for row in table.rows for cell in row.cells)
+        return "\n\n".join([*(paragraph.text for paragraph in document.paragraphs), *cells])
+
+
+def _damaged_member(data: bytes) -> str:
+    """The first member of a zip that cannot be unpacked, or is no XML from a byte on; the text's if all are sound."""
+    name, parser = DIRECTORY, expat.ParserCreate()
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(data))
+        for info in archive.infolist():
+            name, parser = info.filename[:80], expat.ParserCreate()
+            with archive.open(info) as file:
+                while piece := file.read(_PIECE):
+                    if name.endswith((".xml", ".rels")):
+                        parser.Parse(piece, False)
+    except expat.ExpatError:
+        return f"{name}, byte {parser.ErrorByteIndex}"
+    except Exception:  # it was raised before: the question is by which member
+        return name
+    return "word/document.xml"
 
 
 EXTRACTORS: dict[str, Callable[[bytes], str]] = {
@@ -99,22 +154,17 @@ def document_text(name: str, data: bytes) -> str:
     name: its name; the ending (a key of `EXTRACTORS`, in any case) says what it is.
     data: its bytes.
 
-    Raises `Unreadable` with the reason, `HilbertflowError` when the package that reads the format is not installed.
+    Raises `Unreadable` with reason and place; `HilbertflowError` when the package that reads the format is missing.
     """
     extract = next((extract for suffix, extract in EXTRACTORS.items() if name.lower().endswith(suffix)), None)
     if extract is None:
-        raise Unreadable("its format is not known")
-    try:
-        text = extract(data)
-    except (HilbertflowError, Unreadable):
-        raise
-    except Exception as error:  # a broken document surfaces under many names, in libraries that are not ours
-        raise Unreadable(f"it is damaged: {type(error).__name__}: {' '.join(str(error).split())[:100]}") from error
+        raise Unreadable("its format is not known", "its name")
+    text = extract(data)
     paragraphs = (" ".join(paragraph.split()) for paragraph in _BLANK.split(text.replace("\0", "")))
     text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
     text = text.encode("utf-8", "replace").decode()
     if not text:
-        raise Unreadable("it holds no text")
+        raise Unreadable("it holds no text", f"bytes 0 to {len(data)}")
     return text
 
 

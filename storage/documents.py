@@ -7,11 +7,11 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at
 from operators.pictures import check, need_pillow
 from storage.document_text import EXTRACTORS, Unreadable, chunks, document_text
 from storage.fs import Location
@@ -32,6 +32,14 @@ class Document:
     rows: int
 
 
+class Skipped(NamedTuple):
+    """A file that could not be read: path in the folder, the place in the file, the reason."""
+
+    path: str
+    place: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class FolderRows:
     """Files of a folder, recursively, in the order of their paths. A `RowSource`.
@@ -49,7 +57,7 @@ class FolderRows:
     kind: ``text`` or ``image``.
     words, overlap: of a chunk of text; see `document_text.chunks`.
     files: in order.
-    skipped: path and reason of the files that could not be read.
+    skipped: the files that could not be read.
     """
 
     url: str
@@ -57,7 +65,7 @@ class FolderRows:
     words: int
     overlap: int
     files: tuple[Document, ...]
-    skipped: tuple[tuple[str, str], ...]
+    skipped: tuple[Skipped, ...]
 
     @property
     def fingerprint(self) -> str:
@@ -121,9 +129,12 @@ class FolderRows:
     def check(self) -> None:
         """Raise when no file could be read, with the reason of the first."""
         if not self.files:
-            reason = f": {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ""
             remedy = f"expected names that end in {', '.join(EXTRACTORS if self.kind == 'text' else IMAGES)}"
-            raise HilbertflowError(f"no {self.kind} could be read{reason}", where=self.url, remedy=remedy)
+            where, what = self.url, f"no {self.kind} could be read"
+            if self.skipped:
+                path, place, reason = self.skipped[0]
+                where, what = at(Location(self.url).join(path).url, place), f"{what}: {reason}"
+            raise HilbertflowError(what, where=where, remedy=remedy)
 
 
 _META = [("path", pa.string()), ("chunk", pa.int32()), ("sha256", pa.string())]
@@ -150,21 +161,23 @@ def open_folder(url: str, kind: Literal["text", "image"] = "text", words: int = 
         need_pillow()
     endings = tuple(EXTRACTORS) if kind == "text" else IMAGES
     files: list[Document] = []
-    skipped: list[tuple[str, str]] = []
+    skipped: list[Skipped] = []
     first = 0
     for path, size in place.sizes().items():
         if not path.lower().endswith(endings) or any(part.startswith(".") for part in path.split("/")):
             continue
         try:
             if size > _MAX_FILE:
-                raise Unreadable(f"it is larger than {_MAX_FILE >> 20} MiB")
+                raise Unreadable(f"it is larger than {_MAX_FILE >> 20} MiB", f"byte {_MAX_FILE}")
             data = place.read(path)
             rows = len(_rows(path, data, kind, words, overlap))
             name = path.encode("utf-8", "strict").decode()
             files.append(Document(name, hashlib.sha256(data).hexdigest(), size, first, rows))
             first += rows
-        except (Unreadable, UnicodeEncodeError) as error:
-            skipped.append((path.encode("utf-8", "replace").decode(), str(error)))
+        except Unreadable as error:
+            skipped.append(Skipped(path.encode("utf-8", "replace").decode(), error.place, error.what))
+        except UnicodeEncodeError as error:
+            skipped.append(Skipped(path.encode("utf-8", "replace").decode(), "its name", str(error)))
     return FolderRows(url, kind, words, overlap, tuple(files), tuple(skipped))
 
 
@@ -174,7 +187,8 @@ def _content(
 ) -> tuple[str | bytes, ...]:
     data = place.read(path)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise HilbertflowError("has changed while it was read", where=place.join(path).url, remedy="run again")
+        where = at(place.join(path).url, f"bytes 0 to {len(data)}")
+        raise HilbertflowError("has changed while it was read", where=where, remedy="run again")
     return _rows(path, data, kind, words, overlap)
 
 
@@ -182,7 +196,7 @@ def _rows(path: str, data: bytes, kind: Literal["text", "image"], words: int, ov
     if kind == "text":
         return tuple(chunks(document_text(path, data), words, overlap))
     try:
-        check(data)
+        check(data, path)
     except HilbertflowError as error:
-        raise Unreadable(f"it {error.what}") from error
+        raise Unreadable(f"it {error.what}", error.where.removeprefix(f"{path}: ")) from error
     return (data,)

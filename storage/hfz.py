@@ -9,7 +9,9 @@ vectors = decompress(data)
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from operators import hfz, hfz_fit
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at, placed
 from operators.hfz import LIMIT
 from storage.fs import Location
 
@@ -71,11 +73,12 @@ def compress_file(
     source: str, target: str, *, size: float | None = None, recall: float | None = None, metric: str = "l2"
 ) -> Packed:
     """Pack a file of vectors: .npy as it is, other formats of :mod:`storage.vectors` as float32 without their ids."""
-    values = _read(source)
+    values, place = _read(source)
     try:
         data = compress(values, size=size, recall=recall, metric=metric)
     except HilbertflowError as error:
-        raise HilbertflowError(error.what, where=f"{source} {error.where}".strip(), remedy=error.remedy) from error
+        where = place(int(error.where[4:])) if error.where.startswith("row ") else source
+        raise HilbertflowError(error.what, where=where, remedy=error.remedy) from error
     Location(target).write_atomic("", data)
     return describe(values, data, metric)
 
@@ -84,10 +87,7 @@ def decompress_file(source: str, target: str, limit: int = LIMIT) -> tuple[int, 
     """Unpack a file to .npy; the shape of what it holds."""
     if not target.endswith(".npy"):
         raise HilbertflowError("vectors are unpacked to .npy", where=target, remedy="name a .npy file")
-    try:
-        values = decompress(Location(source).read(), limit)
-    except HilbertflowError as error:
-        raise HilbertflowError(error.what, where=source, remedy=error.remedy) from error
+    values = hfz.decode(Location(source).read(), limit, source)
     with Location(target).create() as file:
         np.lib.format.write_array(file, values, allow_pickle=False)
     return values.shape
@@ -111,29 +111,36 @@ def describe(values: npt.NDArray[Any], data: bytes, metric: str = "l2") -> Packe
 
 
 def _checked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if values.ndim != 2 or not values.size:
-        raise HilbertflowError(f"an array of shape {values.shape}", remedy="give (n, d), both at least 1")
-    native = values.dtype.newbyteorder("=")
-    if native not in hfz.DTYPES:
-        raise HilbertflowError(f"vectors of {values.dtype}", remedy="give floats of 16 to 64 bits, or integers")
-    values = np.ascontiguousarray(values, native)
+    values = np.ascontiguousarray(values, _native(values))
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
         raise HilbertflowError("a vector holds NaN or Inf", where=f"row {bad}", remedy="drop the row")
     return values
 
 
-def _read(source: str) -> npt.NDArray[Any]:
-    if PurePosixPath(source).suffix.lower() != ".npy":
-        from storage.vectors import open_vectors
+def _native(values: npt.NDArray[Any]) -> np.dtype[Any]:
+    """The dtype as this machine orders its bytes; raises for what is no matrix of numbers."""
+    if values.ndim != 2 or not values.size:
+        raise HilbertflowError(f"an array of shape {values.shape}", remedy="give (n, d), both at least 1")
+    native = values.dtype.newbyteorder("=")
+    if native not in hfz.DTYPES:
+        raise HilbertflowError(f"vectors of {values.dtype}", remedy="give floats of 16 to 64 bits, or integers")
+    return native
 
+
+def _read(source: str) -> tuple[npt.NDArray[Any], Callable[[int], str]]:
+    """The matrix of a file, and what says where a row of it lies."""
+    from storage.vectors import open_vectors
+    from storage.vectors_npy import npy_header
+
+    if PurePosixPath(source).suffix.lower() != ".npy":
         rows = open_vectors(source)
         column = rows.read(0, rows.count).column("vector").combine_chunks()
-        return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, rows.dim))
-    try:
-        read = np.lib.format.read_array(io.BytesIO(Location(source).read()), allow_pickle=False)
-    except HilbertflowError:
-        raise
-    except Exception as error:  # NumPy's reader raises what it happens to meet in a broken header
-        raise HilbertflowError("is not a whole .npy file of numbers", where=source) from error
-    return np.asarray(read)
+        return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(-1, rows.dim)), rows.place
+    data = Location(source).read()
+    header = npy_header(io.BytesIO(data), len(data), partial(at, source))
+    values = np.frombuffer(data, header.dtype, offset=header.offset)
+    values = values.reshape(header.shape, order="F" if header.fortran else "C")
+    with placed(source, 0):
+        _native(values)
+    return values, lambda row: at(source, f"row {row}", header.byte(row))

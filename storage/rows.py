@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -62,20 +62,23 @@ def check_range(start: int, stop: int, count: int, where: str) -> None:
         raise HilbertflowError(f"rows {start} to {stop} lie outside its {count} rows", where=where)
 
 
-def check_finite(values: npt.NDArray[np.float32], start: int, ids: Sequence[str] | None, where: str) -> None:
-    """Raise when a value is NaN or infinite, naming the first such row; row 0 of ``values`` is row ``start``."""
+def check_finite(values: npt.NDArray[np.float32], ids: Sequence[str] | None, place: Callable[[int, int], str]) -> None:
+    """Raise when a value is NaN or infinite, naming the first such row.
+
+    ``place`` says where a value lies, given its row among ``values`` and its number in the row.
+    """
     finite = np.isfinite(values).all(axis=1)
     if not finite.all():
-        at = int(np.argmin(finite))
-        bad = values[at][~np.isfinite(values[at])][0]
-        name = f" (id {ids[at][:80]!r})" if ids is not None else ""
+        row = int(np.argmin(finite))
+        value = int(np.argmin(np.isfinite(values[row])))
+        name = f"the vector of id {ids[row][:80]!r}" if ids is not None else "the vector"
         raise HilbertflowError(
-            f"row {start + at}{name} holds {bad}", where=where,
+            f"{name} holds {values[row, value]}", where=place(row, value),
             remedy="remove or repair that row: NaN and infinity have no neighbours",
         )  # fmt: skip
 
 
-def check_unique(batches: Iterable[Sequence[str]], again: Iterable[Sequence[str]], where: str) -> None:
+def check_unique(batches: Iterable[Sequence[str]], again: Iterable[Sequence[str]], place: Callable[[int], str]) -> None:
     """Raise when an id occurs twice, naming it and its rows.
 
     Exact, in 8 bytes of memory a row: equal hashes are suspects, and only suspects are compared as strings.
@@ -83,6 +86,7 @@ def check_unique(batches: Iterable[Sequence[str]], again: Iterable[Sequence[str]
     Parameters
     ----------
     batches, again: the ids in order, twice; the second pass is taken only when there are suspects.
+    place: says where a row lies.
     """
     parts = [np.fromiter(map(hash, batch), np.int64, len(batch)) for batch in batches]
     hashes = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
@@ -94,9 +98,8 @@ def check_unique(batches: Iterable[Sequence[str]], again: Iterable[Sequence[str]
     for batch in again:
         for name in batch:
             if hash(name) in suspects and seen.setdefault(name, row) != row:
-                raise HilbertflowError(
-                    f"id {name[:80]!r} is both row {seen[name]} and row {row}", where=where, remedy="make ids unique"
-                )
+                what = f"id {name[:80]!r} is both row {seen[name]} and row {row}"
+                raise HilbertflowError(what, where=place(row), remedy="make ids unique")
             row += 1
 
 

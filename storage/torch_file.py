@@ -238,7 +238,8 @@ def _record_offset(location: Location, info: zipfile.ZipInfo, where: str) -> int
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
         raise HilbertflowError(f"its record {info.filename[:80]!r} is compressed or encrypted", where=where)
     size = location.size()
-    local = location.read("", info.header_offset, info.header_offset + 30) if info.header_offset + 30 <= size else b""
+    inside = 0 <= info.header_offset <= size - 30  # a directory that lies may well put it before the file
+    local = location.read("", info.header_offset, info.header_offset + 30) if inside else b""
     if local[:4] != b"PK\x03\x04":
         raise HilbertflowError(f"no record begins at byte {info.header_offset:,}", where=where, remedy="copy it again")
     begin = info.header_offset + 30 + int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")

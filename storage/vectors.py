@@ -29,7 +29,8 @@ class VectorFile(Protocol):
 
     A frozen dataclass that pickles as its address and what its header says. ``read`` gives ``vector``
     (FixedSizeList<float32>[dim]), ``id`` (string) when ``has_ids``, and the metadata columns ``columns``; ``read_ids``
-    gives the ids alone. Errors name the row in the file.
+    gives the ids alone. ``place`` names the file and, as near as the format tells, where a value of a row lies; every
+    error names a place in this form (`operators.errors.at`).
     """
 
     @property
@@ -44,6 +45,7 @@ class VectorFile(Protocol):
     def columns(self) -> tuple[str, ...]: ...  # noqa: D102
     def read(self, start: int, stop: int) -> pa.Table: ...  # noqa: D102
     def read_ids(self, start: int, stop: int) -> pa.Array: ...  # noqa: D102
+    def place(self, row: int, value: int = 0) -> str: ...  # noqa: D102
 
 
 Opener = Callable[[Location, str, str | None], VectorFile]
@@ -109,7 +111,7 @@ class VectorRows:
             vectors = table.column("vector").combine_chunks()
             values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
             ids = table.column("id").to_pylist() if file.has_ids else None
-            check_finite(values, low, ids, file.location.url)
+            check_finite(values, ids, functools.partial(_shifted, file, low))
             tables.append(table.select(["id", "vector", *file.columns]).rename_columns(["id", "vector", *self.columns]))
         if not tables:
             return self.read(0, 1).slice(0, 0)
@@ -119,7 +121,12 @@ class VectorRows:
         """Raise when an id is null or occurs twice, or when the first rows are not finite."""
         self.read(0, min(self.count, 64))
         if self.files[0].has_ids:
-            check_unique(self._all_ids(), self._all_ids(), self.url)
+            check_unique(self._all_ids(), self._all_ids(), self.place)
+
+    def place(self, row: int) -> str:
+        """The file and the place in it at which a row of all files lies."""
+        file, _, low, _ = next(self._parts(row, row + 1))
+        return file.place(low)
 
     def _all_ids(self) -> Iterator[Sequence[str]]:
         for file in self.files:
@@ -167,16 +174,19 @@ def open_vectors(url: str, column: str = "vector", id_column: str | None = None)
     files = tuple(FORMATS[suffix](place.join(name) if name else place, column, id_column) for name in names)
     first = files[0]
     for file in files:
-        here = file.location.url
         if not file.count or not file.dim:
             what = "has no rows" if not file.count else "has vectors of length 0"
-            raise HilbertflowError(what, where=here, remedy="name a file with at least one vector")
+            raise HilbertflowError(what, where=file.place(0), remedy="name a file with at least one vector")
         if file.dim != first.dim:
             what = f"has vectors of length {file.dim}, {first.location.name} of {first.dim}"
-            raise HilbertflowError(what, where=here, remedy="put vectors of one length in a directory")
+            raise HilbertflowError(what, where=file.place(0), remedy="put vectors of one length in a directory")
         if (file.columns, file.has_ids) != (first.columns, first.has_ids):
-            raise HilbertflowError(f"has other columns than {first.location.name}", where=here)
+            raise HilbertflowError(f"has other columns than {first.location.name}", where=file.place(0))
     return VectorRows(url, files)
+
+
+def _shifted(file: VectorFile, start: int, row: int, value: int) -> str:
+    return file.place(start + row, value)
 
 
 def _directory(place: Location) -> tuple[list[str], str | None]:

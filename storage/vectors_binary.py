@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at
 from storage.checkpoint import read_tensor
 from storage.fs import Location
 from storage.rows import vector_array
@@ -37,19 +37,25 @@ class VecsVectors:
     has_ids = False
     columns = ()
 
+    def place(self, row: int, value: int = 0) -> str:
+        """The file, the row and the byte of a value of it."""
+        width = np.dtype(self.dtype).itemsize
+        return at(self.location.url, f"row {row}", row * (4 + self.dim * width) + 4 + value * width)
+
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows as float32; raises for a row of another length."""
         row = np.dtype([("length", "<i4"), ("values", self.dtype, (self.dim,))])
         data = np.frombuffer(self.location.read("", start * row.itemsize, stop * row.itemsize), row)
         if (wrong := np.flatnonzero(data["length"] != self.dim)).size:
-            at = int(wrong[0])
-            what = f"row {start + at} at byte {(start + at) * row.itemsize:,} claims {data['length'][at]} values"
-            raise HilbertflowError(f"{what}, row 0 has {self.dim}", where=self.location.url, remedy="copy it again")
+            first = int(wrong[0])
+            what = f"claims {data['length'][first]} values, row 0 has {self.dim}"
+            where = at(self.location.url, f"row {start + first}", (start + first) * row.itemsize)
+            raise HilbertflowError(what, where=where, remedy="copy it again")
         return pa.table({"vector": vector_array(as_float32(data["values"]))})
 
     def read_ids(self, start: int, stop: int) -> pa.Array:
         """There are no ids."""
-        raise HilbertflowError("has no ids", where=self.location.url)
+        raise HilbertflowError("has no ids", where=at(self.location.url, 0))
 
 
 def open_vecs(location: Location, column: str, id_column: str | None) -> VecsVectors:
@@ -60,8 +66,9 @@ def open_vecs(location: Location, column: str, id_column: str | None) -> VecsVec
     dim = int.from_bytes(location.read("", 0, 4), "little", signed=True) if size >= 4 else 0
     row = 4 + dim * np.dtype(dtype).itemsize
     if dim < 1 or size % row:
-        what = f"row 0 claims {dim:,} values, and {size:,} bytes are no whole number of rows of {max(row, 4):,}"
-        raise HilbertflowError(what, where=location.url, remedy="it is truncated or of another format: copy it again")
+        what = f"claims {dim:,} values, and {size:,} bytes are no whole number of rows of {max(row, 4):,}"
+        remedy = "it is truncated or of another format: copy it again"
+        raise HilbertflowError(what, where=at(location.url, "row 0", 0), remedy=remedy)
     return VecsVectors(location, dtype, size // row, dim)
 
 
@@ -74,6 +81,11 @@ class TensorVectors:
 
     has_ids = False
     columns = ()
+
+    def place(self, row: int, value: int = 0) -> str:
+        """The file, the tensor, the row and the byte of the file at which a value of it lies."""
+        byte = self.spec.offset + (row * self.dim + value) * DTYPE_BYTES[self.spec.dtype]
+        return at(self.location.url, f"tensor {self.spec.name[:80]!r}", f"row {row}", byte)
 
     @property
     def count(self) -> int:
@@ -93,7 +105,7 @@ class TensorVectors:
 
     def read_ids(self, start: int, stop: int) -> pa.Array:
         """There are no ids."""
-        raise HilbertflowError("has no ids", where=self.location.url)
+        raise HilbertflowError("has no ids", where=at(self.location.url, 0))
 
 
 def open_tensor(location: Location, column: str, id_column: str | None) -> TensorVectors:
@@ -105,10 +117,11 @@ def open_tensor(location: Location, column: str, id_column: str | None) -> Tenso
     if not named:
         what = f"has no matrix {column!r} and {len(matrices) or 'no'} matrices of numbers"
         names = ", ".join(spec.name for spec in matrices[:10])
-        raise HilbertflowError(what, where=location.url, remedy=f"set source.column to one of {names}" if names else "")
+        remedy = f"set source.column to one of {names}" if names else ""
+        raise HilbertflowError(what, where=at(location.url, 8), remedy=remedy)
     return TensorVectors(location, named[0])
 
 
 def _no_ids(location: Location, id_column: str | None) -> None:
     if id_column is not None:
-        raise HilbertflowError("this format has no id column", where=location.url, remedy="use Parquet or JSONL")
+        raise HilbertflowError("this format has no id column", where=at(location.url, 0), remedy="use Parquet or JSONL")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from operators.errors import HilbertflowError
+from operators.errors import HilbertflowError, at
 from storage import hdf5_process
 from storage.damage import damage
 from storage.fs import Location
@@ -52,7 +52,7 @@ class Hdf5Vectors:
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows as float32, with ``id`` where there are ids."""
         head, body = self._ask(self.dataset, start, stop)
-        with damage(f"{self.dataset} cannot be read at rows {start} to {stop}", self.location.url):
+        with damage("cannot be read", lambda: self.place(start)):
             values = np.frombuffer(body, head["dtype"]).reshape(stop - start, self.dim)
         table = pa.table({"vector": vector_array(as_float32(values))})
         return table.append_column("id", self.read_ids(start, stop)) if self.has_ids else table
@@ -60,11 +60,18 @@ class Hdf5Vectors:
     def read_ids(self, start: int, stop: int) -> pa.Array:
         """Ids of the rows as strings."""
         head, body = self._ask(self.id_dataset, start, stop)
-        with damage(f"ids of rows {start} to {stop} cannot be read", f"{self.location.url}: {self.id_dataset}"):
+        with damage("ids cannot be read", lambda: self._place(self.id_dataset, start)):
             values = json.loads(body) if "texts" in head else np.frombuffer(body, head["dtype"]).astype(str).tolist()
             if len(values) != stop - start:
                 raise ValueError(f"there are {len(values)}")
             return pa.array(values, pa.string())
+
+    def place(self, row: int, value: int = 0) -> str:
+        """The file, the dataset, the chunk if it has chunks, the row and the byte of a value of it or of its chunk."""
+        return self._place(self.dataset, row, value)
+
+    def _place(self, name: str, row: int, value: int = 0) -> str:
+        return at(self.location.url, *ask(self._copy, {"name": name, "row": row, "value": value})[0]["place"])
 
     def _ask(self, name: str, start: int, stop: int) -> tuple[dict[str, Any], bytes]:
         if start == stop:
@@ -115,9 +122,14 @@ def ask(file: LocalCopy, request: dict[str, Any]) -> tuple[dict[str, Any], bytes
         except (OSError, EOFError, ValueError, KeyError) as error:
             child.kill()
             what = f"the HDF5 library cannot read it, its process ended with {child.wait()}"
-            raise HilbertflowError(what, where=file.url, remedy="it is damaged: copy it again") from error
+            place = ["root group"]
+            if "name" in request:
+                row = request.get("start", request.get("row"))
+                place = [f"dataset {request['name'][:80]!r}", f"row {row}"]
+            raise HilbertflowError(what, where=at(file.url, *place), remedy="it is damaged: copy it again") from error
     if "error" in head:
-        raise HilbertflowError(f"cannot be read as HDF5: {head['error']}", where=file.url, remedy="copy it again")
+        what = f"cannot be read as HDF5: {head['error']}"
+        raise HilbertflowError(what, where=at(file.url, *head["place"]), remedy="copy it again")
     return head, body
 
 
@@ -150,11 +162,13 @@ def open_hdf5(location: Location, column: str, id_column: str | None) -> Hdf5Vec
         found = next(iter(matrices))
     if not found:
         what = f"has no matrix {column!r}; it has {', '.join(shapes) or 'nothing'}"
-        raise HilbertflowError(what, where=location.url, remedy="name a matrix of numbers with source.column")
+        where = at(location.url, "root group")
+        raise HilbertflowError(what, where=where, remedy="name a matrix of numbers with source.column")
     count, dim = matrices[found]
     fitting = [name for name, (shape, kind) in shapes.items() if shape == (count,) and kind in tuple("iuS")]
     ids = id_column if id_column is not None else next((name for name in _IDS if name in fitting), "")
     if ids and ids not in fitting:
         remedy = f"it has {', '.join(shapes)}"
-        raise HilbertflowError(f"has no {count:,} ids in {ids!r}", where=location.url, remedy=remedy)
+        what = f"has no {count:,} ids in {ids!r}"
+        raise HilbertflowError(what, where=at(location.url, "root group"), remedy=remedy)
     return Hdf5Vectors(location, found, ids, count, dim)

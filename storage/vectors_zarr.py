@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from math import prod
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from operators.errors import HilbertflowError
-from storage.damage import damage
+from operators.errors import HilbertflowError, at
+from storage.damage import damage, json_byte
 from storage.fs import Location
 from storage.rows import vector_array
 from storage.vectors_npy import as_float32
@@ -49,17 +50,27 @@ class ZarrVectors:
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows as float32, with ``id`` where there are ids."""
-        values = np.asarray(self._slice(self._vectors, start, stop))
+        values = np.asarray(self._slice(self.array, self._vectors, start, stop))
         table = pa.table({"vector": vector_array(as_float32(values))})
         return table.append_column("id", self.read_ids(start, stop)) if self.has_ids else table
 
     def read_ids(self, start: int, stop: int) -> pa.Array:
         """Ids of the rows as strings."""
-        return pa.array([str(value) for value in self._slice(self._ids, start, stop).tolist()], pa.string())
+        ids = self._slice(self.id_array, self._ids, start, stop)
+        return pa.array([str(value) for value in ids.tolist()], pa.string())
 
-    def _slice(self, array: Any, start: int, stop: int) -> Any:
-        with damage(f"rows {start} to {stop} cannot be read", self.location.url):
+    def place(self, row: int, value: int = 0) -> str:
+        """The store, the object that holds a value of a row, and the row."""
+        return self._place(self.array, self._vectors, row, value)
+
+    def _slice(self, name: str, array: Any, start: int, stop: int) -> Any:
+        with damage("cannot be read", lambda: self._place(name, array, *_unreadable(array, start, stop))):
             return array[start:stop]
+
+    def _place(self, name: str, array: Any, row: int, value: int = 0) -> str:
+        number = (at // side for at, side in zip((row, value), array.shards or array.chunks, strict=False))
+        key = array.metadata.encode_chunk_key(tuple(number))
+        return at(self.location.url, f"{name}/{key}".lstrip("/"), f"row {row}")
 
     @cached_property
     def _vectors(self) -> Any:
@@ -80,13 +91,13 @@ def open_zarr(location: Location, column: str, id_column: str | None) -> ZarrVec
         found = next(iter(matrices))
     if found is None:
         what = f"has no matrix {column!r}; it has {', '.join(arrays) or 'no arrays'}"
-        raise HilbertflowError(what, where=location.url, remedy="name a matrix of numbers with source.column")
+        where = at(location.url, "root group")
+        raise HilbertflowError(what, where=where, remedy="name a matrix of numbers with source.column")
     count, dim = (int(side) for side in matrices[found].shape)
     ids = id_column if id_column is not None else next((name for name in _IDS if name in arrays), "")
     if ids and (ids not in arrays or arrays[ids].shape != (count,)):
-        raise HilbertflowError(
-            f"has no {count:,} ids in {ids!r}", where=location.url, remedy=f"it has {', '.join(arrays)}"
-        )
+        what, where = f"has no {count:,} ids in {ids!r}", at(location.url, "root group")
+        raise HilbertflowError(what, where=where, remedy=f"it has {', '.join(arrays)}")
     return ZarrVectors(location, found, ids, count, dim)
 
 
@@ -102,16 +113,21 @@ def _metadata(location: Location, name: str, missing: bool = False) -> tuple[dic
         place = location.join(name, file) if name else location.join(file)
         if not place.exists():
             continue
-        with damage("is not Zarr metadata", place.url):
-            if place.size() > _MAX_JSON:
-                raise ValueError(f"larger than {_MAX_JSON >> 20} MiB")
+        where = partial(at, location.url, f"{name}/{file}".lstrip("/"))
+        if place.size() > _MAX_JSON:
+            raise HilbertflowError(f"is larger than {_MAX_JSON >> 20} MiB", where=where(_MAX_JSON))
+        try:
             content = json.loads(place.read())
+        except (ValueError, RecursionError) as error:
+            what = f"is not Zarr metadata: {str(error)[:100]}"
+            raise HilbertflowError(what, where=where(json_byte(error)), remedy="copy it again") from error
+        with damage("is not Zarr metadata", where()):
             node = kind or str(content["node_type"])
-            _check_codecs(content, place.url)
+            _check_codecs(content, where())
             return content, node
     if missing:
         raise HilbertflowError(
-            "is not a Zarr store", where=location.url, remedy="expected zarr.json, .zarray or .zgroup"
+            "is not a Zarr store", where=at(location.url, "zarr.json"), remedy="expected zarr.json, .zarray or .zgroup"
         )
     return {}, ""
 
@@ -136,8 +152,22 @@ def _array(location: Location, name: str) -> Any:
 
     from storage.zarr_store import read_store
 
-    with damage("is not a Zarr array", location.join(name).url if name else location.url):
+    where = at(location.url, f"array {name or '/'}")
+    with damage("is not a Zarr array", where):
         array = zarr.open_array(read_store(location), path=name, mode="r")
     if (chunk := prod(array.chunks) * array.dtype.itemsize) > _MAX_CHUNK:
-        raise HilbertflowError(f"has chunks of {chunk:,} bytes", where=location.url, remedy="write smaller chunks")
+        raise HilbertflowError(f"has chunks of {chunk:,} bytes", where=where, remedy="write smaller chunks")
     return array
+
+
+def _unreadable(array: Any, start: int, stop: int) -> tuple[int, int]:
+    """Row and column of the first value that cannot be read among rows that cannot be."""
+    steps = array.shards or array.chunks
+    rows = (start, *range((start // steps[0] + 1) * steps[0], stop, steps[0]))
+    columns = range(0, array.shape[1], steps[1]) if array.ndim > 1 else (0,)
+    for spot in product(rows, columns):
+        try:
+            array[spot[: array.ndim]]
+        except Exception:  # it was raised before: the question is by which object
+            return spot
+    return start, 0

@@ -35,7 +35,7 @@ for line in sys.stdin:
         resource.setrlimit(resource.RLIMIT_CPU, (30, 30))  # a test that hangs fails
         said = {}
         try:
-            if path.endswith((".npz", ".npy", ".jsonl", ".fvecs")):
+            if path.endswith((".npz", ".npy", ".jsonl", ".fvecs", ".parquet", ".arrow")):
                 source = open_vectors(path)
                 source.check()
                 said["rows"] = source.read(0, min(source.count, 128)).num_rows
@@ -105,6 +105,15 @@ def array(kind: int, count: int, body: bytes = b"") -> bytes:
     return called(b"a") + struct.pack("<IIQ", 9, kind, count) + body
 
 
+def lying() -> bytes:
+    """An archive whose array claims 2^60 rows."""
+    head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1152921504606846976, 1), }".ljust(117) + b"\n"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(head)) + head + bytes(64))
+    return buffer.getvalue()
+
+
 def zipped() -> bytes:
     """A matrix of 1.28 GB of zeros in 6 MB."""
     head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (320000000, 1), }".ljust(117) + b"\n"
@@ -155,7 +164,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
         lambda: torch(b"]" + b"N0" * 600_000 + b"."),
         ": a/data.pkl, byte 1000002: its pickle cannot be read: it is too long",
     ),
-    "tuples.pt": (lambda: torch(b"N" + b"\x85" * 990_000 + b"."), ": has no tensors"),
+    "tuples.pt": (lambda: torch(b"N" + b"\x85" * 990_000 + b"."), ": header: has no tensors"),
     "lists.pt": (lambda: torch(b"]" + TWICE + b"."), ": a/data.pkl: its pickle holds more than"),
     "storage.pt": (
         lambda: torch(b"(" + text(b"storage") + b"]" + TWICE + text(b"a") + b"NNtQ."),
@@ -186,12 +195,12 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
         lambda: torch(b"}" + text(b"a") + TENSOR + b"s.", bytes(1 << 28), zipfile.ZIP_DEFLATED),
         ": tensor 'a': its record",
     ),
-    "strings.gguf": (lambda: gguf(0, 1, array(8, 1_999_990, bytes(8 * 1_999_990))), ": has no tensors"),
+    "strings.gguf": (lambda: gguf(0, 1, array(8, 1_999_990, bytes(8 * 1_999_990))), ": header: has no tensors"),
     "more.gguf": (
         lambda: gguf(0, 1, array(8, 3_000_000, bytes(8 * 3_000_000))),
         ": byte 49: the array a claims 3,000,000",
     ),
-    "arrays.gguf": (lambda: gguf(0, 1, array(9, 99_990, array(0, 0)[13:] * 99_990)), ": has no tensors"),
+    "arrays.gguf": (lambda: gguf(0, 1, array(9, 99_990, array(0, 0)[13:] * 99_990)), ": header: has no tensors"),
     "nested.gguf": (
         lambda: gguf(0, 1, array(9, 1, (array(9, 1)[13:]) * 90)),
         ": byte 97: the value of a nests arrays deeper than 5",
@@ -215,6 +224,12 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
     "count.gguf": (lambda: gguf(1 << 60, 0, b""), ": byte 24: it claims"),
     "length.gguf": (lambda: gguf(1, 0, struct.pack("<Q", 1 << 60)), ": byte 32: the name of a tensor claims"),
     "bomb.npz": (zipped, None),
+    "sizes.npz": (lying, ": x.npy, byte 192: shape (1152921504606846976, 1)"),
+    "footer.parquet": (lambda: b"PAR1" + bytes(64) + b"\xff\xff\xff\x7fPAR1", ": footer, byte 76: is not a Parquet"),
+    "footer.arrow": (
+        lambda: b"ARROW1\0\0" + bytes(64) + b"\xff\xff\xff\x7fARROW1",
+        ": footer, byte 82: is not an Arrow IPC",
+    ),
     "sizes.npy": (
         lambda: (
             b"\x93NUMPY\x01\0"
@@ -224,8 +239,8 @@ CASES: dict[str, tuple[Callable[[], bytes], str | None]] = {
         ),
         "from byte 90",
     ),
-    "sizes.fvecs": (lambda: struct.pack("<I", 1 << 30) + bytes(60), ": "),
-    "deep.jsonl": (lambda: b'{"vector": ' + b"[" * 100_000 + b"\n", ": row 0 is not JSON"),
+    "sizes.fvecs": (lambda: struct.pack("<I", 1 << 30) + bytes(60), ": row 0, byte 0: claims 1,073,741,824"),
+    "deep.jsonl": (lambda: b'{"vector": ' + b"[" * 100_000 + b"\n", ": line 1, byte 0: is not JSON"),
 }
 
 

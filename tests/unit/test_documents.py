@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,9 @@ def test_text_of_a_word_document() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("a.txt", b"", "no text"), ("a.txt", b" \n\n ", "no text"), ("a.txt", b"a\0b", "binary"),
-        ("a.pdf", b"%PDF-1.4 broken", "damaged"), ("a.pdf", b"", "damaged"), ("a.docx", b"PK\x03\x04", "damaged"),
+        ("a.txt", b"", "no text"), ("a.txt", b" \n\n ", "no text"), ("a.txt", b"a\0b", "byte 1: it is binary"),
+        ("a.pdf", b"%PDF-1.4 broken", "trailer: it is damaged"), ("a.pdf", b"", "damaged"),
+        ("a.docx", b"PK\x03\x04", "directory of the zip: it is damaged"),
         ("a.html", b"<script>only()</script>", "no text"), ("a.exe", b"x", "not known"),
     ],
 )  # fmt: skip
@@ -126,7 +128,9 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
     assert ids == [*(f"a.txt#{i}" for i in range(6)), "deep/c.html#0", "deep/er/b.md#0"]
     assert rows["text"][7].as_py() == "# Two" and rows["first_line"][7].as_py() == "# Two"
     assert rows["chunk"].to_pylist() == [0, 1, 2, 3, 4, 5, 0, 0]
-    assert [path for path, _ in source.skipped] == ["broken.pdf", "empty.txt", "no?.txt"]
+    assert [(path, where) for path, where, _ in source.skipped] == [
+        ("broken.pdf", "trailer"), ("empty.txt", "bytes 0 to 0"), ("no?.txt", "its name"),
+    ]  # fmt: skip
     copy = pickle.loads(pickle.dumps(source))
     assert copy.read(4, 8).equals(rows.slice(4, 4)) and copy.read(3, 3).num_rows == 0
     with pytest.raises(HilbertflowError, match="lie outside"):
@@ -143,7 +147,7 @@ def test_only_what_changed(tmp_path: Path) -> None:
     known = {(file.path, file.sha256) for file in first.files}
     changed = second.only(lambda file: (file.path, file.sha256) not in known)
     assert changed.read(0, changed.count)["id"].to_pylist() == ["deep/er/b.md#0", "new.txt#0"]
-    with pytest.raises(HilbertflowError, match=r"b\.md: has changed while it was read"):
+    with pytest.raises(HilbertflowError, match=r"b\.md: bytes 0 to 9: has changed while it was read"):
         first.read(7, 8)
 
 
@@ -157,7 +161,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     rows = source.read(0, source.count)
     assert rows["id"].to_pylist() == ["a.png#0", "b.JPG#0"]
     assert rows["image"][1].as_py() == picture("JPEG")
-    assert [path for path, _ in source.skipped] == ["cut.jpg", "text.png"]
+    assert [(path, where) for path, where, _ in source.skipped] == [("cut.jpg", "byte 400"), ("text.png", "byte 12")]
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
@@ -166,5 +170,28 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(HilbertflowError, match=r"no text could be read; expected names that end in \.txt"):
         open_folder(str(tmp_path)).check()
     (tmp_path / "a.txt").write_bytes(b"")
-    with pytest.raises(HilbertflowError, match=r"no text could be read: a\.txt: it holds no text"):
+    with pytest.raises(HilbertflowError, match=r"a\.txt: bytes 0 to 0: no text could be read: it holds no text"):
         open_folder(str(tmp_path)).check()
+
+
+def test_a_damaged_member_of_a_word_document_is_named() -> None:
+    docx = pytest.importorskip("docx", reason="reads Word documents")
+    buffer = io.BytesIO()
+    docx.Document().save(buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    at = members["word/styles.xml"].index(b"<w:style ")
+    members["word/styles.xml"] = members["word/styles.xml"][:at] + b"<&" + members["word/styles.xml"][at:]
+    broken = io.BytesIO()
+    with zipfile.ZipFile(broken, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(Unreadable) as caught:
+        document_text("a.docx", broken.getvalue())
+    assert caught.value.place == f"word/styles.xml, byte {at + 1}"
+
+
+def test_a_damaged_page_of_a_pdf_is_named() -> None:
+    pytest.importorskip("pypdf", reason="reads PDF")
+    with pytest.raises(Unreadable, match=r"page 1: it is damaged: .*NopeDecode"):
+        document_text("a.pdf", pdf("Space filling curves").replace(b"<< /Length", b"<< /Filter /NopeDecode /Length"))

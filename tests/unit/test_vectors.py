@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 from operators.errors import HilbertflowError
 from storage.rows import RowSource, check_unique
 from storage.vectors import VectorRows, open_vectors
+from tests.fixtures import write_safetensors
 
 N, D = 1000, 7
 VALUES = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -181,7 +183,9 @@ def test_a_directory_is_its_files_in_order(tmp_path: Path) -> None:
     assert rows["id"].to_pylist() == [str(i) for i in range(250, 700)]
     np.testing.assert_array_equal(rows["vector"].combine_chunks().flatten().to_numpy(), VALUES[250:700].reshape(-1))
     np.save(tmp_path / "part-9.npy", np.zeros((2, D + 1), np.float32))
-    with pytest.raises(HilbertflowError, match=r"part-9\.npy: has vectors of length 8, part-0\.npy of 7"):
+    with pytest.raises(
+        HilbertflowError, match=r"part-9\.npy: row 0, byte 128: has vectors of length 8, part-0\.npy of 7"
+    ):
         open_vectors(str(tmp_path))
     (tmp_path / "part-9.npy").unlink()
     pq.write_table(table(), tmp_path / "x.parquet")
@@ -211,7 +215,7 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
         open_vectors(str(tmp_path / "x.parquet"))
     with pytest.raises(HilbertflowError, match="no column 'nope' for ids; its columns are a, b, key, row"):
         open_vectors(str(tmp_path / "x.parquet"), "a", "nope")
-    with pytest.raises(HilbertflowError, match="column 'key' is int64, not a list of numbers"):
+    with pytest.raises(HilbertflowError, match="schema, column 'key': is int64, not a list of numbers"):
         open_vectors(str(tmp_path / "x.parquet"), "key")
     np.savez(tmp_path / "x.npz", a=VALUES, b=-VALUES, key=np.arange(N))
     assert open_vectors(str(tmp_path / "x.npz"), "b", "key").read(3, 4)["id"].to_pylist() == ["3"]
@@ -247,8 +251,6 @@ def with_ids(ids: Any) -> pa.Table:
 
 
 def tensors_twice(path: Path) -> None:
-    from tests.fixtures import write_safetensors
-
     write_safetensors(path, {name: ("F32", VALUES.shape, VALUES.tobytes()) for name in "ab"})
 
 
@@ -265,6 +267,12 @@ def zarr_pickle(path: Path) -> None:
     (path / "0.0").write_bytes(pickle.dumps(Bomb()))
 
 
+def zarr_lying(path: Path) -> None:
+    zarr_array(path, VALUES, zarr_format=2)
+    metadata = json.loads((path / ".zarray").read_text())
+    (path / ".zarray").write_text(json.dumps({**metadata, "chunks": [1 << 58, 4]}))
+
+
 def text(content: str) -> Callable[[Path], Any]:
     return lambda path: path.write_text(content, "utf-8")
 
@@ -274,18 +282,23 @@ def raw(content: bytes) -> Callable[[Path], Any]:
 
 
 BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
-    "nan": ("x.npy", lambda p: np.save(p, put(VALUES, 500, np.nan)), r"row 500 holds nan"),
-    "inf": ("x.npy", lambda p: np.save(p, put(VALUES, 999, np.inf)), r"row 999 holds inf"),
-    "too large for float32": ("x.npy", lambda p: np.save(p, put(VALUES.astype(float), 7, 1e300)), r"row 7 holds inf"),
+    "nan": ("x.npy", lambda p: np.save(p, put(VALUES, 500, np.nan)),
+            r"x\.npy: row 500, byte 14136: the vector holds nan"),
+    "inf": ("x.npy", lambda p: np.save(p, put(VALUES, 999, np.inf)),
+            r"x\.npy: row 999, byte 28108: the vector holds inf"),
+    "too large for float32": ("x.npy", lambda p: np.save(p, put(VALUES.astype(float), 7, 1e300)),
+                              r"x\.npy: row 7, byte 536: .* inf"),
     "nan with id": ("x.parquet", parquet(table(put(VALUES, 500, -np.inf))),
-                    r"row 500 \(id 'id 500 é'\) holds -inf"),
-    "nan in npz": ("x.npz", lambda p: np.savez(p, a=put(VALUES, 500, np.nan)), "row 500 holds nan"),
-    "unequal": ("x.parquet", parquet(lists([[1, 2]] * 5000 + [[1, 2, 3]])), "row 5000 has 3 values, row 0 has 2"),
-    "null row": ("x.parquet", parquet(lists([[1, 2], None])), "row 1 has no vector"),
-    "null first row": ("x.parquet", parquet(lists([None, [1, 2]])), "row 0 has no vector"),
-    "null value": ("x.parquet", parquet(lists([[1, 2], [1, None]])), "row 1 has a null among"),
-    "null fixed": ("x.parquet", parquet(lists([[1, 2], None], pa.list_(pa.float32(), 2))), "row 1 has no vector"),
-    "null id": ("x.parquet", parquet(with_ids([*IDS[:-1], None])), "row 999 has no id"),
+                    "row group 0, column 'vector', row 500: the vector of id 'id 500 é' holds -inf"),
+    "nan in npz": ("x.npz", lambda p: np.savez(p, a=put(VALUES, 500, np.nan)),
+                   r"x\.npz: a\.npy, row 500, byte 14136: the vector holds nan"),
+    "unequal": ("x.parquet", parquet(lists([[1, 2]] * 5000 + [[1, 2, 3]])), "row 5000: has 3 values, row 0 has 2"),
+    "null row": ("x.parquet", parquet(lists([[1, 2], None])), "row 1: has no vector"),
+    "null first row": ("x.parquet", parquet(lists([None, [1, 2]])),
+                       "row group 0, column 'vector', row 0: has no vector"),
+    "null value": ("x.parquet", parquet(lists([[1, 2], [1, None]])), "row 1: has a null among"),
+    "null fixed": ("x.parquet", parquet(lists([[1, 2], None], pa.list_(pa.float32(), 2))), "row 1: has no vector"),
+    "null id": ("x.parquet", parquet(with_ids([*IDS[:-1], None])), "row group 0, column 'id', row 999: has no id"),
     "ids of floats": ("x.parquet", parquet(with_ids(VALUES[:, 0])), "not text or integers"),
     "twice": ("x.parquet", parquet(with_ids([*IDS[:-1], IDS[3]])),
               "id 'id 3 é' is both row 3 and row 999"),
@@ -314,52 +327,136 @@ BAD: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "other suffix": ("x.bin", raw(b"1"), "is not a file of vectors; expected .npy"),
     "fvecs cut": ("x.fvecs", raw(vecs(VALUES)[:-1]), "no whole number of rows"),
     "fvecs ragged": ("x.fvecs", raw(vecs(VALUES[:, :3]) + vecs(VALUES[:2, :1]) * 2),
-                     "row 1000 at byte 16,000 claims 1 values, row 0 has 3"),
+                     "row 1000, byte 16000: claims 1 values, row 0 has 3"),
     "fvecs of 2^31": ("x.fvecs", raw(b"\xff\xff\xff\x7f" + bytes(64)), "claims 2,147,483,647 values"),
     "fvecs negative": ("x.fvecs", raw(b"\xff" * 64), "claims -1 values"),
     "fvecs empty": ("x.fvecs", raw(b""), "claims 0 values"),
-    "fvecs nan": ("x.fvecs", raw(vecs(put(VALUES, 5, np.nan))), "row 5 holds nan"),
+    "fvecs nan": ("x.fvecs", raw(vecs(put(VALUES, 5, np.nan))), "row 5, byte 172: the vector holds nan"),
     "two tensors": ("x.safetensors", tensors_twice, "2 matrices of numbers; set source.column"),
-    "jsonl cut": ("x.jsonl", text(jsonl()[:-40]), "row 999 is not JSON"),
-    "jsonl nan": ("x.jsonl", text(jsonl(put(VALUES, 500, np.nan))), "row 500 .* holds nan"),
-    "jsonl ragged": ("x.jsonl", text(jsonl() + '\n{"id": "z", "vector": [1]}'), "row 1000 has 1 values"),
-    "jsonl text": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, "2"]}'), "row 1 holds what is no"),
-    "jsonl bool": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, true]}'), "row 1 holds what is no"),
-    "jsonl list": ("x.jsonl", text("[1, 2]"), "row 0 is not a JSON object"),
+    "jsonl cut": ("x.jsonl", text(jsonl()[:-40]), r"line 1999, byte \d+: is not JSON"),
+    "jsonl nan": ("x.jsonl", text(jsonl(put(VALUES, 500, np.nan))),
+                  r"line 1001, byte \d+: the vector of id '.*' holds nan"),
+    "jsonl ragged": ("x.jsonl", text(jsonl() + '\n{"id": "z", "vector": [1]}'), r"line 2000, byte \d+: has 1 values"),
+    "jsonl text": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, "2"]}'), "line 2, byte 19: holds what is no"),
+    "jsonl bool": ("x.jsonl", text('{"vector": [1, 2]}\n{"vector": [1, true]}'), "line 2, byte 19: holds what is no"),
+    "jsonl list": ("x.jsonl", text("[1, 2]"), "line 1, byte 0: is not a JSON object"),
     "jsonl without": ("x.jsonl", text('{"a": 1}'), "no field of it is a list of numbers"),
-    "jsonl lost id": ("x.jsonl", text(jsonl() + '\n{"vector": [1, 2, 3, 4, 5, 6, 7]}'), "row 1000 has no id"),
+    "jsonl lost id": ("x.jsonl", text(jsonl() + '\n{"vector": [1, 2, 3, 4, 5, 6, 7]}'),
+                      r"line 2000, byte \d+: has no id"),
     "jsonl twice": ("x.jsonl", text(f"{jsonl()}\n{jsonl(VALUES[:1])}"), "is both row 0 and row 1000"),
     "jsonl new field": ("x.jsonl", text(jsonl() + '\n{"id": "z", "vector": [1], "extra": 1}'),
-                        "row 1000 has the field 'extra'"),
+                        r"line 2000, byte \d+: has the field 'extra'"),
     "jsonl other type": ("x.jsonl", text(jsonl() + f'\n{{"id": "z", "vector": {[1] * 7}, "lines": "x"}}'),
-                         "row 1000 has str in 'lines'"),
-    "jsonl deep": ("x.jsonl", text('{"vector": ' + "[" * 100_000), "row 0 is not JSON"),
+                         r"line 2000, byte \d+: has str in 'lines'"),
+    "jsonl deep": ("x.jsonl", text('{"vector": ' + "[" * 100_000), "line 1, byte 0: is not JSON"),
+    "jsonl blank": ("x.jsonl", text('\n{"vector": [1, 2]}\n \n\n{"vector": [1, 2,}'), "line 5, byte 40: is not JSON"),
+    "jsonl bytes": ("x.jsonl", raw(b'{"vector": [1, 2]}\n{"vector": [1, 2], "a": "\xff"}'),
+                    "line 2, byte 44: is not JSON"),
+    "jsonl half a pair": ("x.jsonl", text('{"vector": [1], "id": "a"}\n{"vector": [1], "id": "\\ud800"}'),
+                          "line 2, byte 27: has an id that is not valid Unicode"),
+    "jsonl half a name": ("x.jsonl", text('{"vector": [1]}\n{"vector": [1], "\\ud800": 1}'),
+                          "line 2, byte 16: a field"),
     "jsonl empty": ("x.jsonl", text("\n\n"), "has no rows"),
     "hdf5 cut": ("x.h5", lambda p: (hdf5(p, train=VALUES), truncate(p, 0.5)), "cannot be read as HDF5"),
     "hdf5 nothing": ("x.h5", lambda p: hdf5(p, a=np.arange(3)), "has no matrix 'vector'; it has a"),
     "hdf5 two": ("x.h5", lambda p: hdf5(p, a=VALUES, b=VALUES), "name a matrix"),
-    "hdf5 nan": ("x.h5", lambda p: hdf5(p, a=put(VALUES, 3, np.nan)), "row 3 holds nan"),
+    "hdf5 nan": ("x.h5", lambda p: hdf5(p, a=put(VALUES, 3, np.nan)),
+                 r"dataset 'a', row 3, byte \d+: the vector holds nan"),
     "hdf5 elsewhere": ("x.h5", hdf5_external, "keeps its values in other files"),
     "zarr nothing": ("x.zarr", lambda p: p.mkdir(), "is not a Zarr store"),
     "zarr pickle": ("x.zarr", zarr_pickle, "names the codec 'pickle'"),
+    "zarr chunks of 2^60": ("x.zarr", zarr_lying, r"x\.zarr: array /: has chunks of 4,611,686,018,427,387,904 bytes"),
     "zarr flat": ("x.zarr", lambda p: zarr_group(p, a=np.arange(3)), "has no matrix"),
     "zarr broken": ("x.zarr", lambda p: (zarr_array(p, VALUES), (p / "zarr.json").write_text("{")), "Zarr metadata"),
-    "zarr chunk": ("x.zarr", lambda p: (zarr_array(p, VALUES), (p / "c/0/0").write_bytes(b"x")), "cannot be read"),
+    "zarr chunk": ("x.zarr", lambda p: (zarr_array(p, VALUES), (p / "c/0/0").write_bytes(b"x")),
+                   r"x\.zarr: c/0/0, row 0: cannot be read"),
     "missing": ("x.npy", lambda p: None, "does not exist"),
     "missing, other suffix": ("x", lambda p: None, "does not exist"),
     "empty directory": ("x.d", lambda p: p.mkdir(), "is not a file of vectors"),
 }  # fmt: skip
 
 
+WITHOUT_PLACE = ("other suffix", "missing", "missing, other suffix", "empty directory")
+
+
 @pytest.mark.parametrize("case", BAD)
-def test_bad_files_are_named_by_file_and_row(tmp_path: Path, case: str) -> None:
+def test_bad_files_are_named_by_file_and_place(tmp_path: Path, case: str) -> None:
     name, write, says = BAD[case]
     write(tmp_path / name)
     with pytest.raises(HilbertflowError, match=says) as caught:
         source = open_vectors(str(tmp_path / name))
         source.check()
         source.read(0, source.count)
-    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    place = caught.value.where.removeprefix(str(tmp_path / name))
+    assert re.fullmatch(r": \S.*", place) or (case in WITHOUT_PLACE and not place)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "fortran.npy", "x.fvecs", "x.safetensors", "x.h5"])
+def test_the_byte_is_where_the_wrong_value_lies(tmp_path: Path, name: str) -> None:
+    path, bad = tmp_path / name, put(VALUES, 321, np.nan)
+    if path.suffix == ".npy":
+        np.save(path, np.asfortranarray(bad) if name.startswith("fortran") else bad)
+    elif path.suffix == ".fvecs":
+        path.write_bytes(vecs(bad))
+    elif path.suffix == ".h5":
+        hdf5(path, train=bad)
+    else:
+        write_safetensors(path, {"v": ("F32", bad.shape, bad.tobytes())})
+    with pytest.raises(HilbertflowError, match=r"row 321, byte (\d+): ") as caught:
+        open_vectors(str(path)).read(300, N)
+    byte = int(caught.value.where.rpartition(" ")[2])
+    assert np.isnan(np.frombuffer(path.read_bytes()[byte : byte + 4], "<f4")[0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "batches", "part"), [(100, 1, "row group 4"), (1000, 1, "row group 0"), (0, 64, "record batch 6")]
+)
+def test_the_part_of_a_table_that_holds_the_wrong_row(tmp_path: Path, groups: int, batches: int, part: str) -> None:
+    data = table(put(VALUES, 430, np.nan))
+    path = tmp_path / ("x.parquet" if groups else "x.feather")
+    pq.write_table(data, path, row_group_size=groups) if groups else feather.write_feather(
+        data, path, chunksize=batches
+    )
+    with pytest.raises(HilbertflowError, match="nan") as caught:
+        open_vectors(str(path)).read(0, N)
+    assert caught.value.where == f"{path}: {part}, column 'vector', row 430"
+
+
+def test_a_damaged_column_of_a_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(table(), path, row_group_size=250, compression="zstd", write_page_checksum=True)
+    chunk = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    column = chunk.path_in_schema.partition(".")[0]
+    data, at = bytearray(path.read_bytes()), chunk.data_page_offset + chunk.total_compressed_size // 2
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HilbertflowError, match="cannot be read") as caught:
+        open_vectors(str(path)).read(0, N)
+    assert caught.value.where == f"{path}: row group 2, column {column!r}, row 500"
+
+
+def test_a_damaged_chunk_of_an_hdf5_file_is_named(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="writes an HDF5 file")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("train", data=VALUES, chunks=(100, 4), compression="gzip", fletcher32=True)
+        byte = file["train"].id.get_chunk_info_by_coord((300, 4)).byte_offset
+    data = bytearray(path.read_bytes())
+    data[byte + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HilbertflowError, match="cannot be read as HDF5") as caught:
+        open_vectors(str(path)).read(250, 700)
+    assert caught.value.where == f"{path}: dataset 'train', chunk (3, 1) at byte {byte}, row 300"
+
+
+def test_a_damaged_chunk_of_a_zarr_array_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    zarr_array(path, VALUES)
+    (path / "c/3/1").write_bytes(b"x")
+    with pytest.raises(HilbertflowError, match="cannot be read") as caught:
+        open_vectors(str(path)).read(250, 700)
+    assert caught.value.where == f"{path}: c/3/1, row 384"
 
 
 def test_a_parquet_file_damaged_within_a_page_is_refused(tmp_path: Path) -> None:
@@ -367,7 +464,7 @@ def test_a_parquet_file_damaged_within_a_page_is_refused(tmp_path: Path) -> None
     data = bytearray((tmp_path / "x.parquet").read_bytes())
     data[200:260] = bytes(60)
     (tmp_path / "x.parquet").write_bytes(data)
-    with pytest.raises(HilbertflowError, match=r"x\.parquet: "):
+    with pytest.raises(HilbertflowError, match=r"x\.parquet: row group 0, column '\w+', row 0: "):
         open_vectors(str(tmp_path / "x.parquet")).read(0, N)
 
 
@@ -386,9 +483,9 @@ def test_large_row_groups_are_read_in_small_batches(tmp_path: Path) -> None:
 
 def test_duplicates_are_told_from_equal_hashes() -> None:
     batches = [["a", "b"], ["c", "", "d" * 10_000, "\N{PILE OF POO}"]]
-    check_unique(batches, batches, "x")
-    with pytest.raises(HilbertflowError, match="id '' is both row 3 and row 6"):
-        check_unique([*batches, [""]], [*batches, [""]], "x")
+    check_unique(batches, batches, "x: row {}".format)
+    with pytest.raises(HilbertflowError, match="x: row 6: id '' is both row 3 and row 6"):
+        check_unique([*batches, [""]], [*batches, [""]], "x: row {}".format)
 
 
 def test_pickles_small(tmp_path: Path) -> None:

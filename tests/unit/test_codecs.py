@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from zarr.codecs import Crc32cCodec
 from zarr.registry import get_codec_class
 
+from operators import raw
 from operators.errors import HilbertflowError
 from operators.rans_tables import Tables
 from storage.codecs import CODECS, PREFIX, Av1Codec, H264Codec, HevcCodec, RansCodec, RawCodec
@@ -96,6 +100,40 @@ def test_a_flipped_byte_in_any_chunk_is_refused(tmp_path, kind):
     assert np.array_equal(array[:], values)
 
 
+EVERY = {kind: codec() for kind, codec in CODECS.items()}
+EVERY |= {f"{codec.kind}, quality 24": codec(quality=24) for codec in (HevcCodec, H264Codec, Av1Codec)}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_single_byte_of_a_chunk_and_of_its_index_is_checked(tmp_path, name):
+    """Whatever byte is changed, a read says so; none gives other values, and none crashes a coder."""
+    rows, columns = np.mgrid[0:64, 0:64] // 8
+    array = archived(tmp_path, (rows * 2 + columns).astype(np.uint8)[None], EVERY[name], shards=(1, 64, 64))
+    path = next(path for path in (tmp_path / "c").rglob("*") if path.is_file())
+    whole, good = path.read_bytes(), array[:]
+    assert name == "raw" or whole[0] != raw.MODE, "coded, not stored"
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="checksum"):
+            array[:]
+    path.write_bytes(whole)
+    assert np.array_equal(array[:], good)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("offset", "length"), [(0, 1 << 60), (1 << 60, 1 << 20), (0, (1 << 64) - 2)])
+def test_an_index_that_asks_for_2_to_the_60_bytes_is_refused_at_once(tmp_path, name, offset, length):
+    """The index is whole by its own checksum; what it says cannot be."""
+    array = archived(tmp_path, planes(1, 16, dtype="uint8"), EVERY[name], shards=(1, 16, 16))
+    path = next(path for path in (tmp_path / "c").rglob("*") if path.is_file())
+    index = np.array([offset, length], "<u8").tobytes()
+    path.write_bytes(path.read_bytes()[:-20] + index + google_crc32c.value(index).to_bytes(4, "little"))
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match="checksum"):
+        array[:]
+    assert time.process_time() - begin < 1 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
 @pytest.mark.parametrize("kind", list(CODECS))
 def test_damage_behind_a_forged_crc_is_refused_by_the_coder(kind):
     coder, plane = CODECS[kind]().coder(), planes(1)[0]
@@ -149,7 +187,7 @@ def test_qualities_that_no_codec_has_are_refused(quality):
 
 
 @pytest.mark.parametrize("codec", [HevcCodec, H264Codec, Av1Codec])
-def test_pictures_with_loss_read_alike_each_time_and_damage_is_refused(tmp_path, codec):
+def test_pictures_with_loss_read_alike_each_time(tmp_path, codec):
     rows, columns = np.mgrid[0:64, 0:64]
     values = np.stack([(rows * 2 + columns + shift) % 200 for shift in range(6)]).astype(np.uint8)
     array = archived(tmp_path, values, codec(quality=24))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import resource
+import time
 from pathlib import Path
 
 import av
@@ -153,6 +155,21 @@ def test_lossy_chunks_that_are_damaged_are_refused(kind):
         except HilbertflowError:
             continue
         assert np.array_equal(back, good)
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_numbers_of_a_header_that_cannot_be_are_refused_at_once(kind):
+    """The largest length, count of frames and edges that their fields hold, before memory is asked for."""
+    plane, most = smooth((64, 64), 255, np.uint8), b"\xff" * 4
+    chunk = video.encode_plane(plane, kind)
+    films = video_lossy.encode_frames(plane[None].astype(np.uint16), kind, 20.0, intra=True)
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(HilbertflowError, match="end too early"):
+        video.decode_plane(chunk[:15] + most + chunk[19:], plane.shape, plane.dtype, kind)
+    for at in (2, 6, 10, 14):  # frames, height, width, the length of the first packet
+        with pytest.raises(HilbertflowError):
+            video_lossy.decode_frames(films[:at] + most + films[at + 4 :])
+    assert time.process_time() - begin < 1 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 def test_a_quality_that_no_codec_has_is_refused():

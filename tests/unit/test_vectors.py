@@ -428,7 +428,8 @@ def test_a_damaged_column_of_a_parquet_file_is_named(tmp_path: Path) -> None:
     pq.write_table(table(), path, row_group_size=250, compression="zstd", write_page_checksum=True)
     chunk = pq.ParquetFile(path).metadata.row_group(2).column(0)
     column = chunk.path_in_schema.partition(".")[0]
-    data, at = bytearray(path.read_bytes()), chunk.data_page_offset + chunk.total_compressed_size // 2
+    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    data, at = bytearray(path.read_bytes()), begin + chunk.total_compressed_size // 2
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(HilbertflowError, match="cannot be read") as caught:

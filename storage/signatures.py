@@ -7,7 +7,7 @@ and `signature.parquet` is written. Models archived before there were signatures
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,12 @@ TABLE = 8192
 """Of a table of embeddings only so many tokens are looked at."""
 LEAST = 8
 """Matrices with a shorter side have no sketch."""
+# What the sums over a tensor's values in a unit are kept as: a row a tensor, arrays as their bytes.
+_ARRAYS = {
+    "matrix": "<i8", "moments": "<f8", "rows": "<f8", "linear": "<f8", "columns": "<f4", "squares": "<f4",
+    "broken": "<i8", "probes": "<f4", "lengths": "<f8",
+}  # fmt: skip
+_UNIT = pa.schema({"name": pa.string(), "kind": pa.string()} | dict.fromkeys(_ARRAYS, pa.large_binary()))
 _INWARD, _OUTWARD = ("query", "key", "value", "qkv", "gate", "up", "head"), ("attention out", "down")
 
 
@@ -109,22 +115,25 @@ def unit_sums(checkpoint: Checkpoint, frame: Frame, runs: Iterable[tuple[TensorS
     runs: a tensor, at which byte of it the bytes begin, and the bytes. Blocks that begin in a run belong to it, and
     their end is read if it lies beyond.
     """
-    found: dict[str, npt.NDArray[Any]] = {}
+    found = []
     for spec, start, data in runs:
         shape = shape_of(spec)
         if shape is None:
             continue
         width, per = _grain(spec)
-        low, high = -(-start // width) * width, min(spec.nbytes, -(-(start + len(data)) // width) * width)
+        matrix = matrix_of(spec.name, shape, spec.kind, frame)
+        end = _end(matrix, spec)
+        low, high = -(-start // width) * width, min(end, -(-(start + len(data)) // width) * width)
+        if low >= high:
+            continue
         piece = data[low - start : high - start]
         if start + len(data) < high:
             piece += checkpoint.read(spec, start + len(data), high)
-        part = sums(
-            matrix_of(spec.name, shape, spec.kind, frame), values_of(spec, piece), low // width * per, frame.anchor
-        )
-        found |= {f"{field}\n{spec.kind}\n{spec.name}": array for field, array in _arrays(part).items()}
+        part = sums(matrix, values_of(spec, piece), low // width * per, frame.anchor)
+        found.append({"name": spec.name, "kind": spec.kind} | {k: a.tobytes() for k, a in _arrays(part).items()})
     sink = io.BytesIO()
-    np.savez(sink, allow_pickle=False, **found)
+    with pa.ipc.new_stream(sink, _UNIT) as out:
+        out.write_table(pa.Table.from_pylist(found, _UNIT))
     return sink.getvalue()
 
 
@@ -142,13 +151,8 @@ def merged(units: Iterable[bytes], parameters: int) -> Signature:
     """The signature from what :func:`unit_sums` gave, in the order of units."""
     collector = Collector(parameters)
     for data in units:
-        with np.load(io.BytesIO(data), allow_pickle=False) as held:
-            grouped: dict[tuple[str, str], dict[str, npt.NDArray[Any]]] = {}
-            for key in held.files:
-                part, kind, name = key.split("\n", 2)
-                grouped.setdefault((kind, name), {})[part] = held[key]
-        for (kind, name), arrays in grouped.items():
-            collector.add(name, kind, _sums(arrays))
+        for row in pa.ipc.open_stream(data).read_all().to_pylist():
+            collector.add(row["name"], row["kind"], _sums(row))
     return collector.finish()
 
 
@@ -162,12 +166,11 @@ def of_checkpoint(checkpoint: Checkpoint) -> Signature:
             continue
         width, per = _grain(spec)
         step = max(1, (4 << 20) // width) * width
-        for low in range(0, spec.nbytes, step):
-            data = checkpoint.read(spec, low, min(spec.nbytes, low + step))
-            part = sums(
-                matrix_of(spec.name, shape, spec.kind, frame), values_of(spec, data), low // width * per, frame.anchor
-            )
-            collector.add(spec.name, spec.kind, part)
+        matrix = matrix_of(spec.name, shape, spec.kind, frame)
+        end = _end(matrix, spec)
+        for low in range(0, end, step):
+            data = checkpoint.read(spec, low, min(end, low + step))
+            collector.add(spec.name, spec.kind, sums(matrix, values_of(spec, data), low // width * per, frame.anchor))
     return collector.finish()
 
 
@@ -267,6 +270,12 @@ def _grain(spec: TensorSpec) -> tuple[int, int]:
     return dtype_info(spec.dtype).width, 1
 
 
+def _end(matrix: Matrix, spec: TensorSpec) -> int:
+    """Bytes of a tensor up to the last value that is looked at."""
+    width, per = _grain(spec)
+    return min(spec.nbytes, -(-matrix.seen * matrix.columns // per) * width)
+
+
 def _arrays(part: Sums) -> dict[str, npt.NDArray[Any]]:
     m = part.matrix
     shape = [m.rows, m.columns, m.first, m.along_rows, m.along_columns, m.anchored_rows, m.anchored_columns]
@@ -280,13 +289,15 @@ def _arrays(part: Sums) -> dict[str, npt.NDArray[Any]]:
     }  # fmt: skip
 
 
-def _sums(held: dict[str, npt.NDArray[Any]]) -> Sums:
+def _sums(row: Mapping[str, bytes]) -> Sums:
+    held = {name: np.frombuffer(row[name], dtype) for name, dtype in _ARRAYS.items()}
     rows, columns, first, *flags = held["matrix"].tolist()
     by_rows, by_columns, along, across = map(bool, flags)
     matrix = Matrix(rows, columns, by_rows, by_columns, along, across, first)
-    broken = zip(held["broken"].tolist(), held["probes"], held["lengths"].tolist(), strict=True)
-    assert held["moments"].size == MOMENTS
+    probes = held["probes"].reshape(-1, 2, PROBES)
+    broken = zip(held["broken"].tolist(), probes, held["lengths"].tolist(), strict=True)
     return Sums(
-        matrix, held["moments"].copy(), held["rows"].copy(), held["linear"].copy(), held["columns"],
+        matrix, held["moments"].copy(), held["rows"].reshape(2, PROBES, PROBES).copy(), held["linear"].copy(),
+        held["columns"].reshape(2, -1, held["squares"].size) if by_columns else np.zeros((0, 0, 0), np.float32),
         held["squares"], {row: (probes, square) for row, probes, square in broken},
     )  # fmt: skip

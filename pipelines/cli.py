@@ -1,7 +1,7 @@
 """The command line. Starting it imports next to nothing: every command imports what it needs when it runs.
 
 Exit codes: 0 done; 1 the work could not be done (one line says why); 2 the command line was wrong; 130 interrupted;
-141 the reader of the output went away.
+141 the reader of the output went away; 143 terminated. What a command has started ends with it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -44,11 +45,15 @@ COMMANDS = {
         flow.schema,
     )
 }  # fmt: skip
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 GO_ON = ("run", "cp", "repair", "compact")
 app.add_typer(models.models, name="models")
 for name, command in COMMANDS.items():
     app.command(name, no_args_is_help=name != "schema")(command)
+
+
+class Terminated(BaseException):
+    """SIGTERM came; nothing but `call` catches it, and everything that is open is closed on the way."""
 
 
 def _version(wanted: bool) -> None:
@@ -73,6 +78,15 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    mine = os.getpid()
+
+    def terminated(*_: object) -> None:
+        if os.getpid() != mine:  # a fork of this process, which whoever made it ends
+            os._exit(TERMINATED)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # once is enough: what ends is not to be broken off
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminated)
     leave(call(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -97,14 +111,17 @@ def call(arguments: list[str]) -> int:
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except Terminated:
+        code = TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads on: let the last flush succeed
         return 141
     except Exception as error:
         return _report(error, arguments)
-    if code == INTERRUPTED:  # typer gives it for Ctrl-C
+    if code in (INTERRUPTED, TERMINATED):  # typer gives the first for Ctrl-C
         goes_on = arguments and arguments[0] in GO_ON
-        console.fail(f"interrupted{'; the same command goes on where it stopped' if goes_on else ''}")
+        said = "interrupted" if code == INTERRUPTED else "stopped"
+        console.fail(f"{said}{'; the same command goes on where it stopped' if goes_on else ''}")
     return code if isinstance(code, int) else 0
 
 

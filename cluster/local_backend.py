@@ -6,12 +6,10 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-from cluster.planner import choose
 from cluster.query import Query
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
+from cluster.warming import warm
 
 SHORT_S = 0.003  # what is expected to take less is searched on the event loop: handing it to a thread costs as much
 FORGET = 0.2  # weight of the newest search in the expectation
@@ -58,11 +56,3 @@ class LocalBackend:
 
     def _warm(self) -> None:
         warm(self._shards, self._tier)
-
-
-def warm(shards: ShardSet, tier: str | None) -> None:
-    """Load what queries that name no tier will need, and search once, so that the first of them waits for nothing."""
-    tier = choose(Query(tier=tier), shards.builds, shards.collection).tier
-    shards.load(tier)
-    if tier != "exact":
-        shards.search(np.zeros((1, shards.collection.dim), np.float32), Query(k=1, tier=tier))

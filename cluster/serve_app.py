@@ -26,7 +26,7 @@ from cluster.auth import Keys
 from cluster.config import CollectionConfig, EncoderConfig, ServeConfig, parse_config
 from cluster.encoding import Encoded, Encoder, Encoding
 from cluster.listener import Listener
-from cluster.local_backend import LocalBackend, warm
+from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
@@ -35,6 +35,7 @@ from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
 from cluster.versions import Version, newest, open_version
+from cluster.warming import meet_rows, meet_tensors, warm
 from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog
@@ -66,6 +67,7 @@ class Shards:
             if now.name not in self._held:
                 shards = ShardSet(now.collection, now.builds, self._group, self._groups, self._threads)
                 warm(shards, self._tier)
+                meet_rows(now.collection, now.builds)
                 self._held[now.name] = shards
                 while len(self._held) > 2:
                     self._held.popitem(last=False)
@@ -125,15 +127,16 @@ class Ingress:
         self._listener: Listener | None = None
 
     def __serve_build_asgi_app__(self) -> Any:
-        """Called by Serve once this replica is constructed."""
+        """Called by Serve once this replica is constructed; what could be slow at first happens here."""
         config = self._config
         services = {item.name: self._service(item, open_version(item.url)) for item in config.collections}
         encoders: dict[str, Encoding] = {}
         for handle, takes_pictures, names in self._encoders:
             encoders |= dict.fromkeys(names, _encoding(handle, takes_pictures))
+        models = {item.name: ModelService.open(item.name, item.url) for item in config.models}
+        meet_tensors(models.values())
         self._services = Services(
-            services, {item.name: ModelService.open(item.name, item.url) for item in config.models}, config.limits,
-            encoders, keys=Keys(config.keys) if config.keys else None,
+            services, models, config.limits, encoders, keys=Keys(config.keys) if config.keys else None,
             read_only=frozenset(item.name for item in config.collections if item.read_only),
             reopen=self._reopen, refresh_seconds=config.refresh_seconds,
             recall_seconds=config.recall_seconds, recall_rows=config.recall_rows,
@@ -171,6 +174,7 @@ class Ingress:
             shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
             warm(shards, tier)
             backends = [LocalBackend(shards, tier)]
+        meet_rows(now.collection, {} if self._groups.get(item.name) else now.builds)  # rows are looked up here anyway
         seconds = self._config.limits.search_seconds
         return CollectionService(
             item.name, now.collection, now.builds, backends, tier, seconds, now.name, log, item.thumbnails

@@ -17,6 +17,7 @@ from cluster.model_routes import model_routes
 from cluster.openapi import describe
 from cluster.page.routes import page_routes
 from cluster.problems import RESPONSES, install
+from cluster.readiness import Ready
 from cluster.registry_routes import registry_routes
 from cluster.row_routes import row_routes
 from cluster.search_route import search_route
@@ -34,15 +35,6 @@ class Alive(BaseModel):
     """The process answers."""
 
     status: str = Field(description="Always `ok`.", examples=["ok"])
-
-
-class Ready(BaseModel):
-    """Whether every shard group of every collection answers."""
-
-    ready: bool = Field(description="True when none is missing.")
-    missing_groups: dict[str, list[int]] = Field(
-        description="Numbers of the groups that do not answer, by collection.", examples=[{"docs": [1]}]
-    )
 
 
 def build_api(services: Services) -> FastAPI:
@@ -80,15 +72,15 @@ def _state_routes(app: FastAPI, services: Services) -> None:
         return Alive(status="ok")
 
     @app.get(
-        "/readyz", summary="Every shard is loaded", tags=["state"], response_model=Ready,
-        responses={503: {"model": Ready, "description": "Some are not; the answer says which."}},
+        "/readyz", summary="Everything is loaded", tags=["state"], response_model=Ready,
+        responses={503: {"model": Ready, "description": "Some is not; the answer says what, and why."}},
     )  # fmt: skip
     async def readyz() -> Response:
-        """200 when every shard group answers, else 503 and which do not."""
-        names = list(services.collections)
-        states = await asyncio.gather(*(services.collections[name].missing() for name in names))
-        missing = {name: groups for name, groups in zip(names, states, strict=True) if groups}
-        return JSONResponse({"ready": not missing, "missing_groups": missing}, 503 if missing else 200)
+        """200 when every shard group answers and every encoder has loaded, else 503 and which do not; told anew once a
+        second.
+        """
+        ready = await services.readiness.now()
+        return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
     few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403)}
 

@@ -120,10 +120,21 @@ def _wait_ready(url: str, timeout: float) -> None:
                 if reply.status_code == 200:
                     return
                 last = reply.text[:200]
+                _refuse_broken(reply.json().get("encoders", []), url)
             except httpx.HTTPError as error:
                 last = type(error).__name__
             time.sleep(0.1)
     raise HilbertflowError(f"the service was not ready in {timeout:.0f} s ({last})", where=url)
+
+
+def _refuse_broken(encoders: list[dict[str, Any]], url: str) -> None:
+    """A service that is started with an encoder that does not load is not started."""
+    for item in encoders:
+        if item["state"] == "failed":
+            raise HilbertflowError(
+                f"the encoder {item['model']} failed: {item['reason']}", where=url,
+                remedy=f"mend the model directory, or leave `encoder` out of {', '.join(item['collections'])}",
+            )  # fmt: skip
 
 
 def _free_port(host: str, port: int) -> int:

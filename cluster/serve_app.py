@@ -10,27 +10,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
 
 from cluster.api import build_api
 from cluster.auth import Keys
 from cluster.config import CollectionConfig, EncoderConfig, ServeConfig, parse_config
-from cluster.encoding import Encoded, Encoder, Encoding
+from cluster.encoding import Encoder, Encoding
 from cluster.listener import Listener
 from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
-from cluster.service import Backend, CollectionService, Unavailable
+from cluster.remote import RemoteBackend, remote_encoding
+from cluster.service import Backend, CollectionService
 from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
@@ -40,9 +37,8 @@ from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 from storage.rowlog import RowLog
 
-ATTEMPTS = 3
-Encodable = tuple[Any, bool, list[str]]
-"""Handle of an encoder deployment, whether it takes pictures, names of the collections whose rows it made."""
+Encodable = tuple[Any, bool, str, list[str]]
+"""Handle of an encoder deployment, whether it takes pictures, its name, names of the collections whose rows it made."""
 SMALL = {"num_cpus": 0.1}  # deployments wait more than they work; FAISS's threads are set by the configuration
 
 
@@ -87,35 +83,6 @@ class Shards:
         return version in self._held
 
 
-class RemoteBackend:
-    """A shard group behind a deployment handle; a replica that dies is replaced by another for the same query."""
-
-    def __init__(self, handle: Any, version: str) -> None:
-        self._handle, self._version = handle, version
-
-    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
-        """Ask any replica; again when it died under the query."""
-        answer: Answer = await _asked(lambda: self._handle.search.remote(vectors, query, self._version, version))
-        return answer
-
-    async def ready(self) -> bool:
-        """Whether a replica has this version."""
-        return bool(await _asked(lambda: self._handle.ready.remote(self._version)))
-
-
-async def _asked(call: Callable[[], Any]) -> Any:
-    for attempt in range(ATTEMPTS):
-        try:
-            return await call()
-        except BackPressureError as error:
-            raise Unavailable("the shard is busy") from error
-        except RayActorError as error:
-            if attempt + 1 == ATTEMPTS:
-                raise Unavailable("the shard's replicas died") from error
-            await asyncio.sleep(0.05 * 4**attempt)
-    raise AssertionError("the last attempt returns or raises")
-
-
 @serve.ingress()
 class Ingress:
     """HTTP, routing and merging; also the shards of collections placed here."""
@@ -131,8 +98,8 @@ class Ingress:
         config = self._config
         services = {item.name: self._service(item, open_version(item.url)) for item in config.collections}
         encoders: dict[str, Encoding] = {}
-        for handle, takes_pictures, names in self._encoders:
-            encoders |= dict.fromkeys(names, _encoding(handle, takes_pictures))
+        for handle, takes_pictures, model, names in self._encoders:
+            encoders |= dict.fromkeys(names, remote_encoding(handle, takes_pictures, model))
         models = {item.name: ModelService.open(item.name, item.url) for item in config.models}
         meet_tensors(models.values())
         self._services = Services(
@@ -169,12 +136,13 @@ class Ingress:
     def _service(self, item: CollectionConfig, now: Version) -> CollectionService:
         tier = None if item.tier == "auto" else item.tier
         log = RowLog(now.collection)
-        backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in self._groups.get(item.name, [])]
-        if not backends:
+        handles = self._groups.get(item.name, [])
+        backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in handles]
+        if not handles:
             shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
             warm(shards, tier)
             backends = [LocalBackend(shards, tier)]
-        meet_rows(now.collection, {} if self._groups.get(item.name) else now.builds)  # rows are looked up here anyway
+        meet_rows(now.collection, {} if handles else now.builds)  # rows are looked up here in any case
         seconds = self._config.limits.search_seconds
         return CollectionService(
             item.name, now.collection, now.builds, backends, tier, seconds, now.name, log, item.thumbnails
@@ -264,22 +232,8 @@ def _encoders(config: ServeConfig) -> list[Encodable]:
             name=f"encoder-{number}", ray_actor_options=SMALL, max_ongoing_requests=2,
             max_queued_requests=config.limits.queued, **_replicas(chosen.replicas, chosen.max_replicas),
         ).bind(directory, tokens, chosen.threads)  # fmt: skip
-        found.append((bound, open_encoder(directory).takes_pictures, names))
+        found.append((bound, open_encoder(directory).takes_pictures, Path(chosen.model).name, names))
     return found
-
-
-def _encoding(handle: Any, takes_pictures: bool) -> Encoding:
-    """The way to an encoder deployment."""
-
-    async def texts(some: list[str]) -> F32:
-        vectors: F32 = await _asked(lambda: handle.encode.remote(some))
-        return vectors
-
-    async def pictures(some: list[bytes]) -> Encoded:
-        encoded: Encoded = await _asked(lambda: handle.encode_pictures.remote(some))
-        return encoded
-
-    return Encoding(texts, pictures if takes_pictures else None)
 
 
 def _made_by(encoder: EncoderConfig, collection: CollectionArchive) -> bool:

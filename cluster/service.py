@@ -166,6 +166,11 @@ class CollectionService:
         table = table.drop_columns([name for name in ("id",) if name in table.column_names])
         return [row for at in range(0, len(rows), 1024) for row in table.slice(at, 1024).to_pylist()]
 
+    @property
+    def groups(self) -> int:
+        """How many shard groups a query is sent to."""
+        return len(self._backends)
+
     async def missing(self) -> list[int]:
         """Groups that are not ready."""
         states = await asyncio.gather(*(self._ready(backend) for backend in self._backends))

@@ -19,6 +19,7 @@ from cluster.metrics import Metrics
 from cluster.models import ModelService
 from cluster.picture_wire import check_pictures
 from cluster.problems import Refused
+from cluster.readiness import Readiness
 from cluster.recall_watch import estimated_recall
 from cluster.service import CollectionService, Unavailable
 from cluster.vectors import F32
@@ -56,6 +57,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self.pictures = asyncio.Semaphore(self.limits.pictures)
+        self.readiness = Readiness(self.collections, self.encoders)
         self._swapping = asyncio.Lock()
         for service in self.collections.values():
             self.metrics.describe(service)

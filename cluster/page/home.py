@@ -19,7 +19,12 @@ async def view(services: Services, request: Request) -> Response:
     """Collections and models that the caller may read, with their sizes; `filter` chooses models."""
     collections = services.readable(request)
     models = services.readable_models(request)
-    missing = await asyncio.gather(*(item.missing() for item in collections))
+    missing = await asyncio.gather(*(services.readiness.missing(item.name) for item in collections))
+    names = {item.name for item in collections}
+    unloaded = [
+        item for item in await services.readiness.encoders()
+        if item.state != "loaded" and names.intersection(item.collections)
+    ]  # fmt: skip
     asked, trouble = request.query_params.get("filter", "").strip(), None
     told: list[dict[str, Any]] = []
     try:
@@ -31,7 +36,7 @@ async def view(services: Services, request: Request) -> Response:
     return show(
         "home.html", 200 if trouble is None else 422,
         collections=[collection_card(item, groups) for item, groups in zip(collections, missing, strict=True)],
-        models=told, every=[item.about for item in models], filter=asked, trouble=trouble,
+        unloaded=unloaded, models=told, every=[item.about for item in models], filter=asked, trouble=trouble,
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ async def _shown(
     first = [] if asked else await _first_rows(chosen)
     return show(
         "search.html", found.status,
-        collection=collection_card(chosen, await chosen.missing()),
+        collection=collection_card(chosen, await services.readiness.missing(chosen.name)),
         by_text=services.by_text(chosen.name), by_picture=services.by_picture(chosen.name),
         levels=[str(level) for level in chosen.collection.levels],
         given=given, asked=asked, found=found, first=first, counts=COUNTS,

@@ -39,7 +39,9 @@ async def view(services: Services, request: Request) -> Response:
     """Of this ingress process: with several of them, each counts what it answered itself."""
     key = services.key(request)
     collections, models = services.readable(request), services.readable_models(request)
-    missing = await asyncio.gather(*(item.missing() for item in collections))
+    missing = await asyncio.gather(*(services.readiness.missing(item.name) for item in collections))
+    names = {item.name for item in collections}
+    encoders = [item for item in await services.readiness.encoders() if names.intersection(item.collections)]
     roots = {_root(home_of(item.collection).url) for item in collections} | {_root(m.archive.url) for m in models}
     runs, silent = await asyncio.to_thread(_runs, sorted(roots - {""}))
     return show(
@@ -49,7 +51,7 @@ async def view(services: Services, request: Request) -> Response:
             | {"asked": _asked(services, item), "recalls": services.metrics.recalls.get(item.name, {})}
             for item, groups in zip(collections, missing, strict=True)
         ],
-        models=models, active=services.active, waiting=services.limits.waiting,
+        models=models, encoders=encoders, active=services.active, waiting=services.limits.waiting,
         memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         runs=[_told(run) for run in runs if key is None or key.allows("read", run.name)], silent=silent,
     )  # fmt: skip

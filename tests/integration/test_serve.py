@@ -26,6 +26,7 @@ from cluster import running as serving
 from cluster import serve_app
 from cluster.build import build_indexes
 from cluster.client import AsyncClient, Client
+from cluster.config import parse_config
 from cluster.engine import SearchEngine
 from operators.encode import open_encoder
 from operators.errors import HilbertflowError
@@ -81,7 +82,7 @@ def test_http_gives_the_engines_answers(service: serving.Running, engine: Search
 def test_the_state_of_the_service(service: serving.Running) -> None:
     """Ready, described, counted, with a page."""
     with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as http:
-        assert http.get("/readyz").json() == {"ready": True, "missing_groups": {}}
+        assert http.get("/readyz").json() == {"ready": True, "missing_groups": {}, "encoders": []}
         groups = {item["name"]: item["groups"] for item in http.get("/v1/collections").json()["collections"]}
         assert groups == {"here": 1, "apart": 2}
         assert "hilbertflow_requests_total" in http.get("/metrics").text
@@ -211,6 +212,44 @@ def test_words_and_pictures_are_encoded_by_the_service(ray_session: None, tmp_pa
         running.stop()
 
 
+def test_an_encoder_that_does_not_load(ray_session: None, tmp_path: Path) -> None:
+    """Starting such a service is refused with its reason; one that runs says so at /readyz, and searches by vector."""
+    from ray import serve
+
+    model = clip(tmp_path / "clip")
+    vectors = clustered(60, 24)
+    config = parse_config(
+        {
+            "collections": [{"name": "rows", "url": archive_vectors(tmp_path, vectors, "ip")}],
+            "encoder": {"model": str(model)}, "port": serving._free_port("127.0.0.1", 0),
+        }
+    )  # fmt: skip
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(HilbertflowError, match="the encoder clip failed: the model does not load"):
+        serving.start(config)
+    running = serving.Running(f"http://127.0.0.1:{config.port}", own_ray=False)
+    serve.start(proxy_location="Disabled", logging_config=serving.QUIET)
+    serve.run(serve_app.build_application(config), name=serving.APP, logging_config=serving.QUIET)
+    try:
+        with httpx.Client(base_url=running.url, trust_env=False, timeout=60) as http:
+            reply = http.get("/readyz")
+            (told,) = reply.json()["encoders"]
+            assert (reply.status_code, told["state"], told["collections"]) == (503, "failed", ["rows"])
+            refused = http.post("/v1/collections/rows/search", json={"texts": ["a word"]})
+            assert (refused.status_code, "has not loaded" in refused.json()["detail"]) == (503, True)
+            found = http.post("/v1/collections/rows/search", json={"vectors": vectors[:1].tolist(), "k": 1})
+            assert found.status_code == 200
+            (model / "model.safetensors").write_bytes(whole)
+            deadline = time.monotonic() + 40
+            while http.get("/readyz").status_code != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            assert http.post("/v1/collections/rows/search", json={"texts": ["a word"]}).status_code == 200
+    finally:
+        running.stop()
+
+
 def test_a_taken_port_is_refused(service: serving.Running, engine: SearchEngine) -> None:
     """Before anything starts."""
     with socket.socket() as taken:
@@ -256,7 +295,7 @@ def test_overload_is_said_and_can_be_tried_again(ray_session: None, engine: Sear
                 continue
             hits = reply.json()["results"]
             assert [hit["ids"] for hit in hits] == expected[:, : 200 + number].tolist()
-        assert said == {"too many requests at once", "no shard of 'rows' answered (Unavailable)"}
+        assert said == {"too many requests at once", "no shard of 'rows' answered (Busy)"}
         for number, found in enumerate(asyncio.run(patient())):
             assert found.ids == expected[:, : 200 + number].tolist()
     finally:

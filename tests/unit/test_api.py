@@ -230,7 +230,7 @@ def test_collections_and_state(client: TestClient) -> None:
     assert missing.json()["remedy"] == "GET /v1/collections lists them"
     assert client.post("/v1/collections/nothing/search", json={}).status_code == 404
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"ready": True, "missing_groups": {}}
+    assert client.get("/readyz").json() == {"ready": True, "missing_groups": {}, "encoders": []}
     client.post(SEARCH, json={"vectors": QUERIES.tolist()})
     text = client.get("/metrics").text
     assert 'hilbertflow_queries_total{collection="rows",tier="hnsw"} 5.0' in text

@@ -1,0 +1,82 @@
+"""Shard groups and encoders in other processes, asked through the handles of their deployments."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from cluster.encoding import Encoded, Encoding, NotLoaded
+from cluster.query import Query
+from cluster.service import Unavailable
+from cluster.shard_set import Answer
+from cluster.vectors import F32
+
+ATTEMPTS = 3
+
+
+class Busy(Unavailable):
+    """The deployment answers, but its queue is full."""
+
+
+async def _answer(call: Callable[[], Any], who: str = "shard") -> Any:
+    for attempt in range(ATTEMPTS):
+        try:
+            return await call()
+        except BackPressureError as error:
+            raise Busy(f"the {who} is busy") from error
+        except RayActorError as error:
+            if attempt + 1 == ATTEMPTS:
+                raise Unavailable(f"the {who}'s replicas died") from error
+            await asyncio.sleep(0.05 * 4**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class RemoteBackend:
+    """A shard group behind a deployment handle; a replica that dies is replaced by another for the same query."""
+
+    def __init__(self, handle: Any, version: str) -> None:
+        self._handle, self._version = handle, version
+
+    async def search(self, query: Query, vectors: F32, version: int) -> Answer:
+        """Ask any replica; again when it died under the query."""
+        answer: Answer = await _answer(lambda: self._handle.search.remote(vectors, query, self._version, version))
+        return answer
+
+    async def ready(self) -> bool:
+        """Whether a replica has this version; one that is too busy to say so has it."""
+        try:
+            return bool(await _answer(lambda: self._handle.ready.remote(self._version)))
+        except Busy:
+            return True
+
+
+def remote_encoding(handle: Any, takes_pictures: bool, model: str) -> Encoding:
+    """The way to an encoder deployment."""
+
+    async def asked(call: Callable[[], Any]) -> Any:
+        try:
+            return await _answer(call, "encoder")
+        except NotLoaded as error:
+            raise Unavailable("the encoder has not loaded; GET /readyz says why") from error
+
+    async def texts(some: list[str]) -> F32:
+        vectors: F32 = await asked(lambda: handle.encode.remote(some))
+        return vectors
+
+    async def pictures(some: list[bytes]) -> Encoded:
+        encoded: Encoded = await asked(lambda: handle.encode_pictures.remote(some))
+        return encoded
+
+    async def fault() -> str:
+        try:
+            return str(await _answer(lambda: handle.fault.remote(), "encoder"))
+        except Busy:
+            return ""
+        except Exception as error:
+            return str(error) if isinstance(error, Unavailable) else type(error).__name__
+
+    return Encoding(texts, pictures if takes_pictures else None, model, fault)

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 LEAVE_S = 20.0  # requests that have begun are answered so long after the server closes
+LINGER_S = 5.0  # so long a client may go on sending a body that was answered before its end
 IDLE_S = 1.0  # so long a connection without a request waits for one that is under way, and ends with its answer
 
 
@@ -62,14 +63,15 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 as uvicorn speaks it, with a limit on the time to send the head of a request.
+    """HTTP/1.1 as uvicorn speaks it, with limits on the time to send the head of a request and a refused body.
 
-    uvicorn times the pause between requests but not a head, so that a client that sends a byte a minute would keep its
-    connection for ever.
+    uvicorn times the pause between requests but neither of these, so that a client that sends a byte a minute would
+    keep its connection for ever. `whole_body` times a body that is wanted.
     """
 
     head_seconds = 20.0
     _head_timer: asyncio.TimerHandle | None = None
+    _unread = False
     _leaving = False
 
     def connection_made(self, transport: Any) -> None:
@@ -85,6 +87,21 @@ class _Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._leaving:
             self._last_answer()
+
+    def on_message_complete(self) -> None:
+        self._unread = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._unread = self.cycle.more_body
+        super().on_response_complete()
+        if self._unread:
+            self.loop.call_later(LINGER_S, self._drop_unread, self.cycle)
+
+    def _drop_unread(self, answered: Any) -> None:
+        """End the connection when the body of the request that was answered is still on its way."""
+        if self._unread and self.cycle is answered:
+            self.transport.close()
 
     def shutdown(self) -> None:
         """The server goes: the answer that is due, or the next one, says that it is the last on this connection."""

@@ -102,6 +102,22 @@ def test_slow_clients_are_let_go(url: str) -> None:
     fine(url)
 
 
+@pytest.mark.parametrize("path", [SEARCH, "/v1/collections/none/search"])
+def test_a_body_that_goes_on_after_its_answer(url: str, path: str) -> None:
+    """Refused by its length, or for its path, and dripped on: the connection ends soon, a kept one does not."""
+    with connected(url) as dripping, httpx.Client(base_url=url, timeout=30, trust_env=False) as kept:
+        dripping.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n".encode())
+        assert dripping.recv(64).startswith((b"HTTP/1.1 413", b"HTTP/1.1 404"))
+        assert kept.post(path, content=b"x" * (1 << 20)).status_code in (404, 415, 422)
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < began + 20:
+                dripping.sendall(b"x")
+                time.sleep(0.2)
+        assert kept.get("/healthz").status_code == 200
+    fine(url)
+
+
 def test_clients_that_leave(url: str) -> None:
     """In the middle of their body, and before their answer: nobody else notices."""
     head = f"POST {SEARCH} HTTP/1.1\r\nHost: a\r\nContent-Type: application/octet-stream\r\n"

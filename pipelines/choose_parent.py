@@ -79,19 +79,35 @@ def choose_parent(
     own = _signature(specs, frame, read)
     told = sorted((difference(own, signature), name) for name, signature in held.items())
     least, name = told[0]
-    looked = f"{len(specs)} matri{'x' if len(specs) == 1 else 'ces'}"
     facts: dict[str, Any] = {
         "candidates": len(held), "matrices": tuple(spec.name for spec in specs),
         "difference": least if least < float("inf") else None,
     }  # fmt: skip
-    of = f"of {len(held)} model{'' if len(held) == 1 else 's'} of its architecture"
+    why = reason(told, len(specs))
     if least > NEAR:
-        why = f"none: {of} the nearest, {name}, differs by {least:.3f} of its length, and {NEAR} is the most"
         return Choice(None, "", why, **facts)
-    behind = f" (next: {told[1][1]}, {told[1][0]:.4f})" if len(told) > 1 else ""
-    why = f"{name}, which {of} differs least: by {least:.4f} of its length, told from {looked}{behind}"
     parent = recipe.parent.model_copy(update={"path": root.join("models", name).url})
     return Choice(parent, name, why, **facts)
+
+
+def reason(told: Sequence[tuple[float, str]], matrices: int) -> str:
+    """Why the nearest of those that were compared is the parent, or is not, in words.
+
+    told: difference and name of each, nearest first. matrices: how many were looked at.
+    """
+    least, name = told[0]
+    if least == float("inf"):
+        return "none: it shares no matrix with the signatures of the models of its architecture"
+    only = len(told) == 1
+    if least > NEAR:
+        many = f"of {len(told)} models of its architecture the nearest"
+        of = "the only model of its architecture" if only else many
+        return f"none: {of}, {name}, differs by {least:.3f} of its length, and {NEAR} is the most"
+    many = f"which of {len(told)} models of its architecture differs least:"
+    of = "the only model of its architecture, differs" if only else many
+    looked = f"{matrices} matri{'x' if matrices == 1 else 'ces'}"
+    behind = "" if only else f" (next: {told[1][1]}, {told[1][0]:.4f})"
+    return f"{name}, {of} by {least:.4f} of its length, told from {looked}{behind}"
 
 
 def _begun(root: Location, recipe: Recipe) -> Choice | None:

@@ -71,6 +71,31 @@ def test_the_nearest_is_the_parent_and_saves_what_it_says(root: Path) -> None:
     assert all(np.array_equal(handle[name].read(), value) for name, value in values.items())
 
 
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ([(0.05, "a")], "a, the only model of its architecture, differs by 0.0500 of its length, told from 1 matrix"),
+        (
+            [(0.05, "a"), (0.1, "b")],
+            "a, which of 2 models of its architecture differs least: by 0.0500 of its length, told from 1 matrix "
+            "(next: b, 0.1000)",
+        ),
+        (
+            [(0.5, "a")],
+            "none: the only model of its architecture, a, differs by 0.500 of its length, and 0.25 is the most",
+        ),
+        (
+            [(0.5, "a"), (1.4, "b")],
+            "none: of 2 models of its architecture the nearest, a, differs by 0.500 of its length, and 0.25 is the most",
+        ),
+        ([(float("inf"), "a")], "none: it shares no matrix with the signatures of the models of its architecture"),
+    ],
+)
+def test_the_reason_in_words(told: list[tuple[float, str]], why: str) -> None:
+    """Of one candidate no one says that it is the least of one; what was not compared differs by no number."""
+    assert choose_parent.reason(told, 1) == why
+
+
 def test_without_a_near_one_it_is_archived_alone(root: Path) -> None:
     """The bytes of a recipe without a parent: beside a stranger, without one of its architecture, in a new root."""
     values = state(7)

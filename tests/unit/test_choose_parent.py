@@ -85,8 +85,9 @@ def test_the_nearest_is_the_parent_and_saves_what_it_says(root: Path) -> None:
             "none: the only model of its architecture, a, differs by 0.500 of its length, and 0.25 is the most",
         ),
         (
-            [(0.5, "a"), (1.4, "b")],
-            "none: of 2 models of its architecture the nearest, a, differs by 0.500 of its length, and 0.25 is the most",
+            [(0.5, "a"), (1, "b")],
+            "none: of 2 models of its architecture the nearest, a, differs by 0.500 of its length, "
+            "and 0.25 is the most",
         ),
         ([(float("inf"), "a")], "none: it shares no matrix with the signatures of the models of its architecture"),
     ],

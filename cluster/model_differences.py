@@ -14,6 +14,10 @@ from operators.signature import Signature
 
 CELL, LEFT, TOP, LINE = 34, 150, 92, 22
 MOVED, BLUE, GREY = "neurons in another order", "#4a90d9", "#444444"
+STYLE = (
+    "<style>.ground{fill:#fff}text{fill:#222}.soft{fill:#555}@media(prefers-color-scheme:dark)"
+    "{.ground{fill:#1b1e23}text{fill:#ddd}.soft{fill:#aaa}}</style>"
+)
 FIRST, SECOND = "only in the first", "only in the second"
 
 
@@ -93,38 +97,42 @@ def heat_map(first: str, second: str, rows: Sequence[Difference]) -> str:
     by_place = {(row.role, row.place): row for row in rows}
     roles, layers = list(dict.fromkeys(role for role, _ in sorted(by_place))), sorted({at for _, at in by_place})
     most = max((row.change for row in rows if row.change is not None and row.what != MOVED), default=0.0)
-    width, height = LEFT + CELL * len(layers) + 200, TOP + max(CELL * len(roles), 4 * LINE) + 20
+    below = TOP + CELL * len(roles) + 12
+    width, height = max(LEFT + CELL * len(layers) + 20, 370), below + 3 * LINE
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
         'font-size="12">',
-        '<rect width="100%" height="100%" fill="white"/>',
+        STYLE,
+        '<rect class="ground" width="100%" height="100%"/>',
         f'<text x="12" y="24" font-size="15">{escape(first)} → {escape(second)}</text>',
-        f'<text x="12" y="44" fill="#555">change of each matrix over its length; darkest {most:.3g}</text>',
+        f'<text x="12" y="44" class="soft">change of each matrix over its length; darkest {most:.3g}</text>',
     ]
     for column, (layer, apart) in enumerate(layers):
         x = LEFT + CELL * column + CELL / 2
         label = ("+" if apart else "") + ("–" if layer < 0 else str(layer))
         out.append(f'<text x="{x}" y="{TOP - 8}" text-anchor="middle">{label}</text>')
-    out.append(f'<text x="{LEFT}" y="{TOP - 26}" fill="#555">layer (– outside layers, + of the second only)</text>')
+    out.append(
+        f'<text x="12" y="{TOP - 26}" class="soft">columns: layers (– outside them, + of the second only)</text>'
+    )
     for line, role in enumerate(roles):
         y = TOP + CELL * line
         out.append(f'<text x="{LEFT - 8}" y="{y + CELL / 2 + 4}" text-anchor="end">{escape(role[-24:])}</text>')
         for column, place in enumerate(layers):
-            row = by_place.get((role, place))
+            row, x = by_place.get((role, place)), LEFT + CELL * column
             if row is None:
+                out.append(f'<text x="{x + CELL / 2 - 1}" y="{y + CELL / 2 + 4}" text-anchor="middle">·</text>')
                 continue
-            x, colour = LEFT + CELL * column, _colour(row, most)
             told = f"{row.tensor}: {row.what}"
             out.append(
-                f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" fill="{colour}" stroke="#ccc">'
-                f"<title>{escape(told)}</title></rect>"
+                f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" fill="{_colour(row, most)}" '
+                f'stroke="#bbb"><title>{escape(told)}</title></rect>'
             )
-    legend = LEFT + CELL * len(layers) + 16
     meanings = ("#ffffff", "the same"), (_shade(1.0), "changed most"), (BLUE, MOVED), (GREY, "in one model only")
-    for line, (colour, text) in enumerate(meanings):
-        y = TOP + LINE * line
-        out.append(f'<rect x="{legend}" y="{y}" width="14" height="14" fill="{colour}" stroke="#ccc"/>')
-        out.append(f'<text x="{legend + 20}" y="{y + 12}">{text}</text>')
+    for number, (colour, text) in enumerate(meanings):
+        x, y = 12 + 200 * (number % 2), below + LINE * (number // 2)
+        out.append(f'<rect x="{x}" y="{y}" width="14" height="14" fill="{colour}" stroke="#bbb"/>')
+        out.append(f'<text x="{x + 20}" y="{y + 12}">{text}</text>')
+    out.append(f'<text x="17" y="{below + 2 * LINE + 12}">·<tspan x="32">no such matrix</tspan></text>')
     return "\n".join([*out, "</svg>"]) + "\n"
 
 

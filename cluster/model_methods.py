@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,8 +98,12 @@ PICTURES = ("features", "hybrid")
 
 def missing(method: str) -> str:
     """What a method needs and is not installed; empty where nothing lacks."""
-    if method in PICTURES and find_spec("skimage") is None:
-        return f"{method} needs scikit-image: pip install 'hilbertflow[models]'"
+    if method in PICTURES:
+        try:
+            import skimage.feature
+            import skimage.metrics  # noqa: F401
+        except ImportError as error:
+            return f"{method} needs scikit-image ({error}): pip install 'hilbertflow[models]'"
     return ""
 
 

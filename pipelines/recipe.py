@@ -216,6 +216,8 @@ class Parent(Part):
 
 
 def _parent(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto" and "/" not in value and difflib.get_close_matches(value, ["auto"]):
+        raise HilbertflowError(f"is {value}", where="parent", remedy=f"did you mean 'auto'? else write ./{value}")
     return {"path": value} if isinstance(value, str) else value
 
 

@@ -105,6 +105,11 @@ def test_set_overrides_and_errors_name_the_command_line(good: str, tmp_path: Pat
     assert error_of(good, "nonsense").startswith("--set nonsense: not a setting")
 
 
+def test_a_parent_that_is_nearly_auto_is_asked_about(good: str) -> None:
+    assert "parent: is atuo; did you mean 'auto'? else write ./atuo" in error_of(good + "parent: atuo\n")
+    assert recipe.parse(good + "parent: ./atuo\n").parent is not None
+
+
 def test_operators_out_of_order_or_missing_are_named(good: str) -> None:
     for name, line, said in (
         ("quantize", "operators.2={kind: layerize}", "is no order for a model; use sample, hilbert_map, quantize"),

@@ -58,7 +58,7 @@ class Site:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Rows with markup, pictures behind a small random CLIP, a chain of three checkpoints, a run under way."""
     root = tmp_path_factory.mktemp("site")
-    services = small_service(root)
+    small = small_service(root)
     model, folder = clip(root / "clip"), root / "pictures"
     folder.mkdir()
     for number in range(24):
@@ -69,10 +69,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         f"sink.path={root / 'archives'}",
         "sink.name=pictures",
     ]
-    services.collections["pictures"] = collection_service("pictures", run_here(load("images", sets)).url)
+    pictures = collection_service("pictures", run_here(load("images", sets)).url)
     encoder = open_encoder(str(model))
     assert isinstance(encoder, ClipEncoder)
-    services.encoders["pictures"] = _encoding(encoder)
+    services = Services(
+        small.collections | {"pictures": pictures}, small.models, encoders={"pictures": _encoding(encoder)}
+    )
     first = archived_child(root, "first", services.models["small"].archive.url, 1)
     for name, url in (("first", first), ("last", archived_child(root, "last", first, 2))):
         services.models[name] = ModelService.open(name, url)

@@ -372,6 +372,7 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
     valid(name)
     before = peak()
     errors: set[str] = set()
+    tried = 0
 
     @settings(
         max_examples=CASES // 5 if name in SLOW and CASES <= 300 else CASES, deadline=None, derandomize=CASES <= 300,
@@ -379,6 +380,8 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
     )  # fmt: skip
     @given(damage())
     def read(steps: list[tuple[str, float, int]]) -> None:
+        nonlocal tried
+        tried += 1
         path.write_bytes(apply(valid(name), steps))
         begin = time.process_time()  # not the clock on the wall: the machine may be busy
         try:
@@ -392,5 +395,5 @@ def test_damaged_files_give_one_clear_error(name: str, folder: Path) -> None:
 
     read()
     assert errors or name in READ_ANYHOW, "no damage was noticed"
-    print(f"{name}: {CASES} files, errors at {len(errors)} places, as {', '.join(sorted(errors)[:3])}")
+    print(f"{name}: {tried:,} files, errors at {len(errors)} places, as {', '.join(sorted(errors)[:3])}")
     assert peak() - before < 1e9, f"grew by {(peak() - before) / 1e6:.0f} MB"

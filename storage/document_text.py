@@ -129,7 +129,7 @@ def _damaged_member(data: bytes) -> str:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         for info in archive.infolist():
-            name, parser = info.filename[:80], expat.ParserCreate()
+            name, parser = info.filename[:80].strip() or "nameless member", expat.ParserCreate()
             with archive.open(info) as file:
                 while piece := file.read(_PIECE):
                     if name.endswith((".xml", ".rels")):

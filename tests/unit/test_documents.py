@@ -195,3 +195,14 @@ def test_a_damaged_page_of_a_pdf_is_named() -> None:
     pytest.importorskip("pypdf", reason="reads PDF")
     with pytest.raises(Unreadable, match=r"page 1: it is damaged: .*NopeDecode"):
         document_text("a.pdf", pdf("Space filling curves").replace(b"<< /Length", b"<< /Filter /NopeDecode /Length"))
+
+
+def test_a_member_whose_name_is_lost_is_a_place_all_the_same() -> None:
+    docx = pytest.importorskip("docx", reason="reads Word documents")
+    buffer = io.BytesIO()
+    docx.Document().save(buffer)
+    data = buffer.getvalue()
+    at = data.rindex(b"word/styles.xml")  # in the directory of the zip
+    with pytest.raises(Unreadable, match="damaged") as caught:
+        document_text("a.docx", data[:at] + bytes(4) + data[at + 4 :])
+    assert caught.value.place == "nameless member"

@@ -54,7 +54,7 @@ def test_pictures_are_found_by_picture_and_by_words(
 ) -> None:
     report = run(load("images", settings(folder, model, tmp_path)))
     said = capsys.readouterr().err
-    assert "broken.jpg is left out: byte 0: it is no picture that can be read" in said
+    assert "broken.jpg is left out: byte 200: it is no picture that can be read" in said
     assert "bomb.png is left out: byte 41: it has 12,000 × 12,000 pixels" in said
     rows = archive.open(report.url)
     paths = rows.table(0, rows.count).column("path").to_pylist()

@@ -107,9 +107,10 @@ def _opened(
 ) -> TableVectors:
     if len(set(schema.names)) != len(schema.names):
         raise HilbertflowError("has two columns of one name", where=at(location.url, "schema"))
-    if not count:
+    if count <= 0:  # less than none is what a damaged length says
         remedy = "name a file with at least one vector"
-        raise HilbertflowError("has no rows", where=at(location.url, "footer"), remedy=remedy)
+        what = "has no rows" if not count else f"says that it has {count:,} rows"
+        raise HilbertflowError(what, where=at(location.url, "footer"), remedy=remedy)
     name: str = _vector_column(schema, column, location.url)
     if id_column is not None and id_column not in schema.names:
         remedy = f"its columns are {', '.join(schema.names)}"

@@ -63,7 +63,7 @@ def _pause(came: Any, attempt: int) -> float | None:
         return None
     if attempt + 1 < ATTEMPTS and (not answered or came.status_code in (429, 503)):
         wanted = came.headers.get("Retry-After", "") if answered else ""
-        grown = 2**attempt * random.random()  # at random: those who were refused together must not come back together
+        grown: float = 2**attempt * random.random()  # at random: those refused together must not come back together
         return min(float(wanted) * (1 + grown) if wanted.isdigit() else PAUSE_S * (0.5 + grown), LONGEST_S)
     what = f"HTTP {came.status_code}" if answered else f"the service does not answer ({type(came).__name__})"
     told = came.json() if answered and "problem+json" in came.headers.get("Content-Type", "") else {}

@@ -30,7 +30,8 @@ class Quantize(Operator):
     states: of the trellis, 4 to 256, a power of two. Eight times the states take eight times the time and a third to a
         half of the excess.
     tails: of the rows, for the trellis: ``laplace`` where they are heavier than a Gaussian's, as after pooling rows of
-        unlike deviations; it saves 0.02 bit a value at 12 dB and 0.06 at 2, and costs a Gaussian as much.
+        unlike deviations. On MiniLM's weights shuffled it saves 0.08 bit a value at 2 dB, 0.03 at 8 and 0.01 at 12; on
+        a Gaussian it costs 0.03 at 4 to 8 dB, 0.02 at 12.
     """
 
     kind: Literal["quantize"] = "quantize"

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
 from cluster.collection_routes import collection_routes
-from cluster.http_edge import Counted
 from cluster.model_routes import model_routes
 from cluster.openapi import describe
 from cluster.page.routes import page_routes
@@ -23,6 +22,7 @@ from cluster.row_routes import row_routes
 from cluster.search_route import search_route
 from cluster.services import Services
 from cluster.similar_routes import similar_routes
+from cluster.straight import Straight
 from cluster.verify_route import verify_route
 
 _ABOUT = """Search over archived collections of embeddings, and archived models at any fidelity.
@@ -47,11 +47,11 @@ def build_api(services: Services) -> FastAPI:
         for task in tasks:
             task.cancel()
 
-    app = FastAPI(
-        title="hilbertflow", version="1", description=_ABOUT, lifespan=watching, docs_url=None, redoc_url=None
-    )
+    app = Straight(
+        services.metrics, title="hilbertflow", version="1", description=_ABOUT, lifespan=watching, docs_url=None,
+        redoc_url=None,
+    )  # fmt: skip
     install(app)
-    app.add_middleware(Counted, metrics=services.metrics)
     search_route(app, services)
     collection_routes(app, services)
     row_routes(app, services)

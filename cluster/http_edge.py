@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from cluster.config import Limits
 from cluster.media import JSON
@@ -52,8 +53,7 @@ class Counted:
             await self._app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            self._metrics.requests.labels(route, status).inc()
-            self._metrics.latency.labels(route).observe(time.perf_counter() - began)
+            self._metrics.replied(route, status, time.perf_counter() - began)
 
 
 def accepted(header: str) -> str:
@@ -73,11 +73,16 @@ async def whole_body(request: Request, limits: Limits) -> bytes:
     parts, size = [], 0
     try:
         async with asyncio.timeout(limits.body_seconds):
-            async for part in request.stream():
-                size += len(part)
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
                 if size > limits.body_bytes:
                     raise _too_long(limits)
-                parts.append(part)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {limits.body_seconds} s") from None
     return b"".join(parts)

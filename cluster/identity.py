@@ -16,7 +16,7 @@ from storage.rowlog import View
 
 Known = Callable[[I64], list[str] | None]
 
-FEW = 64
+FEW = 16
 KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Self
 
 import faiss
@@ -45,6 +46,12 @@ class Overrides:
     def given(self) -> dict[str, int]:
         """The overrides that are set, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@lru_cache(maxsize=1024)
+def overlaid(*layers: Overrides) -> Overrides:
+    """Each setting of the last layer that has it."""
+    return Overrides(**{name: value for layer in layers for name, value in layer.given().items()})
 
 
 @dataclass(frozen=True)
@@ -133,10 +140,6 @@ class IndexKind(ABC):
     @abstractmethod
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Bytes that one query touches in all shards together when it compares `scanned` codes or nodes."""
-
-    def effective(self, index: Any, asked: Overrides) -> Overrides:
-        """Defaults overlaid with what was asked."""
-        return Overrides(**(self.defaults(index).given() | asked.given()))
 
 
 def selector(allowed: npt.NDArray[np.uint8] | None) -> Any:

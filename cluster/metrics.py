@@ -49,6 +49,7 @@ class Metrics:
         self.changes = Counter("rows_changed", "Ids that changes named", ["collection", "op"], space, registry=own)
         self.rows = Gauge("collection_rows", "Rows of a collection", ["collection", "version"], space, registry=own)
         self.recent: dict[str, Recent] = {}
+        self._replying: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._answering: dict[tuple[str, str], _Counters] = {}
         self.recalls: dict[str, dict[str, float]] = {}
         self.recall = Gauge("recall_at_10", "Recall when tuned", ["collection", "tier"], space, registry=own)
@@ -68,6 +69,14 @@ class Metrics:
         for tier, about in service.about()["indexes"].items():
             if about["recall_at_10"] is not None:
                 self.recall.labels(service.name, tier).set(about["recall_at_10"])
+
+    def replied(self, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        key = route, status
+        if (counters := self._replying.get(key)) is None:
+            counters = self._replying[key] = self.requests.labels(route, status), self.latency.labels(route)
+        counters[0].inc()
+        counters[1].observe(seconds)
 
     def answered(self, collection: str, results: Results) -> None:
         """Count one answered search; its share of a batch's work."""

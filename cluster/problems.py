@@ -81,36 +81,28 @@ def _of_the_router(request: Request, error: HTTPException) -> tuple[str, str]:
     return str(error.detail), ""
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of `app` with a problem document; none tells more of the server than its kind."""
-
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
+def as_problem(request: Request, error: Exception) -> Response:
+    """The document for any error; it tells no more of the server than the error's kind."""
+    if isinstance(error, Refused):
         return problem(error)
-
-    async def bad(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HilbertflowError)
+    if isinstance(error, HilbertflowError):
         return problem(Refused(422, error.what, where=error.where, remedy=error.remedy))
-
-    async def unavailable(_: Request, error: Exception) -> Response:
+    if isinstance(error, Unavailable):
         return problem(Refused(503, str(error), remedy="send it again", headers={"Retry-After": "1"}))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    if isinstance(error, HTTPException):
         detail, remedy = _of_the_router(request, error)
         return problem(Refused(error.status_code, detail, remedy=remedy, headers=error.headers))
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         return problem(Refused(422, str(first["msg"]), where=".".join(str(part) for part in first["loc"])))
+    return problem(Refused(500, f"the service failed ({type(error).__name__})", remedy="its log says more"))
 
-    async def broken(_: Request, error: Exception) -> Response:
-        return problem(Refused(500, f"the service failed ({type(error).__name__})", remedy="its log says more"))
 
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(HilbertflowError, bad)
-    app.add_exception_handler(Unavailable, unavailable)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, broken)
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` with a problem document."""
+
+    async def answered(request: Request, error: Exception) -> Response:
+        return as_problem(request, error)
+
+    for kind in (Refused, HilbertflowError, Unavailable, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answered)

@@ -8,10 +8,9 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import Path, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.datastructures import QueryParams
-from starlette.routing import Route
 
 from cluster.http_edge import accepted, whole_body
 from cluster.json_vectors import LARGE
@@ -19,6 +18,7 @@ from cluster.media import ARROW, FLOATS, FORM, JPEG, JSON, NDJSON, PNG
 from cluster.picture_wire import read_form
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
+from cluster.straight import Straight
 from cluster.wire import (
     TOGETHER,
     Asked,
@@ -95,17 +95,8 @@ def _remembered(query: bytes) -> Mapping[str, str]:
     return MappingProxyType(dict(QueryParams(query)))
 
 
-def search_route(app: FastAPI, services: Services) -> None:
+def search_route(app: Straight, services: Services) -> None:
     """Add `POST /v1/collections/{c}/search`."""
-
-    # FastAPI describes the route; plain Starlette answers it, as what FastAPI does before it calls one costs more
-    # than all else that a small search does outside its index.
-    async def straight(request: Request) -> Response:
-        request.scope["route"] = route
-        return await search(request.path_params["c"], request)
-
-    route = Route(PATH, straight, methods=["POST"])
-    app.router.routes.append(route)
 
     @app.post(
         PATH,
@@ -169,3 +160,5 @@ def search_route(app: FastAPI, services: Services) -> None:
             return StreamingResponse(pieces, media_type=output)
         large = results.rows.size > 2 * TOGETHER
         return Response(await asyncio.to_thread(b"".join, pieces) if large else b"".join(pieces), media_type=output)
+
+    app.answer_straight(app.routes[-1])

@@ -10,8 +10,9 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -56,11 +57,11 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class Merged:
-    """Answers of the groups as one: (q, w) scores and rows, which groups are missing, what it took."""
+    """Answers of the groups as one: (q, w) ids, rows and scores, which groups are missing, what it took."""
 
-    scores: F32
+    ids: npt.NDArray[np.object_]
     rows: I64
-    view: View
+    scores: F32
     missing: tuple[int, ...]
     explain: dict[str, Any]
 
@@ -84,6 +85,7 @@ class CollectionService:
         self._view = View.of(collection)
         self._schema = collection.table(0, 0).schema
         self._backends, self._timeout, self._ids = tuple(backends), timeout, Ids(collection)
+        self._planned: Callable[[Query], tuple[Query, Choice]] = lru_cache(maxsize=1024)(self._plan)
         self._batcher: Batcher[tuple[Query, int], F32, Merged] = Batcher(self._fan_out)
         self.asked: deque[tuple[F32, Query]] = deque(maxlen=KEPT_QUERIES)
 
@@ -91,7 +93,7 @@ class CollectionService:
     def view(self) -> View:
         """The rows that are answered: as last seen, of this archive."""
         newest = self.log.view
-        if newest.base.url == self.collection.url:
+        if newest is not self._view and newest.base.url == self.collection.url:
             self._view = newest
         return self._view
 
@@ -114,13 +116,17 @@ class CollectionService:
 
     def checked(self, vectors: Any, query: Query) -> tuple[F32, Query, Choice]:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
+        query, choice = self._planned(query)
+        return checked_vectors(vectors, self.collection.dim), query, choice
+
+    def _plan(self, query: Query) -> tuple[Query, Choice]:
+        """The query with its tier; clients ask in the same way again and again."""
         if query.tier is None and self.tier is not None and not query.overrides.given():
             query = dataclasses.replace(query, tier=self.tier)
         choice = choose(query, self.builds, self.collection, f"collection {self.name!r}")
-        query = dataclasses.replace(query, tier=choice.tier)
         if query.filter is not None:
             parse_filter(query.filter, self._schema)
-        return checked_vectors(vectors, self.collection.dim), query, choice
+        return dataclasses.replace(query, tier=choice.tier), choice
 
     async def search(self, vectors: Any, query: Query, version: int = 0, remembered: bool = True) -> Results:
         """Answer (q, dim) query vectors at `version` of the rows or a later one.
@@ -138,14 +144,11 @@ class CollectionService:
         if remembered and choice.tier != "exact" and query.filter is None and query.radius is None:
             self.asked.append((checked[0], query))
         merged, place = await self._batcher.submit((query, self.view.version), checked)
-        rows, scores = merged.rows[place], merged.scores[place]
-        large = rows.size > 100_000
-        ids = await asyncio.to_thread(self._ids.of, rows, merged.view) if large else self._ids.of(rows, merged.view)
         explain = {"tier": choice.tier, "reason": choice.reason, **merged.explain}
         explain["seconds"] = merged.explain["seconds"] | {"whole": time.perf_counter() - began}
         if merged.missing:
             explain["missing_groups"] = list(merged.missing)
-        return Results(ids, rows, scores, bool(merged.missing), explain)
+        return Results(merged.ids[place], merged.rows[place], merged.scores[place], bool(merged.missing), explain)
 
     async def metadata(self, rows: I64) -> list[list[dict[str, Any] | None]]:
         """Metadata of (q, w) rows, ids left out; None where there is no row."""
@@ -227,21 +230,19 @@ class CollectionService:
         if not answers:
             reasons = {type(reply).__name__ for reply in replies}
             raise Unavailable(f"no shard of {self.name!r} answered ({', '.join(sorted(reasons))})")
-        scores, rows = answers[0].scores, answers[0].rows
-        if len(answers) > 1:
-            scores, rows = merge([(a.scores, a.rows) for a in answers], query.k, self.collection.metric)
+        whole = _together(answers, query.k, self.collection.metric)
+        scores, rows = whole.scores, whole.rows
         if query.radius is not None:
             scores, rows = within(scores, rows, query.radius, self.collection.metric)
+        large = rows.size > 100_000
+        ids = await asyncio.to_thread(self._ids.of, rows, view) if large else self._ids.of(rows, view)
         explain = {
             "groups": len(self._backends), "batched": len(vectors), "version": view.version,
-            "log_rows": sum(a.log_rows for a in answers),
-            "lists_probed": sum(a.lists_probed for a in answers), "rows_scanned": sum(a.rows_scanned for a in answers),
-            "bytes_read": sum(a.bytes_read for a in answers), "requests": sum(a.requests for a in answers),
-            "cache_hits": sum(a.cache_hits for a in answers),
-            "rounds": max(a.rounds for a in answers), "level": answers[0].level,
-            "seconds": {name: max(a.seconds.get(name, 0.0) for a in answers) for name in answers[0].seconds},
+            "log_rows": whole.log_rows, "lists_probed": whole.lists_probed, "rows_scanned": whole.rows_scanned,
+            "bytes_read": whole.bytes_read, "requests": whole.requests, "cache_hits": whole.cache_hits,
+            "rounds": whole.rounds, "level": whole.level, "seconds": whole.seconds,
         }  # fmt: skip
-        return Merged(scores, rows, view, missing, explain)
+        return Merged(ids, rows, scores, missing, explain)
 
     async def _ask(self, backend: Backend, query: Query, vectors: F32, version: int) -> Answer | BaseException:
         try:
@@ -249,3 +250,18 @@ class CollectionService:
                 return await backend.search(query, vectors, version)
         except Exception as error:
             return error
+
+
+def _together(answers: Sequence[Answer], k: int, metric: str) -> Answer:
+    """Answers of groups about the same version as one: the best of all, their work added up, the longest times."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    scores, rows = merge([(a.scores, a.rows) for a in answers], k, metric)
+    return dataclasses.replace(
+        first, scores=scores, rows=rows, lists_probed=sum(a.lists_probed for a in answers),
+        rows_scanned=sum(a.rows_scanned for a in answers), bytes_read=sum(a.bytes_read for a in answers),
+        seconds={name: max(a.seconds.get(name, 0.0) for a in answers) for name in first.seconds},
+        log_rows=sum(a.log_rows for a in answers), requests=sum(a.requests for a in answers),
+        rounds=max(a.rounds for a in answers), cache_hits=sum(a.cache_hits for a in answers),
+    )  # fmt: skip

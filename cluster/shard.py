@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.exact import BATCH_ROWS, ExactScan, pair_scores
-from cluster.index_kind import Effort, Overrides, bitmap
+from cluster.index_kind import Effort, Overrides, bitmap, overlaid
 from cluster.index_store import Build, indexes_of, load_shard
 from cluster.ivfpq import IvfPq
 from cluster.results import NO_ROW, merge
@@ -63,19 +63,15 @@ class Shard:
         if local is not None and eligible <= max(FEW_ROWS, k, int(count * FEW_SHARE)):
             scores, rows = self._compare(queries, width, local)
             return scores, rows + self.start, Effort(0, len(queries) * eligible)
-        effective = self.build.kind.effective(self.index, self.build_overrides(overrides))
+        effective = overlaid(self.build.kind.defaults(self.index), self.build.tuned, overrides)
         if own is not None:
             own = np.where((own >= self.start) & (own < self.stop), own - self.start, NO_ROW)
         scores, rows, effort = self._indexed(queries, width, effective, local, own)
-        short = np.flatnonzero((rows == NO_ROW).any(axis=1))
+        short = np.flatnonzero(rows[:, -1] == NO_ROW)  # where there are fewer, the last are missing
         if len(short):
             scores[short], rows[short] = self._compare(queries[short], width, local)
             effort = Effort(effort.lists_probed, effort.rows_scanned + len(short) * eligible)
         return scores, rows + self.start, effort
-
-    def build_overrides(self, asked: Overrides) -> Overrides:
-        """What was asked, over what tuning found for this build."""
-        return Overrides(**(self.build.tuned.given() | asked.given()))
 
     def _indexed(
         self, queries: F32, k: int, overrides: Overrides, local: I64 | None, own: I64 | None

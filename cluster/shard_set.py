@@ -6,8 +6,9 @@ import dataclasses
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import faiss
 import numpy as np
@@ -86,6 +87,8 @@ class ShardSet:
         self._shards: dict[str, list[Shard]] = {}
         self._matching, self._ids, self._cold = Matching(collection), Ids(collection), Cold(collection)
         self._lock = threading.RLock()
+        known = self.builds
+        self._tier_of: Callable[[Query], str] = lru_cache(maxsize=1024)(lambda q: choose(q, known, collection).tier)
 
     @property
     def view(self) -> View:
@@ -143,7 +146,7 @@ class ShardSet:
             if version is not None and version > self.view.version:
                 self.refresh()
             view = self._views.get(self.view.version if version is None else version, self.view)
-            tier = choose(query, self.builds, self.collection).tier
+            tier = self._tier_of(query)
             traffic, clock = self.collection.place.traffic, _Clock()
             self.load(tier)
             clock.lap("load")
@@ -155,7 +158,8 @@ class ShardSet:
             efforts: list[Effort] = []
 
             def best(k: int) -> tuple[F32, I64]:
-                parts, effort = answer(queries, dataclasses.replace(query, k=k), view, slots, clock, tier)
+                wider = query if k == query.k else dataclasses.replace(query, k=k)
+                parts, effort = answer(queries, wider, view, slots, clock, tier)
                 efforts.append(effort)
                 clock.lap("search")
                 return merge(parts, k, self.collection.metric) if len(parts) > 1 else parts[0]
@@ -166,14 +170,10 @@ class ShardSet:
                 scores, rows = within(*best(query.k), query.radius, self.collection.metric)
             else:
                 scores, rows = grown(best, query.k, query.radius, self.collection.metric)
-            effort = dataclasses.replace(
-                efforts[-1], lists_probed=sum(e.lists_probed for e in efforts),
-                rows_scanned=sum(e.rows_scanned for e in efforts), rounds=sum(e.rounds for e in efforts),
-            )  # fmt: skip
             return Answer(
-                scores, rows, self.collection.fingerprint, effort.lists_probed, effort.rows_scanned,
-                traffic.bytes_read - read, clock.laps, view.version, len(slots), traffic.requests - requests,
-                effort.rounds, effort.level, traffic.hits - hits,
+                scores, rows, self.collection.fingerprint, sum(e.lists_probed for e in efforts),
+                sum(e.rows_scanned for e in efforts), traffic.bytes_read - read, clock.laps, view.version, len(slots),
+                traffic.requests - requests, sum(e.rounds for e in efforts), efforts[-1].level, traffic.hits - hits,
             )  # fmt: skip
 
     def _every_row(
@@ -209,7 +209,7 @@ class ShardSet:
         matches = [self._matching.rows(query.filter, view, shard.start, shard.stop) for shard in shards]
         clock.lap("filter")
         ready, probed, scanned = prepared(queries, self.collection.metric), 0, 0
-        parts = [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
+        parts = [] if shards else [(np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64))]
         for shard, matching in zip(shards, matches, strict=True):
             scores, rows, effort = shard.search(ready, query.k, query.overrides, matching)
             parts.append((scores, rows))

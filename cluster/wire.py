@@ -325,10 +325,7 @@ def vector_column(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
 def _to_arrow(results: Results, explain: bool) -> bytes:
     """An Arrow stream of one record batch: its schema, the batch, its end."""
     queries, width = results.rows.shape
-    columns = [
-        pa.array(results.ids.reshape(-1), from_pandas=True), pa.array(results.scores.reshape(-1)),
-        pa.array(results.rows.reshape(-1)),
-    ]  # fmt: skip
+    columns = [pa.array(values.reshape(-1)) for values in (results.ids, results.scores, results.rows)]
     schema, head = _schema(*(column.type for column in columns))
     if explain:
         schema = schema.with_metadata({"explain": _json(results.explain)})

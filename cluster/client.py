@@ -1,4 +1,4 @@
-"""A client of the endpoint, plain and asynchronous: vectors go as float32, answers come as Arrow, refusals as errors.
+"""A client of the endpoint, plain and asynchronous: vectors go as float32, long answers come as Arrow, refusals as errors.
 
     with Client("http://127.0.0.1:8000") as client:
         found = client.search("docs", texts=["singular value decomposition"], k=5)
@@ -28,6 +28,7 @@ from cluster.media import ARROW, FLOATS, JSON
 from operators.errors import HilbertflowError
 
 ATTEMPTS, PAUSE_S, LONGEST_S = 5, 0.1, 5.0
+FEW = 64  # so many rows are sooner written and read as JSON than as Arrow
 FoundT = TypeVar("FoundT")
 VersionT = TypeVar("VersionT")
 ListT = TypeVar("ListT")
@@ -94,13 +95,16 @@ class _Requests(Generic[FoundT, VersionT, ListT]):
             raise HilbertflowError("give one of vectors, texts and images", where="search")
         options = {"version": self._seen.get(collection), **options, "k": k, "metadata": metadata}
         chosen = {name: value for name, value in options.items() if value is not None}
-        headers = {"Accept": JSON if metadata else ARROW}
+        headers = {}
         if vectors is not None:
+            matrix = np.atleast_2d(np.asarray(vectors, "<f4"))
+            queries, body = len(matrix), {"content": matrix.tobytes(), "params": chosen}
             headers["Content-Type"] = FLOATS
-            body: Any = {"content": np.asarray(np.atleast_2d(vectors), "<f4").tobytes(), "params": chosen}
         else:
             files = [base64.b64encode(data).decode() for data in images or ()]
-            body = {"json": chosen | ({"images": files} if texts is None else {"texts": list(texts)})}
+            given = {"images": files} if texts is None else {"texts": list(texts)}
+            queries, body = len(texts or files), {"json": chosen | given}
+        headers["Accept"] = JSON if metadata or queries * k <= FEW else ARROW
         asked: FoundT = self._send(Found.read, "POST", f"/v1/collections/{collection}/search", headers=headers, **body)
         return asked
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request
@@ -56,6 +57,7 @@ class Counted:
             self._metrics.replied(route, status, time.perf_counter() - began)
 
 
+@lru_cache(maxsize=64)
 def accepted(header: str) -> str:
     """The first of our content types that the client takes; JSON unless it names another."""
     wanted = [part.partition(";")[0].strip().lower() for part in header.split(",")]

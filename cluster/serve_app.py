@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -40,6 +41,11 @@ from storage.rowlog import RowLog
 Encodable = tuple[Any, bool, str, list[str]]
 """Handle of an encoder deployment, whether it takes pictures, its name, names of the collections whose rows it made."""
 SMALL = {"num_cpus": 0.1}  # deployments wait more than they work; FAISS's threads are set by the configuration
+OVERLAPPING: dict[str, Any] = (
+    {"max_surge_percent": 100} if "max_surge_percent" in inspect.signature(serve.Deployment.options).parameters else {}
+)
+"""With other arguments a new replica is started before the old one stops, where Serve can do so: otherwise nobody is
+answered while the only one loads."""
 
 
 class Shards:
@@ -166,6 +172,7 @@ def build_application(config: ServeConfig) -> Any:
         ray_actor_options=SMALL,
         max_ongoing_requests=config.limits.waiting + 64,  # the ingress itself says 503, with a problem document
         user_config={},
+        **OVERLAPPING,
     ).bind(config.model_dump(mode="json"), groups, _encoders(config))
 
 
@@ -194,6 +201,7 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig) -> list[Any]:
             max_ongoing_requests=8,  # one is searched at a time; the rest waits here, and beyond it in the router
             max_queued_requests=config.limits.queued,
             user_config={},
+            **OVERLAPPING,
             **_replicas(item.replicas, item.max_replicas),
         ).bind(item.url, number, groups, tier, item.threads)
         for number in range(groups)
@@ -230,7 +238,7 @@ def _encoders(config: ServeConfig) -> list[Encodable]:
         directory = local_url(chosen.model)
         bound = deployment.options(
             name=f"encoder-{number}", ray_actor_options=SMALL, max_ongoing_requests=2,
-            max_queued_requests=config.limits.queued, **_replicas(chosen.replicas, chosen.max_replicas),
+            max_queued_requests=config.limits.queued, **OVERLAPPING, **_replicas(chosen.replicas, chosen.max_replicas),
         ).bind(directory, tokens, chosen.threads)  # fmt: skip
         found.append((bound, open_encoder(directory).takes_pictures, Path(chosen.model).name, names))
     return found

@@ -1,4 +1,4 @@
-"""A client of the endpoint, plain and asynchronous: vectors go as float32, long answers come as Arrow, refusals as errors.
+"""A client of the endpoint, plain and asynchronous: vectors go as float32, refusals come as errors.
 
     with Client("http://127.0.0.1:8000") as client:
         found = client.search("docs", texts=["singular value decomposition"], k=5)

@@ -86,7 +86,8 @@ class _Protocol(HttpToolsProtocol):
         self._forget_head()
         super().on_headers_complete()
         if self.cycle.scope["method"] != "HEAD":
-            self.cycle.transport = _Together(self.transport)
+            together: Any = _Together(self.transport)
+            self.cycle.transport = together
         if self._leaving:
             self._last_answer()
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Path, Request
 from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.datastructures import QueryParams
 
 from cluster.http_edge import accepted, whole_body
@@ -161,4 +162,6 @@ def search_route(app: Straight, services: Services) -> None:
         large = results.rows.size > 2 * TOGETHER
         return Response(await asyncio.to_thread(b"".join, pieces) if large else b"".join(pieces), media_type=output)
 
-    app.answer_straight(app.routes[-1])
+    route = app.routes[-1]
+    assert isinstance(route, APIRoute)
+    app.answer_straight(route)

@@ -36,7 +36,7 @@ class Straight(FastAPI):
     async def _called(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope.get("root_path"):
             for route in self._straight:
-                if scope["method"] in route.methods and (named := route.path_regex.match(scope["path"])):
+                if scope["method"] in (route.methods or ()) and (named := route.path_regex.match(scope["path"])):
                     scope["route"] = route
                     await self._answered(route, named.groupdict(), Request(scope, receive), send)
                     return

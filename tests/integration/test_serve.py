@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -366,6 +367,9 @@ def test_the_client_changes_rows_and_sees_them(service: serving.Running, tmp_pat
     try:
         with Client(running.url) as client:
             assert client.upsert("rows", ["new"], spot, metadata={"lines": [7]}) == 1
+            few, many = client.search("rows", QUERIES[:1], k=10), client.search("rows", QUERIES, k=10)  # JSON, Arrow
+            assert (few.ids[0], few.rows[0].tolist()) == (many.ids[0], many.rows[0].tolist())
+            assert np.allclose(few.scores[0], many.scores[0], rtol=1e-6)
             found = client.search("rows", spot, k=2, metadata=True)
             assert found.ids[0][0] == "new" and found.metadata is not None
             assert found.metadata[0][0] == {"lines": 7}
@@ -386,5 +390,42 @@ def test_the_client_changes_rows_and_sees_them(service: serving.Running, tmp_pat
                     assert (await client.search("rows", spot, k=1)).ids == [["new"]]
 
         asyncio.run(run())
+    finally:
+        running.stop()
+
+
+@pytest.mark.skipif(not serve_app.OVERLAPPING, reason="this Ray Serve stops a replica before it starts another")
+def test_changed_arguments_leave_nobody_without_an_answer(ray_session: None, engine: SearchEngine) -> None:
+    """Deployed anew with another limit, one ingress replica: asked all the while, nobody is refused."""
+    from ray import serve
+
+    body: dict[str, Any] = {"collections": [{"name": "rows", "url": engine.collection.url, "placement": "ingress"}]}
+    running = serving.start(body | {"port": 0})
+    expected = engine.search(QUERIES, 5, "hnsw").ids.tolist()
+    stop, answers = threading.Event(), [0, 0]
+
+    def ask(number: int) -> None:
+        with Client(running.url) as client:
+            while not stop.is_set():
+                at = answers[number] % len(QUERIES)
+                assert client.search("rows", QUERIES[at], k=5, tier="hnsw").ids == [expected[at]]
+                answers[number] += 1
+
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            asking = [threads.submit(ask, number) for number in range(2)]
+            try:
+                port = int(running.url.rpartition(":")[2])
+                changed = parse_config(body | {"port": port, "limits": {"k": 50}})
+                app = serve_app.build_application(changed)
+                serve.run(app, name=serving.APP, route_prefix="/", logging_config=serving.QUIET)
+                with Client(running.url) as client, pytest.raises(HilbertflowError, match="too many"):
+                    while True:  # until the old replica has gone
+                        client.search("rows", QUERIES[0], k=51)
+            finally:
+                stop.set()
+            for one in asking:
+                one.result()
+        assert min(answers) > 0
     finally:
         running.stop()

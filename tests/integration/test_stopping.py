@@ -47,7 +47,8 @@ def test_a_run_that_is_stopped(tmp_path: Path, number: int, code: int, said: str
             deadline = time.monotonic() + 240
             while time.monotonic() < deadline and run.wait(0.1) is None:
                 begun = any("gcs_server" in name for name in run.processes().values())
-                if begun if phase == "starting" else len(list(tmp_path.rglob("journal/0*.json"))) > 3:  # units, not the lease
+                # units, not the lease
+                if begun if phase == "starting" else len(list(tmp_path.rglob("journal/0*.json"))) > 3:
                     break
             os.kill(run.pid, number)
             assert run.wait(60) == code, log.read_text()[-2000:]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,10 +78,22 @@ def write_unit(spec: ArchiveSpec, table: pa.Table) -> Receipt:
     receipt, payloads = coded_unit(spec, table)
     if identity_at(place) != spec.identity:
         raise HilbertflowError("the archive was removed or replaced while this run wrote it", where=spec.url)
-    for key, data in payloads.items():
-        place.write_atomic(key, data, durable=False)
+    _write_all(place, payloads)
     journalled(spec, receipt)
     return receipt
+
+
+def _write_all(place: Location, payloads: Mapping[str, bytes]) -> None:
+    """Write objects of one unit, all at once on a store, where each waits for an answer: else the waits add up to more
+    than a worker takes to code a unit. Raises when none is under way any more.
+    """
+    if place.local_path is not None:
+        for key, data in payloads.items():
+            place.write_atomic(key, data, durable=False)
+        return
+    with ThreadPoolExecutor(max(1, len(payloads)), "put") as pool:
+        for done in [pool.submit(place.write_atomic, key, data, durable=False) for key, data in payloads.items()]:
+            done.result()
 
 
 def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:

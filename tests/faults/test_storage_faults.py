@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -176,3 +178,26 @@ def test_a_run_that_cannot_write_stops_and_goes_on_later(
     report = run_here(made)
     assert report.skipped >= 2
     assert contents(report.url) == truth
+
+
+def test_the_objects_of_a_unit_are_put_at_once_and_the_journal_after_them(
+    between: Proxy, sources: dict[str, str], undisturbed: dict[str, Finished]
+) -> None:
+    met = threading.Barrier(2)  # the first two objects of the first unit wait for each other
+    told: list[tuple[str, int]] = []
+
+    def watch(method: str, key: str, status: int) -> None:
+        if method == "PUT" and re.search("/c/0/|/journal/00000000", key):
+            told.append((key.rpartition("/m/")[2], status))
+            if status == 0 and len([key for key, status in told if status == 0]) <= 2:
+                met.wait(10)
+
+    between.begin()
+    between.watch = watch
+    try:
+        report = run_here(recipe("model", sources["model"], f"{BUCKET}/{uuid.uuid4().hex}"))
+    finally:
+        between.watch = None
+    assert not met.broken
+    assert [status for _, status in told[-2:]] == [0, 200] and "/journal/" in told[-1][0]
+    assert contents(report.url) == undisturbed["model"][1]

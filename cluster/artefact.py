@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import faiss
 import numpy as np
 
+from cluster.device import Device, runs_on_gpu
 from cluster.index_kind import FAISS_METRIC, IndexKind
 from cluster.vectors import F32, prepared
 from operators.errors import HilbertflowError
@@ -48,8 +49,11 @@ class Artefact:
         return read_index(io.BytesIO(self.data), len(self.data), f"artefact {self.hash[:12]}")
 
 
-def train(collection: CollectionArchive, kind: IndexKind, threads: int = 1) -> Artefact:
-    """Train `kind` for a collection: a seeded sample, fixed seeds, the same artefact whenever it is trained."""
+def train(collection: CollectionArchive, kind: IndexKind, threads: int = 1, device: Device = "cpu") -> Artefact:
+    """Train `kind` for a collection: a seeded sample, fixed seeds, the same artefact whenever it is trained.
+
+    device: of k-means; a GPU rounds otherwise, and so learns another artefact, as good.
+    """
     if collection.count == 0:
         raise HilbertflowError(
             "the collection is empty", where=str(getattr(collection, "url", "")), remedy="add rows first"
@@ -57,7 +61,8 @@ def train(collection: CollectionArchive, kind: IndexKind, threads: int = 1) -> A
     kind = kind.resolved(collection.count, collection.dim, collection.metric)
     faiss.omp_set_num_threads(threads)
     sample = prepared(draw(collection, kind.sample_rows(collection.count)), collection.metric)
-    index = kind.trained(sample, collection.dim, collection.metric)
+    gpu = kind.trains_on_gpu and runs_on_gpu(device, "index.device")
+    index = kind.trained(sample, collection.dim, collection.metric, gpu)
     data = bytes(faiss.serialize_index(index))
     return Artefact(kind, collection.metric, collection.dim, content_hash(index), data)
 

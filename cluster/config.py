@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.device import Device
 from cluster.query import MAX_K
 from operators.errors import HilbertflowError
 from operators.pictures import MAX_PIXELS
@@ -42,7 +43,8 @@ class CollectionConfig(_Part):
     tier: used by queries that name none; auto takes the best one built. groups: shard groups, each a deployment of its
     own; default one for each shard of the largest index. replicas: of every group; with max_replicas, the least there
     are, and Serve adds more by load. placement: `ingress` searches in the process that answers HTTP, `shards` in
-    deployments; auto takes ingress for one replica whose indexes fit `ingress_bytes`.
+    deployments; auto takes ingress for one replica whose indexes fit `ingress_bytes`. device: that tier `ivfpq` is
+    searched on; auto takes GPUs where the cluster has enough for all replicas, cuda fails where it has none.
     """
 
     name: str = Field(pattern=NAME)
@@ -53,9 +55,26 @@ class CollectionConfig(_Part):
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     placement: Literal["auto", "ingress", "shards"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+    device: Device = "auto"
+    gpus: float = Field(default=1.0, gt=0, le=1, description="of a replica that searches on one; fractions share it")
     encoder: EncoderConfig | None = Field(default=None, description="of its queries; default the service's")
     read_only: bool = Field(default=False, description="refuse changes of rows over HTTP")
     thumbnails: bool = Field(default=True, description="show small pictures of rows that were made of picture files")
+
+    @model_validator(mode="after")
+    def _gpu_has_one_tier(self) -> CollectionConfig:
+        if self.device == "cuda" and self.tier not in ("auto", "ivfpq"):
+            raise ValueError(f"tier {self.tier} has no form for a GPU: use tier ivfpq, or device auto or cpu")
+        if self.device == "cuda" and self.placement == "ingress":
+            raise ValueError("the ingress has no GPU: use placement shards, or device auto or cpu")
+        return self
+
+    @property
+    def usual_tier(self) -> str | None:
+        """Of queries that name none; None leaves it to the planner."""
+        if self.device == "cuda":
+            return "ivfpq"
+        return None if self.tier == "auto" else self.tier
 
 
 class ModelConfig(_Part):

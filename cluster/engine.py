@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.build import open_collection
+from cluster.device import Device, runs_on_gpu
 from cluster.estimate import QUERIES, RecallEstimate, Recent, estimate_recall
 from cluster.explain import explained
 from cluster.index_store import Build, current_builds, indexes_of
@@ -28,15 +29,27 @@ from storage.rowlog import RowLog
 class SearchEngine:
     """A collection ready to be searched. Opening reads manifests; an index is loaded when a query first needs it."""
 
-    def __init__(self, collection: CollectionArchive, builds: dict[str, Build], threads: int | None = None) -> None:
-        self._threads, self._log, self._lock = threads, RowLog(collection), threading.Lock()
+    def __init__(
+        self,
+        collection: CollectionArchive,
+        builds: dict[str, Build],
+        threads: int | None = None,
+        device: Device = "cpu",
+    ) -> None:
+        if device == "cuda":
+            runs_on_gpu(device, "device")  # refused now, not by the first query
+        self._threads, self._device, self._log, self._lock = threads, device, RowLog(collection), threading.Lock()
         self._set, self._recent = self._over(collection, builds), Recent()
 
     @classmethod
-    def open(cls, url: str, *, threads: int | None = None) -> SearchEngine:
-        """The collection at `url`, or the only one under a root. threads: of FAISS; None leaves its default."""
+    def open(cls, url: str, *, threads: int | None = None, device: Device = "cpu") -> SearchEngine:
+        """The collection at `url`, or the only one under a root.
+
+        threads: of FAISS; None leaves its default. device: of tier `ivfpq`; a GPU takes seconds to start, which pays
+        for batches and for many queries.
+        """
         collection = open_collection(url)
-        return cls(collection, current_builds(indexes_of(collection)), threads)
+        return cls(collection, current_builds(indexes_of(collection)), threads, device)
 
     @property
     def collection(self) -> CollectionArchive:
@@ -147,7 +160,8 @@ class SearchEngine:
         return np.sort(np.random.default_rng(seed).choice(every, min(count, len(every)), replace=False))
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
-        return ShardSet(collection, fresh(collection, builds), threads=self._threads, log=self._log)
+        builds = fresh(collection, builds)
+        return ShardSet(collection, builds, threads=self._threads, log=self._log, device=self._device)
 
     def _changed(self, receipt: Receipt) -> Receipt:
         self.refresh()

@@ -65,7 +65,7 @@ class Hnsw(IndexKind):
         """Principal components and each dimension's range."""
         return min(count, SAMPLE_ROWS)
 
-    def trained(self, sample: F32, dim: int, metric: str) -> Any:
+    def trained(self, sample: F32, dim: int, metric: str, gpu: bool = False) -> Any:
         """Principal components, ranges, an empty graph."""
         rotation = principal(sample, self.head)
         turn = faiss.LinearTransform(dim, len(rotation), False)
@@ -85,7 +85,7 @@ class Hnsw(IndexKind):
         graph.is_trained = base.is_trained = store.is_trained = True
         return faiss.IndexRefine(base, store)  # Python keeps what it is made of alive
 
-    def opened(self, index: Any) -> Any:
+    def opened(self, index: Any, gpu: bool = False) -> Any:
         """The arrays that are walked."""
         return Graph.of(index)
 

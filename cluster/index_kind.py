@@ -90,6 +90,9 @@ class IndexKind(ABC):
     settings: ClassVar[tuple[str, ...]]
     """Names of the overrides that it takes."""
 
+    trains_on_gpu: ClassVar[bool] = False
+    """Whether its training has a form for a GPU."""
+
     ordered: ClassVar[bool] = False
     """Whether answers of `search` come with equal scores ordered by row."""
 
@@ -97,16 +100,26 @@ class IndexKind(ABC):
     def resolved(self, count: int, dim: int, metric: str) -> Self:
         """The same with every open option chosen for `count` rows of `dim` values."""
 
+    def for_gpu(self) -> Self | None:
+        """The same in a form that a GPU holds; None where there is none."""
+        return None
+
     @abstractmethod
     def sample_rows(self, count: int) -> int:
         """Rows that training wants of `count`; 0 when nothing is learned."""
 
     @abstractmethod
-    def trained(self, sample: F32, dim: int, metric: str) -> Any:
-        """An empty FAISS index with all that is learned from a prepared `sample` (n, dim): same sample, same bytes."""
+    def trained(self, sample: F32, dim: int, metric: str, gpu: bool = False) -> Any:
+        """An empty FAISS index with all that is learned from a prepared `sample` (n, dim): same sample, same bytes.
 
-    def opened(self, index: Any) -> Any:
-        """What `search` and `stored` take, of a shard's FAISS index that was filled or read and checked."""
+        gpu: learn on one, where the kind has a form for it; sums are rounded otherwise there, so the bytes are others.
+        """
+
+    def opened(self, index: Any, gpu: bool = False) -> Any:
+        """What `search` and `stored` take, of a shard's FAISS index that was filled or read and checked.
+
+        gpu: copy it to one, where the kind has a form for it and was built in it.
+        """
         return index
 
     @abstractmethod

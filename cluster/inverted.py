@@ -18,9 +18,13 @@ GROWTH = 1.5  # queries are searched together whose numbers of lists lie within 
 
 @dataclass(frozen=True)
 class Inverted:
-    """One shard's index: `IndexIVFPQ(FastScan)`, with or without a rotation before it and a finer store behind it."""
+    """One shard's index: `IndexIVFPQ(FastScan)`, with or without a rotation before it and a finer store behind it.
+
+    on_gpu: a copy of it for those searches that a GPU takes.
+    """
 
     index: Any
+    on_gpu: Any = None
 
     @property
     def ntotal(self) -> int:

@@ -2,11 +2,13 @@
 
 Method: IVFADC (Jégou, Douze, Schmid, PAMI 2011) with 4-bit codes scanned by SIMD shuffles (André, Kermarrec, Le
 Scouarnec, VLDB 2015), as FAISS's `IndexIVFPQFastScan`; candidates are scored again by float16 or 8-bit vectors kept
-beside the codes, or by the archive's.
+beside the codes, or by the archive's. A GPU scans codes of 8 bits (`GpuIndexIVFPQ`; Johnson, Douze, Jégou, IEEE Trans.
+Big Data 2021).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -16,12 +18,15 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from cluster.device import codes_of, gpu_copy, gpu_means, gpu_search, takes
 from cluster.index_kind import FAISS_METRIC, Effort, IndexKind, Overrides, selector
 from cluster.inverted import Inverted
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
 CENTROID_ROWS = 64  # training rows a list: FAISS warns below 39 and gains little above 64
+SMALL_DIM = 16  # up to it, codes of 8 bits lose less than those of 4 and cost little
+FEW_GONE = 0.01  # of the rows: so many that were deleted or replaced are sifted out of what a GPU finds
 MIN_CANDIDATES = 64  # a short list of answers is re-ranked from at least so many candidates
 
 
@@ -32,9 +37,11 @@ class IvfPq(IndexKind):
     Parameters
     ----------
     lists: inverted lists; default 1.5 * sqrt(rows), at least 39 rows a list.
-    bits: bits of a code: 4 (fast scan, two dimensions a code) or 8 (where there are at most 16 dimensions).
-    residual: code the difference from the list's centroid. Default: for ip and cosine, where it costs nothing to scan.
-    rotation: rotate at random before coding; default only where the dimension is odd (the rotation then pads it).
+    bits: bits of a code: 4 (fast scan, two dimensions a code) or 8 (four dimensions a code, or more where that makes
+        over 96 codes; two where there are at most 16 dimensions). Default: 4, but 8 for a GPU and for few dimensions.
+    residual: code the difference from the list's centroid. Default: for ip and cosine, where it costs nothing to scan,
+        and for a GPU.
+    rotation: rotate at random before coding; default only where codes do not divide the dimension (it then pads it).
     refine: what candidates are re-ranked by: fp16 (2 bytes a value), sq8 (1 byte), archive (read at the exact level),
     none.
     nprobe: lists a query reads; refine_factor: candidates re-ranked as a multiple of k.
@@ -50,6 +57,7 @@ class IvfPq(IndexKind):
     refine_factor: int | None = None
 
     settings: ClassVar[tuple[str, ...]] = ("nprobe", "refine")
+    trains_on_gpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,40 +70,60 @@ class IvfPq(IndexKind):
         """Fill in what the recipe left open."""
         lists = self.lists or round(1.5 * math.sqrt(count))
         lists = max(1, min(lists, count // 39))
+        laid_out = dataclasses.replace(self, bits=self.bits or (8 if dim <= SMALL_DIM else 4))
         return dataclasses.replace(
-            self,
+            laid_out,
             lists=lists,
-            bits=self.bits or (8 if dim <= 16 else 4),
             residual=metric != "l2" if self.residual is None else self.residual,
-            rotation=dim % 2 == 1 if self.rotation is None else self.rotation or dim % 2 == 1,
+            rotation=bool(self.rotation) or laid_out.width(dim) != dim,
             nprobe=min(self.nprobe or max(16, lists // 12), lists),
             refine_factor=self.refine_factor or 8,
         )
+
+    def for_gpu(self) -> Self | None:
+        """Codes of 8 bits of residuals; None where other codes are asked for."""
+        if self.bits == 4 or self.residual is False:
+            return None
+        return dataclasses.replace(self, bits=8, residual=True)
+
+    def codes(self, dim: int) -> int:
+        """Codes of a vector of `dim` values."""
+        return (dim + 1) // 2 if self.bits == 4 else codes_of(dim, 2 if dim <= SMALL_DIM else 4)
+
+    def width(self, dim: int) -> int:
+        """Dimensions that are coded: `dim`, padded until its codes divide it."""
+        codes = self.codes(dim)
+        return codes * -(-dim // codes)
 
     def sample_rows(self, count: int) -> int:
         """Enough for the centroids, and at least 20,000 for the codebooks."""
         return min(count, max(20_000, CENTROID_ROWS * (self.lists or 1)))
 
-    def trained(self, sample: F32, dim: int, metric: str) -> Any:
-        """Centroids and codebooks by k-means with fixed seeds."""
-        width = dim + dim % 2
-        turn = f"RR{width}," if self.rotation else ""
-        code = f"PQ{width // 2}x4fs{'r' if self.residual else ''}" if self.bits == 4 else f"PQ{width // 2}x8np"
+    def untrained(self, dim: int, metric: str) -> Any:
+        """FAISS's structure for these options, before anything is learned."""
+        turn = f"RR{self.width(dim)}," if self.rotation else ""
+        code = f"PQ{self.codes(dim)}" + ("x8np" if self.bits == 8 else "x4fsr" if self.residual else "x4fs")
         again = {"fp16": ",Refine(SQfp16)", "sq8": ",Refine(SQ8)"}.get(self.refine, "")
         index = faiss.index_factory(dim, f"{turn}IVF{self.lists},{code}{again}", FAISS_METRIC[metric])
         ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
         if self.bits == 8:
             ivf.by_residual = bool(self.residual)
         ivf.cp.min_points_per_centroid = ivf.pq.cp.min_points_per_centroid = 1  # small collections are no mistake
+        return index
+
+    def trained(self, sample: F32, dim: int, metric: str, gpu: bool = False) -> Any:
+        """Centroids and codebooks by k-means with fixed seeds."""
+        index = self.untrained(dim, metric)
         needed = max(1 << (self.bits or 4), self.lists or 1)
         if len(sample) < needed:  # k-means wants a point a centroid; repeating points changes no optimum
             sample = np.resize(sample, (needed, dim))
-        index.train(sample)
+        with gpu_means(index) if gpu else contextlib.nullcontext():
+            index.train(sample)
         return index
 
-    def opened(self, index: Any) -> Inverted:
-        """FAISS's own structure."""
-        return Inverted(index)
+    def opened(self, index: Any, gpu: bool = False) -> Inverted:
+        """FAISS's own structure, and its copy on a GPU."""
+        return Inverted(index, gpu_copy(index) if gpu else None)
 
     def defaults(self, index: Any) -> Overrides:
         """From the recipe, or as resolved."""
@@ -111,6 +139,33 @@ class IvfPq(IndexKind):
         nprobe = min(overrides.nprobe or 1, self.lists or 1)
         if allowed is None:
             return self._searched(index, queries, k, overrides, nprobe, None)
+        gone = index.ntotal - int(np.bitwise_count(allowed).sum())
+        twice = takes(self.candidates(2 * k, overrides, index.ntotal), nprobe, filtered=False)
+        on_gpu = index.on_gpu is not None and twice and gone <= FEW_GONE * index.ntotal
+        return (self._sifted if on_gpu else self._filtered)(index, queries, k, overrides, nprobe, allowed)
+
+    def _sifted(
+        self, index: Inverted, queries: F32, k: int, overrides: Overrides, nprobe: int,
+        allowed: npt.NDArray[np.uint8],
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
+        """For a GPU, which takes no selector: twice as many are found, and those sifted out that may not be answered.
+
+        Queries that have fewer than k left go to the CPU.
+        """
+        scores, rows, effort = self._searched(index, queries, 2 * k, overrides, nprobe, None)
+        kept = np.append(np.unpackbits(allowed, count=index.ntotal, bitorder="little").astype(np.bool_), False)[rows]
+        best = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+        scores, rows, kept = (np.take_along_axis(values, best, axis=1) for values in (scores, rows, kept))
+        short = np.flatnonzero(~kept.all(axis=1))
+        if len(short):
+            scores[short], rows[short], more = self._filtered(index, queries[short], k, overrides, nprobe, allowed)
+            effort = Effort(effort.lists_probed + more.lists_probed, effort.rows_scanned + more.rows_scanned)
+        return scores, rows, effort
+
+    def _filtered(
+        self, index: Inverted, queries: F32, k: int, overrides: Overrides, nprobe: int,
+        allowed: npt.NDArray[np.uint8],
+    ) -> tuple[F32, I64, Effort]:  # fmt: skip
         needed = index.probes(queries, nprobe, k, allowed)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         probed, scanned = 0, 0
@@ -128,9 +183,14 @@ class IvfPq(IndexKind):
         params = faiss.SearchParametersIVF(nprobe=nprobe, sel=chosen)
         if self.rotation:
             params = faiss.SearchParametersPreTransform(index_params=params)
+        width = k
         if self.refine in ("fp16", "sq8"):
-            factor = self.candidates(k, overrides, index.ntotal) / k
-            params = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=params)
+            width = self.candidates(k, overrides, index.ntotal)
+            params = faiss.IndexRefineSearchParameters(k_factor=width / k, base_index_params=params)
+        if index.on_gpu is not None and takes(width, nprobe, allowed is not None):
+            scores, rows = gpu_search(index.on_gpu, queries, k, params)
+            probed = nprobe * len(queries)
+            return scores, rows, Effort(probed, probed * index.ntotal // (self.lists or 1))  # a GPU does not count
         stats = faiss.cvar.indexIVF_stats
         stats.reset()
         scores, rows = index.index.search(queries, k, params=params)
@@ -157,13 +217,13 @@ class IvfPq(IndexKind):
 
     def resident(self, trained: Any, count: int, dim: int) -> int:
         """Codes, numbers and finer vectors of the rows; centroids and tables of the lists."""
-        width = (dim + 1) // 2
-        row = width * (self.bits or 4) / 8 + 12 + {"fp16": 2, "sq8": 1}.get(self.refine, 0) * dim
-        return int(count * row) + (self.lists or 1) * 4 * (dim + (width << (self.bits or 4)))
+        codes, bits = self.codes(dim), self.bits or 4
+        row = codes * bits / 8 + 12 + {"fp16": 2, "sq8": 1}.get(self.refine, 0) * dim
+        return int(count * row) + (self.lists or 1) * 4 * (dim + (codes << bits))
 
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Centroids, codes of the probed lists, vectors of the candidates (an archived row costs its block)."""
-        code = (dim + 1) // 2 * (self.bits or 4) / 8
+        code = self.codes(dim) * (self.bits or 4) / 8
         vector = {"fp16": 2 * dim, "sq8": dim, "archive": 64 * 4 * dim, "none": 0}[self.refine]
         candidates = max(k * (setting.refine or 1), MIN_CANDIDATES)
         return shards * (4 * dim * (self.lists or 1) + candidates * vector) + scanned * code

@@ -52,13 +52,20 @@ def start(config: ServeConfig | dict[str, Any] | str, *, address: str | None = N
     from cluster.serve_app import build_application
 
     config = config.model_copy(update={"port": _free_port(config.host, config.port)})
-    app = build_application(config)
     own_ray = not ray.is_initialized()
-    if own_ray:
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        local: dict[str, Any] = {"address": "local", "include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if own_ray and address:  # its GPUs are to be known
         with ray_starts(address):
-            ray.init(**quiet, **({"address": address} if address else local))
+            ray.init(address=address, **quiet)
+    try:
+        app = build_application(config)
+    except BaseException:
+        if own_ray:
+            ray.shutdown()
+        raise
+    if not ray.is_initialized():
+        with ray_starts(None):
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     running = Running(f"http://{_bracketed(config.host)}:{config.port}", own_ray)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

@@ -21,7 +21,9 @@ from ray import serve
 from cluster.api import build_api
 from cluster.auth import Keys
 from cluster.config import CollectionConfig, EncoderConfig, ServeConfig, parse_config
+from cluster.device import Device
 from cluster.encoding import Encoder, Encoding
+from cluster.gpu_share import Gpus, share
 from cluster.listener import Listener
 from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
@@ -54,8 +56,9 @@ class Shards:
     Two versions are held while one takes over from the other, so that queries end on the version they began with.
     """
 
-    def __init__(self, url: str, group: int, groups: int, tier: str | None, threads: int) -> None:
-        self._url, self._group, self._groups, self._tier, self._threads = url, group, groups, tier, threads
+    def __init__(self, url: str, group: int, groups: int, tier: str | None, threads: int, device: Device) -> None:
+        self._url, self._group, self._groups, self._tier = url, group, groups, tier
+        self._threads, self._device = threads, device
         self._lock = threading.Lock()
         self._held: OrderedDict[str, ShardSet] = OrderedDict()
         self._at("")
@@ -67,7 +70,9 @@ class Shards:
                 return self._held[version]
             now = open_version(self._url)
             if now.name not in self._held:
-                shards = ShardSet(now.collection, now.builds, self._group, self._groups, self._threads)
+                shards = ShardSet(
+                    now.collection, now.builds, self._group, self._groups, self._threads, device=self._device
+                )
                 warm(shards, self._tier)
                 meet_rows(now.collection, now.builds)
                 self._held[now.name] = shards
@@ -140,7 +145,7 @@ class Ingress:
         return None if newest(item.url) == old.version else self._service(item, open_version(item.url))
 
     def _service(self, item: CollectionConfig, now: Version) -> CollectionService:
-        tier = None if item.tier == "auto" else item.tier
+        tier = item.usual_tier
         log = RowLog(now.collection)
         handles = self._groups.get(item.name, [])
         backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in handles]
@@ -162,7 +167,9 @@ def application(args: dict[str, Any]) -> Any:
 
 def build_application(config: ServeConfig) -> Any:
     """The Serve application for a checked configuration."""
-    groups = {item.name: _shard_groups(item, config) for item in config.collections}
+    groups, gpus = dict[str, list[Any]](), Gpus.found()
+    for item in sorted(config.collections, key=lambda item: item.device != "cuda"):  # who must have one comes first
+        groups[item.name], gpus = _shard_groups(item, config, gpus)
     for model in config.models:
         ModelService.open(model.name, model.url)  # refused before anything starts
     ingress: Any = serve.deployment(Ingress)
@@ -184,28 +191,32 @@ def _replicas(least: int, most: int | None) -> dict[str, Any]:
     return {"autoscaling_config": bounds}
 
 
-def _shard_groups(item: CollectionConfig, config: ServeConfig) -> list[Any]:
-    """Bound deployments of a collection's shard groups; none when it is searched in the ingress."""
+def _shard_groups(item: CollectionConfig, config: ServeConfig, there: Gpus) -> tuple[list[Any], Gpus]:
+    """Bound deployments of a collection's shard groups, none when it is searched in the ingress; and GPUs left over."""
     now = open_version(item.url)
-    tier = None if item.tier == "auto" else item.tier
-    choose(Query(tier=tier), now.builds, now.collection)  # a tier that is not built is refused before anything starts
+    tier = item.usual_tier
+    usual = choose(
+        Query(tier=tier), now.builds, now.collection
+    ).tier  # a tier that is not built is refused before anything starts
     fits = item.replicas == 1 and item.max_replicas in (None, 1) and now.index_bytes <= config.ingress_bytes
-    if item.placement == "ingress" or (item.placement == "auto" and item.groups is None and fits):
-        return []
     groups = item.groups or max((len(build.shards) for build in now.builds.values()), default=1)
+    gpus = share(item, usual, now.builds, groups, there)
+    if item.placement == "ingress" or (item.placement == "auto" and item.groups is None and fits and not gpus):
+        return [], there
     deployment: Any = serve.deployment(Shards)
-    return [
+    bound = [
         deployment.options(
             name=f"shards-{item.name}-{number}",
-            ray_actor_options=SMALL,
+            ray_actor_options=SMALL | ({"num_gpus": gpus} if gpus else {}),
             max_ongoing_requests=8,  # one is searched at a time; the rest waits here, and beyond it in the router
             max_queued_requests=config.limits.queued,
             user_config={},
-            **OVERLAPPING,
+            **({} if gpus else OVERLAPPING),  # a second replica might wait for the GPU that the first one has
             **_replicas(item.replicas, item.max_replicas),
-        ).bind(item.url, number, groups, tier, item.threads)
+        ).bind(item.url, number, groups, tier, item.threads, item.device if gpus else "cpu")
         for number in range(groups)
     ]
+    return bound, there.less(gpus * groups * (item.max_replicas or item.replicas))
 
 
 def encoder_users(config: ServeConfig) -> dict[tuple[EncoderConfig, int], list[str]]:

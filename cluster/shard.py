@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from cluster.device import Device, runs_on_gpu, say_once
 from cluster.exact import BATCH_ROWS, ExactScan, pair_scores
-from cluster.index_kind import Effort, Overrides, bitmap, overlaid
+from cluster.index_kind import Effort, IndexKind, Overrides, bitmap, overlaid
 from cluster.index_store import Build, indexes_of, load_shard
 from cluster.ivfpq import IvfPq
 from cluster.results import NO_ROW, merge
 from cluster.vectors import F32, I64, prepared
+from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 
 FEW_ROWS = 4096  # so many rows are compared one by one faster than an index finds them under a filter
@@ -33,9 +35,12 @@ class Shard:
     stop: int
 
     @classmethod
-    def load(cls, collection: CollectionArchive, build: Build, number: int) -> Shard:
-        """Read shard `number` of a build, checked."""
-        index = build.kind.opened(load_shard(indexes_of(collection), build, number))
+    def load(cls, collection: CollectionArchive, build: Build, number: int, device: Device = "cpu") -> Shard:
+        """Read shard `number` of a build, checked; an `ivfpq` one is searched on `device`, others on the CPU.
+
+        Raises `HilbertflowError` for `cuda` where no GPU can take it; `auto` says so and stays on the CPU.
+        """
+        index = _opened(build.kind, load_shard(indexes_of(collection), build, number), device, collection.url)
         return cls(collection, build, index, build.shards[number].start, build.shards[number].stop)
 
     def search(
@@ -100,3 +105,19 @@ class Shard:
     def _vectors(self, local: I64) -> F32:
         stored = self.build.kind.stored(self.index, local)
         return prepared(self.collection.take(local + self.start), self.build.metric) if stored is None else stored
+
+
+def _opened(kind: IndexKind, index: Any, device: Device, url: str) -> Any:
+    if not isinstance(kind, IvfPq) or not runs_on_gpu(device, "device"):
+        return kind.opened(index)
+    try:
+        if kind.for_gpu() != kind:
+            raise HilbertflowError(
+                "its ivfpq index has codes for the CPU", where=url, remedy="build it with index.device: cuda"
+            )
+        return kind.opened(index, gpu=True)
+    except HilbertflowError as error:
+        if device == "cuda":
+            raise
+        say_once(f"device: auto keeps an index on the CPU: {error}")
+        return kind.opened(index)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.cold import Cold, Effort
+from cluster.device import Device
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.identity import Ids
 from cluster.index_store import Build, cold_settings
@@ -67,7 +68,8 @@ class ShardSet:
     knows, and whoever made it opens the collection again.
 
     One search runs at a time (FAISS brings its own threads). Index files are loaded on the first search that needs
-    them, or by `load`. The set answers from the builds it was made with, for as long as it lives.
+    them, or by `load`; those of tier `ivfpq` are searched on `device`. The set answers from the builds it was made
+    with, for as long as it lives.
     """
 
     def __init__(
@@ -78,9 +80,10 @@ class ShardSet:
         groups: int = 1,
         threads: int | None = None,
         log: RowLog | None = None,
+        device: Device = "cpu",
     ) -> None:
         self.collection, self.builds = collection, dict(builds)
-        self.group, self.groups, self.threads = group, groups, threads
+        self.group, self.groups, self.threads, self.device = group, groups, threads, device
         self.log, self.stale = log or RowLog(collection), False
         self._view: View | None = None
         self._views: OrderedDict[int, View] = OrderedDict()
@@ -131,7 +134,9 @@ class ShardSet:
             if tier not in self._shards:
                 build = self.builds.get(tier)
                 numbers = range(self.group, len(build.shards), self.groups) if build else range(0)
-                self._shards[tier] = [Shard.load(self.collection, build, n) for n in numbers] if build else []
+                self._shards[tier] = (
+                    [Shard.load(self.collection, build, n, self.device) for n in numbers] if build else []
+                )
                 if tier == "cold":
                     self._cold = Cold(self.collection, cold_settings(self.collection))
                     self._cold.open()

@@ -166,6 +166,9 @@ class Index(Part):
         None, gt=0, lt=1, description="recall@10 that the settings are tuned to; of auto 0.95 if left out"
     )
     memory: Bytes | None = Field(None, description="of the index in memory, all shards together; for auto only")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where ivfpq is trained, and what it is laid out to be searched on"
+    )
 
     @property
     def kinds(self) -> tuple[IndexKind, ...]:
@@ -179,6 +182,14 @@ class Index(Part):
         if self.memory is not None and self.kind != "auto":
             raise HilbertflowError(
                 "a kind that is named takes what memory it takes", where="index.memory", remedy="remove memory or kind"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hnsw_has_no_gpu(self) -> Index:
+        if self.device == "cuda" and "hnsw" in self.kinds:
+            raise HilbertflowError(
+                "hnsw has no form for a GPU", where="index.device", remedy="use kind ivfpq, or device auto or cpu"
             )
         return self
 

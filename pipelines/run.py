@@ -92,6 +92,7 @@ def run(recipe: Recipe, *, address: str | None = None, json_log: bool = False, d
     """
     s3_meter.watch(recipe.source.path)
     before = s3_meter.used()
+    _find_gpu(recipe)
     plan = make_plan(resumed(recipe))
     if dry_run:
         return Report(plan.spec.url, None, plan)
@@ -193,6 +194,7 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
     """
     s3_meter.watch(recipe.source.path)
     before = s3_meter.used()
+    _find_gpu(recipe)
     plan = make_plan(resumed(recipe))
 
     def carry_out(step: Pass) -> None:
@@ -219,6 +221,14 @@ def run_here(recipe: Recipe, *, indexes: bool = False) -> Report:
             bring_up_to_date(plan, changes, _carry_out_here)
         return Report(plan.spec.url, finished, plan, skipped=finished.units, indexes=built, changes=changes)
     return Report(plan.spec.url, manifest, plan, manifest.units - found, found, indexes=built, s3=asked)
+
+
+def _find_gpu(recipe: Recipe) -> None:
+    """Refuse what the index cannot be made with, before the archive is."""
+    if recipe.index is not None and recipe.index.device == "cuda":
+        from cluster.device import runs_on_gpu
+
+        runs_on_gpu("cuda", "index.device")
 
 
 def resumed(recipe: Recipe) -> Recipe:
@@ -291,8 +301,10 @@ def _indexed(plan: Plan) -> bool:
     from cluster.build import are_current, open_collection
 
     if index.kind == "auto":
-        return is_chosen(open_collection(plan.spec.url), index.target_recall, index.memory, index.shards)
-    return are_current(plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall)
+        return is_chosen(open_collection(plan.spec.url), index.target_recall, index.memory, index.shards, index.device)
+    return are_current(
+        plan.spec.url, index.kinds, shards=index.shards, target_recall=index.target_recall, device=index.device
+    )
 
 
 def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
@@ -302,11 +314,11 @@ def _index(plan: Plan, json_log: bool) -> tuple[str, ...]:
     from cluster.autotune import choose_index
     from cluster.build import build_indexes
 
-    url, shards, target = plan.spec.url, index.shards, index.target_recall
+    url, shards, target, device = plan.spec.url, index.shards, index.target_recall, index.device
     if index.kind == "auto":
-        built = choose_index(url, shards=shards, target_recall=target, memory=index.memory)
+        built = choose_index(url, shards=shards, target_recall=target, memory=index.memory, device=device)
     else:
-        built = build_indexes(url, index.kinds, shards=shards, target_recall=target)
+        built = build_indexes(url, index.kinds, shards=shards, target_recall=target, device=device)
     if json_log:
         emit("indexed", job=job_id(), archive=plan.spec.name, url=plan.spec.url, kinds=list(built))
     return tuple(built)

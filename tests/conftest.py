@@ -16,6 +16,15 @@ settings.load_profile("untimed")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none, and say why."""
+    if item.get_closest_marker("gpu") is not None:
+        from cluster.device import missing
+
+        if reason := missing():
+            pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one; a test that starts its own runs in another process."""

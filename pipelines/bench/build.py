@@ -130,7 +130,7 @@ def _sharded(url: str, queries: F32, truth: I64) -> Table:
         whole = 0.0
         for shards in SHARDS:
             began = time.perf_counter()
-            build_indexes(url, [replace(kind, shards=shards)], actors=0, threads=2)
+            build_indexes(url, [replace(kind, shards=shards)], actors=0, threads=2, device="cpu")
             seconds = time.perf_counter() - began
             found, taken, compared = _found(url, kind.kind, queries, setting)
             reached = recall(found, truth)
@@ -223,7 +223,7 @@ def _large(rows: int) -> Table:
     for kind in KINDS:
         shards = replace(kind, shards=4, target_recall=0.95)
         began = time.perf_counter()
-        built = build_indexes(url, [shards], actors=0, threads=2)
+        built = build_indexes(url, [shards], actors=0, threads=2, device="cpu")
         taken = time.perf_counter() - began
         build = built.get(kind.kind) or load_build(indexes_of(collection), build_name(collection, shards))
         found, searched, _ = _found(url, kind.kind, queries, build.tuned)

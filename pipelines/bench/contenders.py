@@ -75,7 +75,7 @@ class Contender:
         collection, kind = open_collection(url), index_kind(dict(self.options))
         rmtree(indexes_of(collection).join(build_name(collection, kind)).url, ignore_errors=True)
         began = time.perf_counter()
-        build_indexes(url, [kind], actors=0, threads=BUILD_THREADS)
+        build_indexes(url, [kind], actors=0, threads=BUILD_THREADS, device="cpu")
         return time.perf_counter() - began
 
     def warm(self, vectors: F32, metric: str) -> None:

@@ -34,7 +34,7 @@ from operators.errors import HilbertflowError
 from storage.collection import CollectionArchive
 from tests.collection_fixtures import archive_vectors, clustered
 
-ROWS, DIM = 900, 12
+ROWS, DIM = 900, 16
 KINDS = [
     IvfPq(), IvfPq(refine="sq8"), IvfPq(refine="none", bits=8), IvfPq(rotation=True, refine="archive"), Hnsw(),
     Hnsw(store="flat"), Hnsw(store="sq8"),

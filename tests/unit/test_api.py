@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import gzip
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from cluster.service import CollectionService
 from cluster.services import Services
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
+from cluster.warming import warm
 from operators.errors import HilbertflowError
 from tests.collection_fixtures import archive_vectors, clustered
 
@@ -107,6 +111,22 @@ def test_every_form_of_request_and_answer_agrees(client: TestClient, engine: Sea
             assert not any(hit["partial"] for hit in hits)
             if accept == "*/*":
                 assert hits[0]["metadata"][0]["lines"] == expected.rows[0, 0]
+
+
+def test_straight_and_through_the_framework(engine: SearchEngine) -> None:
+    """Behind a prefix FastAPI itself calls the route: the same answers, refusals and counts."""
+    bodies = [{"vectors": QUERIES.tolist(), "k": 3}, {"vectors": [[1.0]]}, {"vectors": QUERIES.tolist(), "k": 10**4}]
+    seen = []
+    for prefix in ("", "/behind"):
+        app = build_api(served(engine, limits=Limits(k=100)))
+        with TestClient(app, raise_server_exceptions=False, root_path=prefix) as client:
+            replies = [client.post(prefix + SEARCH, json=body) for body in bodies]
+            replies += [client.post(prefix + SEARCH.replace("rows", "none"), json={}), client.get(prefix + SEARCH)]
+            counts = [line for line in client.get(f"{prefix}/metrics").text.splitlines() if "_requests_total{" in line]
+        told = [{name: reply.headers[name] for name in ("content-type", "x-content-type-options")} for reply in replies]
+        seen.append(([reply.status_code for reply in replies], [reply.json() for reply in replies], told, counts))
+    assert seen[0] == seen[1]
+    assert seen[0][0] == [200, 422, 413, 404, 405]
 
 
 def test_explain_and_metadata_are_options(client: TestClient) -> None:
@@ -259,6 +279,30 @@ def test_other_methods(client: TestClient) -> None:
     reply = client.get(SEARCH)
     assert (reply.status_code, reply.json()["remedy"]) == (405, "send POST")
     assert reply.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_short_searches_stay_on_the_event_loop(engine: SearchEngine, reading: bool) -> None:
+    """What a search in memory waits for is not held against it; what one waits for storage is."""
+    where: list[bool] = []
+
+    class Waiting(ShardSet):
+        def search(self, queries: F32, query: Query, version: int | None = None) -> Answer:
+            where.append(threading.current_thread() is threading.main_thread())
+            time.sleep(0.02)
+            return dataclasses.replace(super().search(queries, query, version), requests=int(reading))
+
+    shards = Waiting(engine.collection, engine.builds)
+    warm(shards, "hnsw")
+    where.clear()
+
+    async def run() -> None:
+        backend = LocalBackend(shards, None)
+        for _ in range(5):
+            await backend.search(Query(3, "hnsw"), QUERIES, 0)
+
+    asyncio.run(run())
+    assert where == [False] * 5 if reading else where[-1]
 
 
 def test_cache_hits_are_counted(engine: SearchEngine) -> None:

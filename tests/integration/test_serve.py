@@ -261,18 +261,24 @@ def test_a_taken_port_is_refused(service: serving.Running, engine: SearchEngine)
             serving.start({"collections": [{"name": "a", "url": engine.collection.url}], "port": port})
 
 
-def test_overload_is_said_and_can_be_tried_again(ray_session: None, engine: SearchEngine) -> None:
-    """Far more at once than may wait: 503 with Retry-After, at the door and from the shards' queue; the rest is right.
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [({"waiting": 8}, "too many requests at once"), ({"queued": 2}, "no shard of 'rows' answered (Busy)")],
+)
+def test_overload_is_said_and_can_be_tried_again(
+    ray_session: None, engine: SearchEngine, limits: dict[str, int], said: str
+) -> None:
+    """Far more at once than may wait: 503 with Retry-After, at the door or from the shards' queue; the rest is right.
 
     The client's own retries then get every answer.
     """
     rows = {"name": "rows", "url": engine.collection.url, "placement": "shards", "groups": 1}
     expected = engine.search(QUERIES, 400, "exact").ids
-    running = serving.start({"collections": [rows], "port": 0, "limits": {"waiting": 40, "queued": 2}})
+    running = serving.start({"collections": [rows], "port": 0, "limits": limits})
 
     async def flood() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=120)
-        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60, limits=limits) as http:
+        many = httpx.Limits(max_connections=120)
+        async with httpx.AsyncClient(base_url=running.url, trust_env=False, timeout=60, limits=many) as http:
 
             async def ask(number: int) -> httpx.Response:  # of k of its own, so that no two are searched together
                 body = {"vectors": QUERIES.tolist(), "k": 200 + number, "tier": "exact", "metadata": False}
@@ -288,15 +294,13 @@ def test_overload_is_said_and_can_be_tried_again(ray_session: None, engine: Sear
     try:
         replies = asyncio.run(flood())
         assert {reply.status_code for reply in replies} == {200, 503}
-        said = set()
         for number, reply in enumerate(replies):
             if reply.status_code == 503:
                 assert reply.headers["retry-after"] == "1"
-                said.add(reply.json()["detail"])
+                assert reply.json()["detail"] == said
                 continue
             hits = reply.json()["results"]
             assert [hit["ids"] for hit in hits] == expected[:, : 200 + number].tolist()
-        assert said == {"too many requests at once", "no shard of 'rows' answered (Busy)"}
         for number, found in enumerate(asyncio.run(patient())):
             assert found.ids == expected[:, : 200 + number].tolist()
     finally:

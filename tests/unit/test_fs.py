@@ -140,16 +140,20 @@ def test_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_long_file_is_flushed_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sync, lengths = os.fdatasync, list[int]()
+    sync, lengths, begun = os.fdatasync, list[int](), threading.Event()
 
     def counted(handle: int) -> None:
         lengths.append(os.fstat(handle).st_size)
+        begun.set()
         sync(handle)
 
     monkeypatch.setattr(os, "fdatasync", counted)
     piece, place = os.urandom(1 << 20), Location(str(tmp_path))
     with place.create("long.bin") as file:
-        for _ in range(24):
+        for _ in range(8):
+            file.write(piece)
+        assert begun.wait(60)  # by a thread, which a busy machine lets wait
+        for _ in range(16):
             file.write(piece)
     assert (tmp_path / "long.bin").read_bytes() == 24 * piece
     assert lengths and 8 << 20 <= lengths[0] < 24 << 20

@@ -195,9 +195,8 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig, there: Gpus) -> t
     """Bound deployments of a collection's shard groups, none when it is searched in the ingress; and GPUs left over."""
     now = open_version(item.url)
     tier = item.usual_tier
-    usual = choose(
-        Query(tier=tier), now.builds, now.collection
-    ).tier  # a tier that is not built is refused before anything starts
+    # A tier that is not built is refused before anything starts.
+    usual = choose(Query(tier=tier), now.builds, now.collection).tier
     fits = item.replicas == 1 and item.max_replicas in (None, 1) and now.index_bytes <= config.ingress_bytes
     groups = item.groups or max((len(build.shards) for build in now.builds.values()), default=1)
     gpus = share(item, usual, now.builds, groups, there)

@@ -103,7 +103,8 @@ class Observer:
         try:
             yield
         finally:
-            if (used := _meter.end()).total:
+            used = _meter.end()
+            if used.total or used.read:  # an answer may come after its request was told by another block
                 self.tally.used.remote(used)
 
     def tell(self, spans: list[Span]) -> None:

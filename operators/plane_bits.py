@@ -1,9 +1,9 @@
-"""A plane bit for bit from its coded levels, in one compiled call.
+"""Planes bit for bit from their coded levels, some of them in one compiled call.
 
 Threads that decode planes side by side meet at the interpreter's lock, and each return to it between two kernels is a
-wait for the other thread: a dozen of them took as long as the kernels. This is :meth:`operators.decode.Ladder.bits`
-behind the decoder of :mod:`operators.rans`, step by step the same, for planes whose chunks carry their own tables;
-the rare others (constant, trimmed, stored as they are) take the longer way.
+wait for the other thread: a dozen of them a plane took as long as the kernels. This is
+:meth:`operators.decode.Ladder.bits` behind the decoder of :mod:`operators.rans`, step by step the same, for planes
+whose chunks carry their own tables; the rare others (constant, trimmed, stored as they are) take the longer way.
 """
 
 from __future__ import annotations
@@ -28,44 +28,58 @@ from operators.scratch import scratch
 
 
 def decode(
-    chunks: Sequence[bytes | None],
+    chunks: Sequence[Sequence[bytes | None]],
     limits: Sequence[int],
     codes: npt.NDArray[np.uint32],
     steps: npt.NDArray[np.float32],
     dtype: str,
     ladder: Ladder,
     out: npt.NDArray[Any],
-) -> bool:
-    """Fill ``out`` (side, side) with the words of a plane in source order; whether that was done.
+) -> npt.NDArray[np.bool_]:
+    """Fill ``out`` (planes, side, side) with the words of planes in source order; which were filled, (planes,).
 
-    Where it was not, a chunk is of another kind, or damaged: the longer way reads it, or says what is wrong.
+    Where one was not, a chunk is of another kind, or damaged: the longer way reads it, or says what is wrong.
 
     Parameters
     ----------
-    chunks: rANS chunks of levels 0 … k and of the exact level; None is none.
+    chunks: of each plane, the rANS chunks of levels 0 … k and of the exact level; None is none.
     limits: of each level, the largest unsigned number that its array's dtype holds.
-    codes, steps: (side,) of the rows (:mod:`operators.scales`).
-    dtype, ladder: of the plane, and how its levels were made.
+    codes, steps: (planes, side) of the rows (:mod:`operators.scales`).
+    dtype, ladder: of the planes, and how their levels were made.
     """
-    if out.size % trellis.LANES or any(not chunk or chunk[0] not in (OWN, LEAN) for chunk in chunks):
-        return False
-    parts = [chunk + b"\0" * (len(chunk) & 1) for chunk in chunks if chunk]  # words are read as 16-bit numbers
-    ends = np.cumsum([len(part) for part in parts])
-    spans = np.stack([ends - [len(part) for part in parts], ends - [len(chunk or b"") & 1 for chunk in chunks]])
-    form, lattice, shape, sizes = dtype_info(dtype), ladder.lattice, out.shape, work_sizes(out.size)
+    shape, area = out.shape[1:], out[0].size
+    done = np.array([all(chunk and chunk[0] in (OWN, LEAN) for chunk in plane) for plane in chunks])
+    if area % trellis.LANES or not done.any():
+        return np.zeros(len(chunks), np.bool_)
+    coded = [chunk or b"" for plane in chunks for chunk in plane]
+    lengths = np.array([len(chunk) for chunk in coded])
+    padded = lengths + (lengths & 1)  # words are read as 16-bit numbers
+    starts = np.cumsum(padded) - padded
+    spans = np.stack([starts, starts + lengths], 1).reshape(len(chunks), len(limits), 2)
+    data = b"".join(chunk + b"\0" if len(chunk) & 1 else chunk for chunk in coded)
+    form, lattice, sizes = dtype_info(dtype), ladder.lattice, work_sizes(area)
     h0, h1 = trellis.taps(ladder.states) if ladder.method == "trellis" else (-1, -1)
-    failed = _decode(
-        np.frombuffer(b"".join(parts), np.uint8), spans, np.asarray(limits, np.int64), codes, steps,
+    how = (
         plane_order(shape[0], ladder.layout), ladder.layout != "raster", h0, h1,
         1 - form.bias, 2 * (lattice.reach > 1), lattice.fine_bits, np.float32(lattice.reach),
         form.drop, form.rebias, form.mantissa, form.top, 8 * form.width,
         scratch("rans tokens", sizes[:1], np.uint8), scratch("rans values", sizes[1:2], np.uint32),
         scratch("rans extra", sizes[2:3], np.uint32), scratch("rans table", sizes[3:], np.uint32),
-        scratch("plane symbols", (2, out.size), np.int16), scratch("plane cells", (2, *shape), np.int32),
+        scratch("plane symbols", (2, area), np.int16), scratch("plane cells", (2, *shape), np.int32),
         scratch("base", shape, np.uint32), scratch("keys", shape, np.uint8),
-        scratch("plane words", (out.size,), out.dtype), out,
+        scratch("plane words", (area,), out.dtype),
     )  # fmt: skip
-    return not failed
+    _decode_planes(np.frombuffer(data, np.uint8), spans, np.asarray(limits, np.int64), codes, steps, how, out, done)
+    return done
+
+
+@njit(cache=True, nogil=True)
+def _decode_planes(data, spans, limits, codes, steps, how, out, done):  # type: ignore[no-untyped-def]
+    """Each plane of those that ``done`` has; one that fails is struck from it."""
+    for plane in range(spans.shape[0]):
+        if done[plane]:
+            of_plane = codes[plane], steps[plane], *how, out[plane]
+            done[plane] = not _decode(data, spans[plane], limits, *of_plane)
 
 
 @njit(cache=True, nogil=True)
@@ -73,11 +87,12 @@ def _decode(  # type: ignore[no-untyped-def]
     data, spans, limits, codes, steps, order, mapped, h0, h1, lowest, wider, fine_bits, reach, drop, rebias, mantissa,
     top, width, tokens, values, extra, table, symbols, cells, base, keys, stored, out,
 ):  # fmt: skip
+    """One plane; 0 or an error. ``spans`` (levels, 2) says where in ``data`` its chunks lie."""
     last, lanes = limits.size - 1, trellis.LANES
     flat, said = symbols[0], symbols[1 if mapped else 0]
     floats, whole = np.empty((3, codes.size), np.float32), np.empty((4, codes.size), np.int64)
     for level in range(last):
-        source = data[spans[0, level] : spans[1, level]]
+        source = data[spans[level, 0] : spans[level, 1]]
         failed = _values(source, limits[level], True, tokens, values, extra, table, flat)
         if failed:
             return failed
@@ -95,7 +110,7 @@ def _decode(  # type: ignore[no-untyped-def]
         else:
             shape = flat.size // lanes, lanes
             trellis.follow(said.reshape(shape), h0, h1, now.reshape(shape))
-    source, now = data[spans[0, last] : spans[1, last]], cells[(last - 1) & 1]
+    source, now = data[spans[last, 0] : spans[last, 1]], cells[(last - 1) & 1]
     failed = _values(source, limits[last], False, tokens, values, extra, table, stored)
     if not failed:
         k, steps, grain = whole[0], floats[0], whole[2]

@@ -39,10 +39,12 @@ if TYPE_CHECKING:
 
 Plane = npt.NDArray[Any]
 Rows: TypeAlias = "tuple[Codes, npt.NDArray[np.float32]]"
-"""Codes and lattice steps of rows: (planes, side) each, or (side,) of one plane."""
+"""Codes and lattice steps of rows: (planes, side) each."""
 _T = TypeVar("_T")
 AHEAD = 2
 """Units under way: one is handed out while the next is fetched and decoded."""
+AT_ONCE = 4
+"""Planes that a thread decodes before it looks for the interpreter's lock again, which may be a wait."""
 
 
 @dataclass(frozen=True)
@@ -83,35 +85,36 @@ def read(handle: ModelArchive, first: int, stop: int, level: Level) -> Iterator[
 def symbols(handle: ModelArchive, first: int, stop: int) -> Iterator[tuple[int, str, Plane, Plane]]:
     """Planes of a child as stored: number, dtype, symbols (side²,) in the group's words, codes of rows (2·side,)."""
 
-    def start(span: Span) -> list[Callable[[], tuple[int, str, Plane, Plane]]]:
+    def start(span: Span) -> list[Future[list[tuple[int, str, Plane, Plane]]]]:
         array, codes = _fetched(handle, ("exact", "scales"), span)
         word = f"u{handle.layout.word_of(span.group)}"
 
-        def decode(at: int) -> tuple[int, str, Plane, Plane]:
-            symbols = array.result().decode(at, None).astype(word, copy=False).reshape(-1)
-            return span.start + at, span.group.dtype, symbols, loaded(codes.result().decode(at, None))
+        def decode(some: range) -> list[tuple[int, str, Plane, Plane]]:
+            return [(span.start + at, span.group.dtype,
+                     array.result().decode(at, None).astype(word, copy=False).reshape(-1),
+                     loaded(codes.result().decode(at, None))) for at in some]  # fmt: skip
 
         return _side_by_side(decode, span)
 
     return _ahead(start(span) for span in _spans(handle, first, stop))
 
 
-def _ahead(started: Iterator[list[Callable[[], _T]]]) -> Iterator[_T]:
+def _ahead(started: Iterator[list[Future[list[_T]]]]) -> Iterator[_T]:
     """What is started, in order, one unit ahead of what is handed out."""
-    under_way: deque[list[Callable[[], _T]]] = deque()
-    for planes in started:
-        under_way.append(planes)
+    under_way: deque[list[Future[list[_T]]]] = deque()
+    for unit in started:
+        under_way.append(unit)
         if len(under_way) == AHEAD:
-            for plane in under_way.popleft():
-                yield plane()
-    for planes in under_way:
-        for plane in planes:
-            yield plane()
+            for some in under_way.popleft():
+                yield from some.result()
+    for unit in under_way:
+        for some in unit:
+            yield from some.result()
 
 
-def _side_by_side(decode: Callable[[int], _T], span: Span) -> list[Callable[[], _T]]:
-    futures: list[Future[_T]] = [_pool().submit(decode, at) for at in range(span.stop - span.start)]
-    return [future.result for future in futures]
+def _side_by_side(decode: Callable[[range], list[_T]], span: Span) -> list[Future[list[_T]]]:
+    count = span.stop - span.start
+    return [_pool().submit(decode, range(at, min(at + AT_ONCE, count))) for at in range(0, count, AT_ONCE)]
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +141,7 @@ def _spans(handle: ModelArchive, first: int, stop: int) -> Iterator[Span]:
         start = max(end, begin + size) if end == last else end
 
 
-def _start(handle: ModelArchive, span: Span, level: Level) -> list[Callable[[], tuple[int, Plane]]]:
+def _start(handle: ModelArchive, span: Span, level: Level) -> list[Future[list[tuple[int, Plane]]]]:
     """Fetch what a span needs and begin to decode it."""
     depth = handle.ladder.refinements + 1 if level == "exact" else int(level) + 1
     opaque, lossy = span.group.opaque, level != "exact" and not span.group.opaque
@@ -146,52 +149,55 @@ def _start(handle: ModelArchive, span: Span, level: Level) -> list[Callable[[], 
     arrays = _fetched(handle, names if lossy else (*names, "exact"), span)
     scales = None if opaque else _scales(handle, span)
     kind = np.float32 if lossy else np.dtype(f"<u{handle.layout.word_of(span.group)}")
-    out: Plane = np.empty((span.stop - span.start, handle.layout.area), kind)
+    side = handle.layout.side
+    out: Plane = np.empty((span.stop - span.start, side, side), kind)
 
-    def decode(at: int) -> tuple[int, Plane]:
+    def decode(some: range) -> list[tuple[int, Plane]]:
         found = [array.result() for array in arrays]
-        rows = None if scales is None else _of_plane(scales.result(), at)
-        return span.start + at, _plane(handle, span, level, found, rows, at, out[at])
+        rows = None if scales is None else scales.result()
+        done = _together(span, found, rows, handle.ladder, some, out) if level == "exact" else ()
+        for at in some:
+            if at not in done:
+                _plane(handle, span, level, found, None if rows is None else rows[0][at], at, out[at])
+            if not lossy:
+                _check(handle, span.start + at, out[at])
+        return [(span.start + at, out[at].reshape(-1)) for at in some]
 
     return _side_by_side(decode, span)
 
 
 def _plane(
-    handle: ModelArchive,
-    span: Span,
-    level: Level,
-    found: list[Fetched],
-    rows: Rows | None,
-    at: int,
-    out: Plane,
-) -> Plane:
-    """Fill ``out`` (side²,) with the words or values of a plane, ``rows`` its codes and steps; returns it."""
-    ladder, square = handle.ladder, out.reshape(handle.layout.side, handle.layout.side)
-    if rows is None or level != "exact" or not _in_one(span, found, rows, ladder, at, square):
-        planes = [array.decode(at, f"plane{i}") for i, array in enumerate(found)]
-        if rows is None:
-            out[:] = from_layout(planes.pop().reshape(-1), ladder.layout)
-        elif level != "exact":
-            ladder.values(planes, rows[0], span.group.dtype, square)
-            return out
-        else:
-            ladder.bits(planes[:-1], rows[0], planes[-1], span.group.dtype, square)
-    if google_crc32c.value(out.tobytes()) != handle.checksums[span.start + at][0]:
+    handle: ModelArchive, span: Span, level: Level, found: list[Fetched], codes: Codes | None, at: int, out: Plane
+) -> None:
+    """Fill ``out`` (side, side) with the words or values of a plane step by step; ``codes`` are those of its rows."""
+    planes = [array.decode(at, f"plane{i}") for i, array in enumerate(found)]
+    if codes is None:
+        out[:] = from_layout(planes.pop().reshape(-1), handle.ladder.layout).reshape(out.shape)
+    elif level != "exact":
+        handle.ladder.values(planes, codes, span.group.dtype, out)
+    else:
+        handle.ladder.bits(planes[:-1], codes, planes[-1], span.group.dtype, out)
+
+
+def _check(handle: ModelArchive, plane: int, words: Plane) -> None:
+    if google_crc32c.value(words.tobytes()) != handle.checksums[plane][0]:
         raise HilbertflowError(
-            f"plane {span.start + at} does not decode to its source's bytes", where=handle.url,
+            f"plane {plane} does not decode to its source's bytes", where=handle.url,
             remedy="`hilbertflow verify` names damaged objects",
         )  # fmt: skip
-    return out
 
 
-def _in_one(
-    span: Span, found: Sequence[Fetched], rows: Rows, ladder: Ladder | VectorLadder, at: int, out: Plane
-) -> bool:
-    """Whether the plane could be decoded in one call. What is damaged is left to the longer way, which names it."""
-    if not isinstance(ladder, Ladder) or not all(array.chunks for array in found):
-        return False
-    chunks, limits = [array.chunks[at] for array in found], [array.limit for array in found]
-    return plane_bits.decode(chunks, limits, *rows, span.group.dtype, ladder, out)
+def _together(
+    span: Span, found: Sequence[Fetched], rows: Rows | None, ladder: Ladder | VectorLadder, some: range, out: Plane
+) -> frozenset[int]:
+    """The planes that could be decoded in one call. What is damaged is left to the longer way, which names it."""
+    if rows is None or not isinstance(ladder, Ladder) or not all(array.chunks for array in found):
+        return frozenset()
+    codes, steps = rows
+    chunks, limits = [[array.chunks[at] for array in found] for at in some], [array.limit for array in found]
+    part = slice(some.start, some.stop)
+    done = plane_bits.decode(chunks, limits, codes[part], steps[part], span.group.dtype, ladder, out[part])
+    return frozenset(np.add(some.start, np.flatnonzero(done)).tolist())
 
 
 def _scales(handle: ModelArchive, span: Span) -> Future[Rows]:
@@ -204,11 +210,6 @@ def _scales(handle: ModelArchive, span: Span) -> Future[Rows]:
         return codes, row_steps(codes, handle.ladder.step)
 
     return _fetching().submit(get)
-
-
-def _of_plane(rows: Rows, at: int) -> Rows:
-    codes, steps = rows
-    return codes[at], steps[at]
 
 
 def _fetched(handle: ModelArchive, names: Sequence[str], span: Span) -> list[Future[Fetched]]:

@@ -28,12 +28,12 @@ import numpy.typing as npt
 from numba import njit
 
 from operators.floats import Words, ceil_magnitude, dtype_info, round_magnitude
+from operators.key_sort import KEYS, sort, unsort
 from operators.refine import NONE, Lattice, Rows, rows_of
 from operators.scales import Codes
 from operators.scratch import scratch
 
-_ZERO_CELL, _SPARSE, _NEAR, _FAR, _VERBATIM = 24, 25, 26, 32, 191
-_PARTS = 4
+_ZERO_CELL, _SPARSE, _NEAR, _FAR, _VERBATIM = 24, 25, 26, 32, KEYS - 1
 
 
 def encode(
@@ -53,7 +53,7 @@ def encode(
     base, keys = _geometry(dtype, cells, rows, lattice)
     symbols, stored = scratch("symbols", bits.shape, bits.dtype), np.empty(bits.shape, bits.dtype)
     _to_symbols(np.ascontiguousarray(bits), base, keys, cells, rows.grain, form.mantissa, 8 * form.width, symbols)
-    _sort(symbols.reshape(-1), keys.reshape(-1), stored.reshape(-1))
+    sort(symbols.reshape(-1), keys.reshape(-1), stored.reshape(-1))
     return stored
 
 
@@ -89,10 +89,10 @@ def decode_words(  # type: ignore[no-untyped-def]
     stored, cells, k, steps, grain, reach, drop, rebias, mantissa, top, width, base, keys, bits
 ):
     """What :func:`decode` does, compiled; ``stored`` is flat, ``base`` and ``keys`` are work arrays like ``cells``."""
-    _of_cells(cells, k, grain, drop, rebias, mantissa, top, base, keys)
+    _of_cells(cells, k, grain, drop, rebias, mantissa, top, False, base, keys)
     _of_points(cells, k, steps, grain, reach, drop, rebias, mantissa, top, base, keys)
-    _unsort(stored, keys.reshape(-1), bits.reshape(-1))
-    _to_bits(bits, base, keys, cells, k, grain, mantissa, width)
+    unsort(stored, keys.reshape(-1), bits.reshape(-1))
+    _to_bits(bits, base, keys, cells, k, grain, drop, rebias, mantissa, top, width)
 
 
 def _geometry(
@@ -102,22 +102,31 @@ def _geometry(
     form, k, grain = dtype_info(dtype), rows.exponents, rows.grain
     base, keys = scratch("base", cells.shape, np.uint32), scratch("keys", cells.shape, np.uint8)
     of_format = form.drop, form.rebias, form.mantissa, form.top
-    _of_cells(cells, k, grain, *of_format, base, keys)
+    _of_cells(cells, k, grain, *of_format, True, base, keys)
     _of_points(cells, k, rows.steps, grain, np.float32(lattice.reach), *of_format, base, keys)
     return base, keys
 
 
+@njit(inline="always")
+def _is_plain(k, rebias):  # type: ignore[no-untyped-def]
+    """Whether the lowest cell but that at zero is a normal number, and the highest no overflow."""
+    return rebias - 127 < k < 100
+
+
 @njit(cache=True, nogil=True)
-def _of_cells(cells, k, grain, drop, rebias, mantissa, top, base, keys):  # type: ignore[no-untyped-def]
+def _of_cells(cells, k, grain, drop, rebias, mantissa, top, plain, base, keys):  # type: ignore[no-untyped-def]
+    """Rows of cells; ``plain``: whether the bases of plain rows are wanted, or made when they are needed."""
     rows, side = cells.shape
     for r in range(rows):
         if k[r] == NONE:
             continue
         dropped, kept, limit, scale = drop + grain[r], mantissa - grain[r], top >> grain[r], k[r] << 23
-        origin = ceil_magnitude(scale + (127 << 23), dropped, rebias, limit) - 1
-        if rebias - 127 < k[r] < 100:  # the lowest cell but that at zero is a normal number, the highest no overflow
-            _plain_row(cells[r], origin, dropped, kept, limit, scale - (rebias << 23), base[r], keys[r])
+        if _is_plain(k[r], rebias):
+            _plain_keys(cells[r], kept, keys[r])
+            if plain:
+                _plain_bases(cells[r], dropped, limit, scale, rebias, base[r])
             continue
+        origin = _origin(scale, dropped, rebias, limit)
         lowest = rebias + 1  # exponent field of the smallest normal number
         for i in range(side):
             q = cells[r, i]
@@ -131,18 +140,37 @@ def _of_cells(cells, k, grain, drop, rebias, mantissa, top, base, keys):  # type
                 keys[r, i] = j if j >= 0 else _SPARSE
 
 
+@njit(inline="always")
+def _origin(scale, dropped, rebias, limit):  # type: ignore[no-untyped-def]
+    """What symbols of the cell at zero count down from."""
+    return ceil_magnitude(scale + (127 << 23), dropped, rebias, limit) - 1
+
+
 @njit(cache=True, nogil=True)
-def _plain_row(cells, origin, dropped, kept, limit, scale, base, keys):  # type: ignore[no-untyped-def]
+def _plain_keys(cells, kept, keys):  # type: ignore[no-untyped-def]
     """A row of normal numbers: j is what the cell's number leaves of the mantissa. In 32-bit integers, for speed."""
-    start, up, shift = np.int32(origin), np.int32(scale + (1 << dropped) - 1), np.int32(dropped & 31)
-    most, bound = np.int32(kept + 127), np.int32(limit)
+    most = np.int32(kept + 127)
     for i in range(cells.size):
         a = np.int32(cells[i] ^ np.int32(cells[i] >> 31))
         word = np.int32(np.float32(a).view(np.int32))
-        low = np.int32(np.int32(word + up) >> shift)
-        base[i] = start if a == 0 else min(low, bound)
         j = min(np.int32(most - np.int32(word >> 23)), np.int32(_ZERO_CELL))  # far above it where the cell is 0
         keys[i] = np.uint8(j if j >= 0 else np.int32(_SPARSE))
+
+
+@njit(inline="always")
+def _plain_base(a, up, shift, bound):  # type: ignore[no-untyped-def]
+    word = np.int32(np.float32(a).view(np.int32))
+    return min(np.int32(np.int32(word + up) >> shift), bound)
+
+
+@njit(cache=True, nogil=True)
+def _plain_bases(cells, dropped, limit, scale, rebias, base):  # type: ignore[no-untyped-def]
+    start = np.int32(_origin(scale, dropped, rebias, limit))
+    up, shift = np.int32(scale - (rebias << 23) + (1 << dropped) - 1), np.int32(dropped & 31)
+    for i in range(cells.size):
+        a = np.int32(cells[i] ^ np.int32(cells[i] >> 31))
+        low = _plain_base(a, up, shift, np.int32(limit))
+        base[i] = start if a == 0 else low
 
 
 @njit(cache=True, nogil=True)
@@ -195,20 +223,22 @@ def _to_symbols(bits, base, keys, cells, grain, mantissa, width, symbols):  # ty
 
 
 @njit(cache=True, nogil=True)
-def _to_bits(bits, base, keys, cells, k, grain, mantissa, width):  # type: ignore[no-untyped-def]
+def _to_bits(bits, base, keys, cells, k, grain, drop, rebias, mantissa, top, width):  # type: ignore[no-untyped-def]
     """From symbols to words, in place."""
     rows, side = bits.shape
     for r in range(rows):
         sign = np.int64(1) << (width - 1 - grain[r])
         mask, low = 2 * sign - 1, max(mantissa - grain[r] - 3, 0)
-        if k[r] != NONE:
-            _to_words(bits[r], base[r], keys[r], cells[r], sign, mask, grain[r])
+        if _is_plain(k[r], rebias):
+            _plain_words(bits[r], cells[r], drop + grain[r], top >> grain[r], k[r] << 23, rebias, sign, grain[r])
             continue
         for i in range(side):
-            symbol, start = np.int64(bits[r, i]), np.int64(base[r, i])
-            if keys[r, i] == _VERBATIM:
+            symbol, start, key = np.int64(bits[r, i]), np.int64(base[r, i]), keys[r, i]
+            if key == _VERBATIM:
                 continue
-            if keys[r, i] < _FAR:
+            if key <= _SPARSE:
+                word = start - symbol if key == _ZERO_CELL else start + symbol
+            elif key < _FAR:
                 tail = symbol & ((1 << low) - 1)
                 word = (start - (((symbol >> (low + 1)) << low) | tail)) & (sign - 1)
                 word |= ((symbol >> low) & 1) * sign
@@ -220,61 +250,15 @@ def _to_bits(bits, base, keys, cells, k, grain, mantissa, width):  # type: ignor
 
 
 @njit(cache=True, nogil=True)
-def _to_words(bits, base, keys, cells, sign, mask, grain):  # type: ignore[no-untyped-def]
-    """A row of cells, in 32-bit integers, for speed."""
-    flip, kept, shift = np.int32(np.uint32(sign)), np.int32(np.uint32(mask)), np.int32(grain & 31)
+def _plain_words(bits, cells, dropped, limit, scale, rebias, sign, grain):  # type: ignore[no-untyped-def]
+    """A row of normal numbers. To make its bases again is faster than to keep them: a plane of them leaves caches."""
+    start = np.int32(_origin(scale, dropped, rebias, limit))
+    up, shift = np.int32(scale - (rebias << 23) + (1 << dropped) - 1), np.int32(dropped & 31)
+    flip, kept, empty = np.int32(np.uint32(sign)), np.int32(np.uint32(2 * sign - 1)), np.int32(grain & 31)
     for i in range(bits.size):
-        symbol, start = np.int32(bits[i]), np.int32(base[i])
-        word = np.int32(start - symbol) if keys[i] == _ZERO_CELL else np.int32(start + symbol)
-        word ^= np.int32(np.int32(cells[i] >> 31) & flip)
-        bits[i] = np.int32(np.int32(word & kept) << shift)
-
-
-@njit(cache=True, nogil=True)
-def _sort(symbols, keys, stored):  # type: ignore[no-untyped-def]
-    place, part = _starts(keys)
-    for i in range(part):
-        for j in range(_PARTS):
-            key = keys[j * part + i]
-            stored[place[j, key]] = symbols[j * part + i]
-            place[j, key] += np.uint32(1)
-    for i in range(_PARTS * part, keys.size):
-        stored[place[_PARTS - 1, keys[i]]] = symbols[i]
-        place[_PARTS - 1, keys[i]] += np.uint32(1)
-
-
-@njit(cache=True, nogil=True)
-def _unsort(stored, keys, symbols):  # type: ignore[no-untyped-def]
-    place, part = _starts(keys)
-    one = np.uint32(1)
-    p0, p1, p2, p3 = place
-    k0, k1, k2, k3 = keys[:part], keys[part : 2 * part], keys[2 * part : 3 * part], keys[3 * part :]
-    s0, s1, s2, s3 = symbols[:part], symbols[part : 2 * part], symbols[2 * part : 3 * part], symbols[3 * part :]
-    for i in range(part):
-        a, b, c, d = p0[k0[i]], p1[k1[i]], p2[k2[i]], p3[k3[i]]
-        p0[k0[i]], p1[k1[i]], p2[k2[i]], p3[k3[i]] = a + one, b + one, c + one, d + one
-        s0[i], s1[i], s2[i], s3[i] = stored[a], stored[b], stored[c], stored[d]
-    for i in range(part, k3.size):
-        s3[i] = stored[p3[k3[i]]]
-        p3[k3[i]] += one
-
-
-@njit(cache=True, nogil=True)
-def _starts(keys):  # type: ignore[no-untyped-def]
-    """Where the symbols of each key begin, for each quarter of the plane, and how long a quarter is.
-
-    The quarters are sorted side by side, so that a counter need not wait for itself; the last has what is left over.
-    """
-    place, part = np.zeros((_PARTS, _VERBATIM + 1), np.uint32), keys.size // _PARTS
-    for i in range(part):
-        for j in range(_PARTS):
-            place[j, keys[j * part + i]] += np.uint32(1)
-    for i in range(_PARTS * part, keys.size):
-        place[_PARTS - 1, keys[i]] += np.uint32(1)
-    total = np.uint32(0)
-    for key in range(_VERBATIM + 1):
-        for j in range(_PARTS):
-            count = place[j, key]
-            place[j, key] = total
-            total += count
-    return place, part
+        negative, symbol = np.int32(cells[i] >> 31), np.int32(bits[i])
+        a = np.int32(cells[i] ^ negative)
+        low = _plain_base(a, up, shift, np.int32(limit))
+        word = np.int32(start - symbol) if a == 0 else np.int32(low + symbol)
+        word ^= np.int32(negative & flip)
+        bits[i] = np.int32(np.int32(word & kept) << empty)

@@ -1,4 +1,4 @@
-"""Shard groups and encoders in other processes, asked through the handles of their deployments."""
+"""Shard groups and encoders in other processes, asked through the handles of their deployments or past them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from ray.serve.exceptions import BackPressureError
 from cluster.encoding import Encoded, Encoding, NotLoaded
 from cluster.query import Query
 from cluster.service import Unavailable
+from cluster.shard_door import Address
+from cluster.shard_links import Busy, Links
 from cluster.shard_set import Answer
+from cluster.shard_wire import search_message
 from cluster.vectors import F32
 
 ATTEMPTS = 3
-
-
-class Busy(Unavailable):
-    """The deployment answers, but its queue is full."""
 
 
 async def _answer(call: Callable[[], Any], who: str = "shard") -> Any:
@@ -36,13 +35,19 @@ async def _answer(call: Callable[[], Any], who: str = "shard") -> Any:
 
 
 class RemoteBackend:
-    """A shard group behind a deployment handle; a replica that dies is replaced by another for the same query."""
+    """A shard group in replicas of its own; one that dies is replaced by another for the same query.
 
-    def __init__(self, handle: Any, version: str) -> None:
-        self._handle, self._version = handle, version
+    links: the way past Serve; without them the handle is asked, which counts what is under way and so lets Serve start
+    and stop replicas as the load asks for.
+    """
+
+    def __init__(self, handle: Any, version: str, links: Links | None = None) -> None:
+        self._handle, self._version, self._links = handle, version, links
 
     async def search(self, query: Query, vectors: F32, version: int) -> Answer:
         """Ask any replica; again when it died under the query."""
+        if self._links is not None:
+            return await self._links.search(search_message(vectors, query, self._version, version))
         answer: Answer = await _answer(lambda: self._handle.search.remote(vectors, query, self._version, version))
         return answer
 
@@ -52,6 +57,16 @@ class RemoteBackend:
             return bool(await _answer(lambda: self._handle.ready.remote(self._version)))
         except Busy:
             return True
+
+
+def links_of(handle: Any, replicas: int, queued: int) -> Links:
+    """Connections to the replicas of a shard group that a deployment handle leads to."""
+
+    async def find() -> Address:
+        address: Address = await _answer(lambda: handle.address.remote())
+        return address
+
+    return Links(find, replicas, queued)
 
 
 def remote_encoding(handle: Any, takes_pictures: bool, model: str) -> Encoding:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 
 from cluster.api import build_api
@@ -29,9 +30,11 @@ from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
-from cluster.remote import RemoteBackend, remote_encoding
+from cluster.remote import RemoteBackend, links_of, remote_encoding
 from cluster.service import Backend, CollectionService
 from cluster.services import Services
+from cluster.shard_door import Address, Door
+from cluster.shard_links import Links
 from cluster.shard_set import Answer, ShardSet
 from cluster.vectors import F32
 from cluster.versions import Version, newest, open_version
@@ -62,6 +65,11 @@ class Shards:
         self._lock = threading.Lock()
         self._held: OrderedDict[str, ShardSet] = OrderedDict()
         self._at("")
+        self._door = Door(self.search, ray.util.get_node_ip_address())
+
+    def address(self) -> Address:
+        """Where it can be asked without Serve."""
+        return self._door.address
 
     def _at(self, version: str) -> ShardSet:
         """The shards of this version if they are held, else of the version that lies on storage now."""
@@ -100,6 +108,7 @@ class Ingress:
 
     def __init__(self, body: dict[str, Any], groups: dict[str, list[Any]], encoders: list[Encodable]) -> None:
         self._config, self._groups, self._encoders = ServeConfig.model_validate(body), groups, encoders
+        self._links = {item.name: self._links_of(item) for item in self._config.collections}
         self._services: Services | None = None
         self._app: Any = None
         self._listener: Listener | None = None
@@ -140,6 +149,12 @@ class Ingress:
         if self._listener is not None:
             await self._listener.close()
 
+    def _links_of(self, item: CollectionConfig) -> list[Links | None]:
+        """A way past Serve to each group, unless Serve shall count what is asked to find how many replicas it takes."""
+        scaled, queued = item.max_replicas not in (None, item.replicas), self._config.limits.queued
+        handles = self._groups.get(item.name, [])
+        return [None if scaled else links_of(handle, item.replicas, queued) for handle in handles]
+
     def _reopen(self, old: CollectionService) -> CollectionService | None:
         item = next(item for item in self._config.collections if item.name == old.name)
         return None if newest(item.url) == old.version else self._service(item, open_version(item.url))
@@ -148,7 +163,8 @@ class Ingress:
         tier = item.usual_tier
         log = RowLog(now.collection)
         handles = self._groups.get(item.name, [])
-        backends: list[Backend] = [RemoteBackend(handle, now.name) for handle in handles]
+        ways = zip(handles, self._links[item.name], strict=True)
+        backends: list[Backend] = [RemoteBackend(handle, now.name, links) for handle, links in ways]
         if not handles:
             shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
             warm(shards, tier)

@@ -1,0 +1,133 @@
+"""Connections of an ingress to the replicas of one shard group, kept between searches (`cluster.shard_door`).
+
+Which replica a new one goes to is left to the deployment's handle, and none is kept for long: so replicas that start or
+stop find and lose their share. A search whose replica dies is sent again, to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from cluster.service import Unavailable
+from cluster.shard_door import Address
+from cluster.shard_set import Answer
+from cluster.shard_wire import LENGTHS, read_answer, sizes
+
+ATTEMPTS = 4
+MOST = 8  # searches at a replica at once: it does one at a time, and the next should lie there
+LIFE_S = 30.0
+CONNECT_S = 5.0
+
+
+class Busy(Unavailable):
+    """The shard group answers, but its queue is full."""
+
+
+class Links:
+    """Up to ``MOST`` searches for each of ``replicas`` at once; ``queued`` more wait, beyond them it is `Busy`.
+
+    find: asks the deployment for the address of a replica, which is the liveliest of them.
+    """
+
+    def __init__(self, find: Callable[[], Awaitable[Address]], replicas: int, queued: int) -> None:
+        self._find, self._queued = find, queued
+        self._free: deque[_Link] = deque()
+        self._turns = asyncio.Semaphore(MOST * replicas)
+        self._waiting = 0
+
+    async def search(self, message: Sequence[bytes]) -> Answer:
+        """The answer to a `search_message`; raises what the search raised, Unavailable where no replica lives."""
+        if self._turns.locked() and self._waiting >= self._queued:
+            raise Busy("the shard is busy")
+        self._waiting += 1
+        try:
+            await self._turns.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._tried(message)
+        finally:
+            self._turns.release()
+
+    async def _tried(self, message: Sequence[bytes]) -> Answer:
+        for attempt in range(ATTEMPTS):
+            try:
+                link = self._kept() or await self._opened()
+                try:
+                    head, body = await link.ask(message)
+                except BaseException:  # its answer may still come, and is not the next one's
+                    link.transport.abort()
+                    raise
+            except OSError as error:
+                if attempt + 1 == ATTEMPTS:
+                    raise Unavailable("the shard's replicas died") from error
+                await asyncio.sleep(0.05 * 4**attempt if attempt else 0)
+                continue
+            if time.monotonic() < link.until:
+                self._free.append(link)
+            else:
+                link.transport.close()
+            return read_answer(head, body)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _kept(self) -> _Link | None:
+        while self._free:
+            link = self._free.popleft()
+            if not link.transport.is_closing():
+                return link
+        return None
+
+    async def _opened(self) -> _Link:
+        address = await self._find()
+        async with asyncio.timeout(CONNECT_S):
+            loop = asyncio.get_running_loop()
+            _, link = await loop.create_connection(_Link, address.host, address.port)
+        link.transport.write(address.token)
+        return link
+
+
+class _Link(asyncio.Protocol):
+    """One connection: a search at a time."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.until = time.monotonic() + LIFE_S
+        self._data = bytearray()
+        self._answer: asyncio.Future[tuple[bytes, bytearray]] | None = None
+
+    async def ask(self, message: Sequence[bytes]) -> tuple[bytes, bytearray]:
+        """Head and arrays of the answer; raises OSError when the connection ends first."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self.transport.writelines(message)
+        return await self._answer
+
+    def connection_made(self, transport: Any) -> None:
+        """As asyncio has it."""
+        self.transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio has it."""
+        self._data += data
+        if len(self._data) < LENGTHS.size:
+            return
+        try:
+            head, body = sizes(self._data)
+        except ValueError:
+            self.transport.abort()
+            return
+        begin = LENGTHS.size + head
+        if len(self._data) >= begin + body and self._answer is not None and not self._answer.done():
+            whole, self._data = self._data, bytearray()
+            self._answer.set_result((bytes(whole[LENGTHS.size : begin]), whole[begin : begin + body]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio has it."""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError("the replica ended the connection"))

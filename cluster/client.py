@@ -17,13 +17,13 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 import httpx
 import numpy as np
 import pyarrow as pa
 
+from cluster.found import Found
 from cluster.media import ARROW, FLOATS, JSON
 from operators.errors import HilbertflowError
 
@@ -32,30 +32,6 @@ FEW = 64  # so many rows are sooner written and read as JSON than as Arrow
 FoundT = TypeVar("FoundT")
 VersionT = TypeVar("VersionT")
 ListT = TypeVar("ListT")
-
-
-@dataclass(frozen=True)
-class Found:
-    """Answers to q queries, best first: lists of ids, float32 scores and int64 rows, a list a query.
-
-    partial: a shard did not answer, better rows may be missing. metadata: a dict a row, where asked for.
-    """
-
-    ids: list[list[Any]]
-    scores: list[np.ndarray[Any, np.dtype[np.float32]]]
-    rows: list[np.ndarray[Any, np.dtype[np.int64]]]
-    partial: bool
-    metadata: list[list[dict[str, Any]]] | None = None
-
-    @classmethod
-    def read(cls, reply: httpx.Response) -> Found:
-        """From an Arrow or a JSON answer."""
-        arrow = reply.headers["Content-Type"].startswith(ARROW)
-        hits = pa.ipc.open_stream(reply.content).read_all().to_pylist() if arrow else reply.json()["results"]
-        scores = [np.array(hit["scores"], np.float32) for hit in hits]
-        rows = [np.array(hit["rows"], np.int64) for hit in hits]
-        told = [hit["metadata"] for hit in hits if hit.get("metadata") is not None]
-        return cls([hit["ids"] for hit in hits], scores, rows, any(hit["partial"] for hit in hits), told or None)
 
 
 def _pause(came: Any, attempt: int) -> float | None:

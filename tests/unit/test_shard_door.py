@@ -12,6 +12,7 @@ import pytest
 
 from cluster.index_kind import Overrides
 from cluster.query import Query
+from cluster.remote import RemoteBackend, links_of
 from cluster.service import Unavailable
 from cluster.shard_door import Address, Door
 from cluster.shard_links import MOST, Busy, Links
@@ -192,3 +193,30 @@ def test_a_full_queue_is_said_and_who_leaves_frees_a_place() -> None:
         assert len(found) >= MOST + 1  # the answer to who left is nobody else's: its connection is not used again
 
     asyncio.run(ask())
+
+
+def test_a_shard_group_is_asked_past_its_handle() -> None:
+    """Serve says once where a replica is; with no way past it, it carries every search."""
+
+    class Method:
+        def __init__(self, call: Callable[..., object]) -> None:
+            self.call = call
+            self.called = 0
+
+        async def remote(self, *given: object) -> object:
+            self.called += 1
+            return self.call(*given)
+
+    class Handle:
+        address = Method(lambda: mine.address)
+        search = Method(lambda vectors, query, version, rows: answer(vectors))
+
+    mine, handle = door(lambda vectors, query, version, rows: answer(vectors)), Handle()
+
+    async def ask() -> list[Answer]:
+        past = RemoteBackend(handle, "v", links_of(handle, 1, 10))
+        return [await backend.search(QUERY, VECTORS, 3) for backend in (past, past, RemoteBackend(handle, "v"))]
+
+    for reply in asyncio.run(ask()):
+        np.testing.assert_array_equal(reply.scores, answer(VECTORS).scores)
+    assert (handle.address.called, handle.search.called) == (1, 1)

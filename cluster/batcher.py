@@ -2,7 +2,8 @@
 
 While one batch is being searched, queries that arrive are gathered; when it returns, they go as the next batch. A query
 that finds nothing in flight goes at once, so that a lone query is not delayed, and under load batches grow by
-themselves.
+themselves. "At once" is when requests that lie in the sockets by then have been read as well: a few turns of the event
+loop, which take an idle one some ten microseconds and make the batches of a busy one twice as large.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+TURNS = 4  # of the event loop, from the bytes of a request to its query
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Sized)
 R = TypeVar("R")
@@ -56,6 +58,8 @@ class Batcher(Generic[K, V, R]):
 
     async def _fly(self, key: K, lane: _Lane[V, R]) -> None:
         while lane.waiting:
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
             batch = self._gather(lane)
             if not batch:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from storage.rowlog import View
 
 Known = Callable[[I64], list[str] | None]
 
-FEW = 16
+FEW = 256  # ids that are sooner cut out of the column one by one than by a kernel of Arrow's
 KEPT_ROWS = 20_000_000  # about a gigabyte of short ids; beyond it they are read by row
 
 
@@ -26,6 +27,7 @@ class Ids:
     def __init__(self, collection: CollectionArchive) -> None:
         self._collection, self._lock = collection, threading.Lock()
         self._column: pa.Array | None = None
+        self._texts: _Texts | None = None
 
     def of(self, rows: I64, view: View | None = None, known: Known | None = None) -> npt.NDArray[np.object_]:
         """Ids in the shape of `rows`, which `view` may continue beyond the archive; None where there is no row.
@@ -43,9 +45,9 @@ class Ids:
         flat = np.where((rows == NO_ROW) | late, 0, rows).reshape(-1)
         if self._collection.count <= KEPT_ROWS:
             column = self._kept()
-            if flat.size <= FEW:  # one by one is faster than a kernel of Arrow's is started
+            if flat.size <= FEW and self._texts is not None:
                 few = np.empty(flat.size, object)
-                few[:] = [column[row].as_py() for row in flat.tolist()]
+                few[:] = self._texts.at(flat)
                 return self._shaped(few, rows, late, view)
             found = column.take(pa.array(flat))
         else:
@@ -75,8 +77,29 @@ class Ids:
                 count = self._collection.count
                 parts = [self._collection.ids(low, min(count, low + step)) for low in range(0, count, step)]
                 flat = [chunk for part in parts for chunk in getattr(part, "chunks", [part])]
-                self._column = pa.concat_arrays([_wide(chunk) for chunk in flat])
+                column = pa.concat_arrays([_wide(chunk) for chunk in flat])
+                if pa.types.is_large_string(column.type) and not column.null_count:
+                    self._texts = _Texts.of(column)
+                self._column = column
             return self._column
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """A column of texts as Arrow lays it out: where each begins and ends, and all of them one after another."""
+
+    borders: npt.NDArray[np.int64]
+    text: memoryview
+
+    @classmethod
+    def of(cls, column: pa.Array) -> _Texts:
+        _, borders, text = column.buffers()
+        held = memoryview(b"" if text is None else text)  # none where all texts are empty
+        return cls(np.frombuffer(borders, np.int64, len(column) + 1, 8 * column.offset), held)
+
+    def at(self, rows: I64) -> list[str]:
+        begins, ends = self.borders[rows].tolist(), self.borders[rows + 1].tolist()
+        return [str(self.text[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
 
 
 def _wide(ids: pa.Array) -> pa.Array:

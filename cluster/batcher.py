@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 TURNS = 4  # of the event loop, from the bytes of a request to its query
+ENOUGH = 64  # queries that need no company
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V", bound=Sized)
 R = TypeVar("R")
@@ -59,7 +60,8 @@ class Batcher(Generic[K, V, R]):
     async def _fly(self, key: K, lane: _Lane[V, R]) -> None:
         while lane.waiting:
             for _ in range(TURNS):
-                await asyncio.sleep(0)
+                if sum(len(items) for items, _ in lane.waiting) < ENOUGH:
+                    await asyncio.sleep(0)
             batch = self._gather(lane)
             if not batch:
                 continue

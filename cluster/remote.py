@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from cluster.shard_wire import search_message
 from cluster.vectors import F32
 
 ATTEMPTS = 3
+_log = logging.getLogger("hilbertflow.serve")
 
 
 async def _answer(call: Callable[[], Any], who: str = "shard") -> Any:
@@ -42,11 +44,11 @@ class RemoteBackend:
     """
 
     def __init__(self, handle: Any, version: str, links: Links | None = None) -> None:
-        self._handle, self._version, self._links = handle, version, links
+        self._handle, self._version, self._links, self._past = handle, version, links, True
 
     async def search(self, query: Query, vectors: F32, version: int) -> Answer:
         """Ask any replica; again when it died under the query."""
-        if self._links is not None:
+        if self._links is not None and self._past:
             return await self._links.search(search_message(vectors, query, self._version, version))
         answer: Answer = await _answer(lambda: self._handle.search.remote(vectors, query, self._version, version))
         return answer
@@ -54,9 +56,14 @@ class RemoteBackend:
     async def ready(self) -> bool:
         """Whether a replica has this version; one that is too busy to say so has it."""
         try:
-            return bool(await _answer(lambda: self._handle.ready.remote(self._version)))
+            loaded = bool(await _answer(lambda: self._handle.ready.remote(self._version)))
         except Busy:
             return True
+        if loaded and self._links is not None:
+            self._past, before = await self._links.reach(), self._past
+            if before and not self._past:
+                _log.warning("a shard group cannot be reached past Ray Serve, which carries its searches now: slower")
+        return loaded
 
 
 def links_of(handle: Any, replicas: int, queued: int) -> Links:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -25,7 +26,7 @@ from cluster.config import CollectionConfig, EncoderConfig, ServeConfig, parse_c
 from cluster.device import Device
 from cluster.encoding import Encoder, Encoding
 from cluster.gpu_share import Gpus, share
-from cluster.listener import Listener
+from cluster.listener import LEAVE_S, Listener
 from cluster.local_backend import LocalBackend
 from cluster.models import ModelService
 from cluster.planner import choose
@@ -87,6 +88,11 @@ class Shards:
                 while len(self._held) > 2:
                     self._held.popitem(last=False)
             return self._held[now.name]
+
+    def __del__(self) -> None:
+        """Called by Serve when the replica goes: it knows of no search that came past it."""
+        if door := getattr(self, "_door", None):
+            door.close(LEAVE_S)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load what is current now, ahead of the first query that asks for it."""
@@ -150,10 +156,14 @@ class Ingress:
             await self._listener.close()
 
     def _links_of(self, item: CollectionConfig) -> list[Links | None]:
-        """A way past Serve to each group, unless Serve shall count what is asked to find how many replicas it takes."""
-        scaled, queued = item.max_replicas not in (None, item.replicas), self._config.limits.queued
-        handles = self._groups.get(item.name, [])
-        return [None if scaled else links_of(handle, item.replicas, queued) for handle in handles]
+        """A way past Serve to each group, unless Serve shall count what is asked to find how many replicas it takes.
+
+        None either where Ray encrypts what its processes say to one another.
+        """
+        counted = item.max_replicas not in (None, item.replicas)
+        private = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+        handles, queued = self._groups.get(item.name, []), self._config.limits.queued
+        return [None if counted or private else links_of(handle, item.replicas, queued) for handle in handles]
 
     def _reopen(self, old: CollectionService) -> CollectionService | None:
         item = next(item for item in self._config.collections if item.name == old.name)
@@ -223,7 +233,7 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig, there: Gpus) -> t
         deployment.options(
             name=f"shards-{item.name}-{number}",
             ray_actor_options=SMALL | ({"num_gpus": gpus} if gpus else {}),
-            max_ongoing_requests=8,  # one is searched at a time; the rest waits here, and beyond it in the router
+            max_ongoing_requests=8,  # of those that Serve carries: one is searched at a time, the rest waits here
             max_queued_requests=config.limits.queued,
             user_config={},
             **({} if gpus else OVERLAPPING),  # a second replica might wait for the GPU that the first one has

@@ -7,14 +7,13 @@ stop find and lose their share. A search whose replica dies is sent again, to an
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from cluster.service import Unavailable
-from cluster.shard_door import Address
+from cluster.shard_door import Address, keep_alive
 from cluster.shard_set import Answer
 from cluster.shard_wire import LENGTHS, read_answer, sizes
 
@@ -31,7 +30,7 @@ class Busy(Unavailable):
 class Links:
     """Up to ``MOST`` searches for each of ``replicas`` at once; ``queued`` more wait, beyond them it is `Busy`.
 
-    find: asks the deployment for the address of a replica, which is the liveliest of them.
+    find: asks the deployment for the address of a replica, any of those that live.
     """
 
     def __init__(self, find: Callable[[], Awaitable[Address]], replicas: int, queued: int) -> None:
@@ -68,19 +67,25 @@ class Links:
                     raise Unavailable("the shard's replicas died") from error
                 await asyncio.sleep(0.05 * 4**attempt if attempt else 0)
                 continue
-            if time.monotonic() < link.until:
-                self._free.append(link)
-            else:
-                link.transport.close()
+            self._free.append(link)
             return read_answer(head, body)
         raise AssertionError("the last attempt returns or raises")
 
     def _kept(self) -> _Link | None:
         while self._free:
             link = self._free.popleft()
-            if not link.transport.is_closing():
+            if not link.transport.is_closing() and time.monotonic() < link.until:
                 return link
+            link.transport.close()
         return None
+
+    async def reach(self) -> bool:
+        """Whether a replica can be reached this way; the connection is kept."""
+        try:
+            self._free.append(self._kept() or await self._opened())
+        except OSError:
+            return False
+        return True
 
     async def _opened(self) -> _Link:
         address = await self._find()
@@ -110,7 +115,7 @@ class _Link(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """As asyncio has it."""
         self.transport = transport
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """As asyncio has it."""

@@ -77,8 +77,11 @@ def sizes(start: bytes | bytearray) -> tuple[int, int]:
 
 
 def _message(head: dict[str, Any], *arrays: bytes) -> list[bytes]:
-    coded = json.dumps(head, default=np.generic.item).encode()
-    return [LENGTHS.pack(len(coded), sum(map(len, arrays))) + coded, *arrays]
+    coded, size = json.dumps(head, default=np.generic.item).encode(), sum(map(len, arrays))
+    if len(coded) + size > MOST:
+        raise HilbertflowError(f"a search or its answer takes {size} bytes between processes", where="search",
+                               remedy=f"ask less at once: {MOST} is the most")  # fmt: skip
+    return [LENGTHS.pack(len(coded), size) + coded, *arrays]
 
 
 @lru_cache(maxsize=1024)

@@ -55,10 +55,7 @@ def _taken(place, at):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _starts(keys):  # type: ignore[no-untyped-def]
-    """Where the symbols of each key begin, for each quarter of the plane, and how long a quarter is.
-
-    The quarters are sorted side by side, so that a counter need not wait for itself; the last has what is left over.
-    """
+    """Where the symbols of each key begin, for each quarter of the plane, and its size; the last has what is left."""
     place, part = np.zeros((_PARTS, KEYS), np.uint32), keys.size // _PARTS
     for i in range(part):
         for j in range(_PARTS):

@@ -114,15 +114,22 @@ def _ahead(started: Iterator[list[Future[list[_T]]]]) -> Iterator[_T]:
 
 def _side_by_side(decode: Callable[[range], list[_T]], span: Span) -> list[Future[list[_T]]]:
     count = span.stop - span.start
-    return [_pool().submit(decode, range(at, min(at + AT_ONCE, count))) for at in range(0, count, AT_ONCE)]
+    some = max(1, min(AT_ONCE, count // _threads()))  # few planes are for all threads
+    return [_pool().submit(decode, range(at, min(at + some, count))) for at in range(0, count, some)]
+
+
+@lru_cache(maxsize=1)
+def _threads() -> int:
+    """For the kernels; Ray says by this variable how many cores are ours."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(told))) if told.isdigit() else cores
 
 
 @lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
-    """Threads for the kernels, which release the interpreter's lock; Ray says by this variable how many are ours."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    return ThreadPoolExecutor(max(1, min(cores, int(told))) if told.isdigit() else cores, "planes")
+    """Threads for the kernels, which release the interpreter's lock."""
+    return ThreadPoolExecutor(_threads(), "planes")
 
 
 @lru_cache(maxsize=1)

@@ -19,18 +19,25 @@ BATCH = 5000
 
 
 def chroma(train: Any, metric: str, folder: str, port: int) -> None:
-    """`chroma run`, a collection named `bench`."""
+    """`chroma run`, a collection named `bench`.
+
+    A width that is set takes effect when the index is loaded the next time: the server is started again for each.
+    """
     import chromadb
 
-    command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", folder, "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    def start() -> tuple["subprocess.Popen[bytes]", Any]:
+        command = [str(Path(sys.executable).parent / "chroma"), "run", "--path", folder, "--port", str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(100):
             try:
-                client = chromadb.HttpClient("127.0.0.1", port)
-                break
+                return server, chromadb.HttpClient("127.0.0.1", port)
             except Exception:
                 time.sleep(0.2)
+        server.terminate()
+        raise RuntimeError("chroma does not answer")
+
+    server, client = start()
+    try:
         hnsw: Any = {"space": metric, "ef_construction": 200, "max_neighbors": 16, "ef_search": 100}
         collection = client.get_or_create_collection("bench", configuration={"hnsw": hnsw})
         for low in range(0, len(train) if collection.count() < len(train) else 0, BATCH):
@@ -40,6 +47,11 @@ def chroma(train: Any, metric: str, folder: str, port: int) -> None:
         print(f"ready {port} {collection.id}", flush=True)
         for line in sys.stdin:  # a line is the next ef_search
             collection.modify(configuration={"hnsw": {"ef_search": int(line)}})
+            server.terminate()
+            server.wait()
+            server, client = start()
+            collection = client.get_collection("bench")
+            collection.query(query_embeddings=train[:1], n_results=10)  # loads the index
             print(f"ef {int(line)}", flush=True)
     finally:
         server.terminate()

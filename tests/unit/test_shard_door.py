@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from cluster import shard_door
 from cluster.index_kind import Overrides
 from cluster.query import Query
 from cluster.remote import RemoteBackend, links_of
@@ -17,7 +19,7 @@ from cluster.service import Unavailable
 from cluster.shard_door import Address, Door
 from cluster.shard_links import MOST, Busy, Links
 from cluster.shard_set import Answer
-from cluster.shard_wire import LENGTHS, ShardFault, search_message
+from cluster.shard_wire import LENGTHS, ShardFault, read_answer, search_message, sizes
 from cluster.vectors import F32
 from operators.errors import HilbertflowError
 
@@ -125,13 +127,62 @@ def test_who_does_not_show_the_token_is_not_answered() -> None:
                 pytest.fail("it was answered")
 
 
-@pytest.mark.parametrize(
-    "message", [LENGTHS.pack(1 << 31, 1 << 31), LENGTHS.pack(2, 0) + b"{}", LENGTHS.pack(1, 0) + b"x"]
-)
-def test_what_is_no_search_ends_the_connection(message: bytes) -> None:
+def test_a_stranger_that_takes_its_time_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it spreads what it sends."""
+    monkeypatch.setattr(shard_door, "GREET_S", 0.5)
+    mine = door(lambda vectors, query, version, rows: answer(vectors))
+    with socket.create_connection((mine.address.host, mine.address.port), timeout=10) as connection:
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - began < 10:
+                connection.sendall(b"x")
+                time.sleep(0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_nobody_is_searched_for_who_has_left() -> None:
+    go, searched = threading.Event(), []
+
+    def search(vectors: F32, query: Query, version: str, rows: int) -> Answer:
+        searched.append(rows)
+        go.wait(30)
+        return answer(vectors)
+
+    async def ask() -> None:
+        asked, _ = links(door(search))
+        one, other, last = (
+            asyncio.create_task(asked.search(search_message(VECTORS, QUERY, "", rows))) for rows in (1, 2, 3)
+        )
+        while not searched:
+            await asyncio.sleep(0.01)
+        others = {1: one, 2: other, 3: last}
+        first = others.pop(searched[0])
+        left, stays = others.popitem(), others.popitem()
+        await asyncio.sleep(0.2)  # both lie at the door
+        left[1].cancel()
+        await asyncio.sleep(0.2)
+        go.set()
+        await asyncio.gather(first, stays[1])
+        assert left[0] not in searched
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("message", [LENGTHS.pack(2, 0) + b"{}", LENGTHS.pack(1, 0) + b"x"])
+def test_what_is_no_search_is_said(message: bytes) -> None:
     mine = door(lambda vectors, query, version, rows: answer(vectors))
     with socket.create_connection((mine.address.host, mine.address.port), timeout=10) as connection:
         connection.sendall(mine.address.token + message)
+        head, body = sizes(connection.recv(LENGTHS.size))
+        assert body == 0
+        with pytest.raises(ShardFault, match="Error"):
+            read_answer(connection.recv(head), bytearray())
+
+
+def test_a_message_too_long_ends_the_connection() -> None:
+    mine = door(lambda vectors, query, version, rows: answer(vectors))
+    with socket.create_connection((mine.address.host, mine.address.port), timeout=10) as connection:
+        connection.sendall(mine.address.token + LENGTHS.pack(1 << 31, 1 << 31))
         assert connection.recv(1) == b""
 
 
@@ -211,12 +262,23 @@ def test_a_shard_group_is_asked_past_its_handle() -> None:
         address = Method(lambda: mine.address)
         search = Method(lambda vectors, query, version, rows: answer(vectors))
 
+        ready = Method(lambda version: True)
+
     mine, handle = door(lambda vectors, query, version, rows: answer(vectors)), Handle()
 
     async def ask() -> list[Answer]:
-        past = RemoteBackend(handle, "v", links_of(handle, 1, 10))
-        return [await backend.search(QUERY, VECTORS, 3) for backend in (past, past, RemoteBackend(handle, "v"))]
+        past, nowhere = (RemoteBackend(handle, "v", links_of(handle, 1, 10)) for _ in range(2))
+        replies = [await backend.search(QUERY, VECTORS, 3) for backend in (past, past, RemoteBackend(handle, "v"))]
+        assert (handle.address.called, handle.search.called) == (1, 1)
+        there, handle.address = handle.address, Method(nobody)
+        assert await nowhere.ready()  # through Serve, since nobody is there
+        replies.append(await nowhere.search(QUERY, VECTORS, 3))
+        assert handle.search.called == 2
+        handle.address = there
+        assert await nowhere.ready()
+        replies.append(await nowhere.search(QUERY, VECTORS, 3))
+        assert handle.search.called == 2
+        return replies
 
     for reply in asyncio.run(ask()):
         np.testing.assert_array_equal(reply.scores, answer(VECTORS).scores)
-    assert (handle.address.called, handle.search.called) == (1, 1)

@@ -31,7 +31,7 @@ from pipelines.bench.datasets import load
 from pipelines.bench.processes import below
 from pipelines.bench.report import Table
 from pipelines.bench.search import shortened
-from pipelines.bench.soak_load import BACKLOG, LATE_S, Load, Tally
+from pipelines.bench.soak_load import BACKLOG, LATE_S, POOLS, Load, Tally
 from pipelines.bench.soak_oracle import F32, K, Oracle
 
 ROWS, SHARE = 4000, 0.7
@@ -104,7 +104,7 @@ def soak(url: str, train: F32, queries: F32, schedule: Schedule, ids: list[str] 
 async def _all(
     address: str, url: str, queries: F32, schedule: Schedule, oracle: Oracle, tally: Tally, builds: tuple[str, str]
 ) -> None:
-    limits = httpx.Limits(max_connections=BACKLOG)
+    limits = httpx.Limits(max_connections=BACKLOG // POOLS)
     collection = open_version(url).collection
     turns = iter(range(1 << 30))
 
@@ -119,7 +119,13 @@ async def _all(
         tally.memory.append(await asyncio.to_thread(memory_of_children))
         tally.ingress.append(await asyncio.to_thread(memory_of_children, ":ingress"))
 
-    async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60, limits=limits) as http:
+    async with contextlib.AsyncExitStack() as stack:
+        http = [
+            await stack.enter_async_context(
+                httpx.AsyncClient(base_url=address, trust_env=False, timeout=60, limits=limits)
+            )
+            for _ in range(POOLS)
+        ]
         before = Load(http, queries, oracle, Tally())
         with before.checking():
             for seconds in (3.0, 10.0):  # the first is not counted: connections, batches and expectations form

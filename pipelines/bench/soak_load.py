@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from cluster.media import FLOATS, JSON
 from pipelines.bench.soak_oracle import F32, Checked, K, Oracle
 
 CLIENTS, BACKLOG = 8, 256
+POOLS = 16  # of connections: httpx looks at all of a pool's for each request, and 256 would take more than an answer
 LATE_S = 0.1  # a request that is sent so long after it was due is late
 EXACT_SHARE = 0.01  # of the queries go to the exact tier
 CHECK_TOGETHER = 64
@@ -51,7 +52,7 @@ class Tally:
 class Load:
     """Asks the service and has every answer checked; everything is counted in `tally`."""
 
-    def __init__(self, http: httpx.AsyncClient, queries: F32, oracle: Oracle, tally: Tally) -> None:
+    def __init__(self, http: Sequence[httpx.AsyncClient], queries: F32, oracle: Oracle, tally: Tally) -> None:
         self._http, self._queries, self._oracle, self.tally = http, queries, oracle, tally
         self._checks: asyncio.Queue[Checked] = asyncio.Queue(4 * BACKLOG)
         self._chance = random.Random(1)
@@ -111,16 +112,17 @@ class Load:
     async def _one(self, number: int, due: float) -> None:
         """One search, as JSON or as raw float32, counted."""
         query, tally = self._queries[number % len(self._queries)], self.tally
+        http = self._http[number % len(self._http)]
         exact = self._chance.random() < EXACT_SHARE
         tier = "exact" if exact else "hnsw"
         try:
             if number % 4:
                 options = {"k": str(K), "tier": tier, "explain": "true", "metadata": "false"}
                 content, headers = query.astype("<f4").tobytes(), {"Content-Type": FLOATS, "Accept": JSON}
-                reply = await self._http.post(SEARCH, params=options, content=content, headers=headers)
+                reply = await http.post(SEARCH, params=options, content=content, headers=headers)
             else:
                 body = {"vectors": [query.tolist()], "k": K, "tier": tier, "explain": True, "metadata": False}
-                reply = await self._http.post(SEARCH, json=body)
+                reply = await http.post(SEARCH, json=body)
         except httpx.HTTPError as error:
             tally.wrong[f"no answer ({type(error).__name__})"] += 1
             return
@@ -182,7 +184,7 @@ class Load:
         for _ in range(20):  # the same key: sent again it changes nothing
             try:
                 headers = {"Idempotency-Key": f"change-{tally.changes}"}
-                reply = await self._http.request(method, ROWS, json=body, headers=headers)
+                reply = await self._http[0].request(method, ROWS, json=body, headers=headers)
                 last = f"status {reply.status_code}"
                 if reply.status_code == 200:
                     oracle.changed(int(reply.json()["version"]), rows)

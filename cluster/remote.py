@@ -57,13 +57,13 @@ class RemoteBackend:
         """Whether a replica has this version; one that is too busy to say so has it."""
         try:
             loaded = bool(await _answer(lambda: self._handle.ready.remote(self._version)))
+            if loaded and self._links is not None:
+                self._past, before = await self._links.reach(), self._past
+                if before and not self._past:
+                    _log.warning("a shard group cannot be reached past Ray Serve, which carries its searches: slower")
+            return loaded
         except Busy:
             return True
-        if loaded and self._links is not None:
-            self._past, before = await self._links.reach(), self._past
-            if before and not self._past:
-                _log.warning("a shard group cannot be reached past Ray Serve, which carries its searches now: slower")
-        return loaded
 
 
 def links_of(handle: Any, replicas: int, queued: int) -> Links:

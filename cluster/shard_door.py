@@ -73,7 +73,7 @@ class Door:
             try:
                 keep_alive(connection)
                 known = self._greeted(connection)
-            except (OSError, EOFError):
+            except OSError:
                 known = False
             finally:
                 self._strangers.release()

@@ -60,6 +60,7 @@ def environment() -> Environment:
         "count": lambda number: f"{number:,}",
         "part": lambda text: quote(str(text), safe=""),
         "path": lambda text: quote(str(text), safe="/"),
+        "heading": lambda kind: "MLP" if kind == "mlp" else kind.capitalize(),
         "metric": lambda name: _METRICS.get(name, name),
         "plural": lambda number, one, many="": f"{number:,} {one if number == 1 else many or one + 's'}",
         "coded": _coded,

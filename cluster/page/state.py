@@ -89,7 +89,9 @@ def _told(run: UnderWay) -> dict[str, Any]:
     quiet = now - max(since, run.heard or 0.0)
     left = None
     if run.last is not None and 0 < run.done < run.units:
-        left = (run.units - run.done) * max(0.0, run.last - run.began) / run.done
+        # The unit at work may already have taken longer than those before it did.
+        pace = max(0.0, (run.last - run.began) / run.done, (now - run.began) / (run.done + 1))
+        left = (run.units - run.done) * pace
     return {"run": run, "since": now - since, "quiet": quiet, "stale": quiet > STALE_S, "left": left}
 
 

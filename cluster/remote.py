@@ -39,8 +39,7 @@ async def _answer(call: Callable[[], Any], who: str = "shard") -> Any:
 class RemoteBackend:
     """A shard group in replicas of its own; one that dies is replaced by another for the same query.
 
-    links: the way past Serve; without them the handle is asked, which counts what is under way and so lets Serve start
-    and stop replicas as the load asks for.
+    links: the way past Serve; without them the handle is asked.
     """
 
     def __init__(self, handle: Any, version: str, links: Links | None = None) -> None:

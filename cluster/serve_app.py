@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.serve.config
 from ray import serve
 
 from cluster.api import build_api
@@ -32,6 +33,7 @@ from cluster.models import ModelService
 from cluster.planner import choose
 from cluster.query import Query
 from cluster.remote import RemoteBackend, links_of, remote_encoding
+from cluster.scaling import SEARCHES, by_searches
 from cluster.service import Backend, CollectionService
 from cluster.services import Services
 from cluster.shard_door import Address, Door
@@ -52,6 +54,8 @@ OVERLAPPING: dict[str, Any] = (
 )
 """With other arguments a new replica is started before the old one stops, where Serve can do so: otherwise nobody is
 answered while the only one loads."""
+POLICIES = hasattr(ray.serve.config, "AutoscalingContext")
+"""Whether this Serve asks a function of ours how many replicas there should be."""
 
 
 class Shards:
@@ -71,6 +75,10 @@ class Shards:
     def address(self) -> Address:
         """Where it can be asked without Serve."""
         return self._door.address
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for `cluster.scaling`."""
+        return {SEARCHES: self._door.searches}
 
     def _at(self, version: str) -> ShardSet:
         """The shards of this version if they are held, else of the version that lies on storage now."""
@@ -156,14 +164,16 @@ class Ingress:
             await self._listener.close()
 
     def _links_of(self, item: CollectionConfig) -> list[Links | None]:
-        """A way past Serve to each group, unless Serve shall count what is asked to find how many replicas it takes.
+        """A way past Serve to each group; none where Ray encrypts what its processes say to one another.
 
-        None either where Ray encrypts what its processes say to one another.
+        None either where a Serve that takes no policy of ours (`cluster.scaling`) is to find out how many replicas
+        there should be: it must carry what it counts.
         """
-        counted = item.max_replicas not in (None, item.replicas)
+        most = item.max_replicas or item.replicas
+        counted = most != item.replicas and not POLICIES
         private = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
         handles, queued = self._groups.get(item.name, []), self._config.limits.queued
-        return [None if counted or private else links_of(handle, item.replicas, queued) for handle in handles]
+        return [None if counted or private else links_of(handle, most, queued) for handle in handles]
 
     def _reopen(self, old: CollectionService) -> CollectionService | None:
         item = next(item for item in self._config.collections if item.name == old.name)
@@ -214,7 +224,8 @@ def _replicas(least: int, most: int | None) -> dict[str, Any]:
     if most is None or most == least:
         return {"num_replicas": least}
     bounds = {"min_replicas": least, "initial_replicas": least, "max_replicas": most, "target_ongoing_requests": 4}
-    return {"autoscaling_config": bounds}
+    policy = {"policy": {"policy_function": by_searches}} if POLICIES else {}
+    return {"autoscaling_config": bounds | policy}
 
 
 def _shard_groups(item: CollectionConfig, config: ServeConfig, there: Gpus) -> tuple[list[Any], Gpus]:

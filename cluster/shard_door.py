@@ -48,8 +48,14 @@ class Door:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listening = socket.create_server((host, 0), family=family, backlog=BACKLOG)
         self._strangers = threading.Semaphore(STRANGERS)
+        self._held: set[socket.socket] = set()
         self.address = Address(host, self._listening.getsockname()[1], secrets.token_bytes(TOKEN_BYTES))
         threading.Thread(target=self._accept, daemon=True, name="door").start()
+
+    @property
+    def searches(self) -> int:
+        """How many have come and are not answered yet."""
+        return len(self._held)
 
     def close(self, seconds: float) -> None:
         """Let the search under way end within so many seconds; those that wait are for another replica."""
@@ -96,6 +102,7 @@ class Door:
         return hmac.compare_digest(shown, self.address.token)
 
     def _answered(self, connection: socket.socket, message: bytearray, head: int) -> bytes:
+        self._held.add(connection)
         try:
             asked = read_search(bytes(message[:head]), message[head:])
             with self._turn:
@@ -108,6 +115,8 @@ class Door:
             if not isinstance(error, HilbertflowError):
                 _log.exception("a search failed")
             return b"".join(fault_message(error))
+        finally:
+            self._held.discard(connection)
 
 
 class _Gone(ConnectionError):

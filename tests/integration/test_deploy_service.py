@@ -155,3 +155,52 @@ def test_a_swap_by_user_config_drops_no_request(dashboard: str, tmp_path: Path) 
     told = httpx.get(f"{dashboard}/api/serve/applications/", trust_env=False, timeout=30).json()
     replicas = [r for d in told["applications"]["search"]["deployments"].values() for r in d["replicas"]]
     assert len(replicas) == 3  # none was started anew
+
+
+def test_replicas_come_and_go_with_the_searches_that_pass_serve(dashboard: str, tmp_path: Path) -> None:
+    """Serve carries none of them; it hears of them from the replicas, starts a second one, and stops it again."""
+    url = archive_vectors(tmp_path, clustered(20_000, DIM), "ip")
+    expected = SearchEngine.open(url).search(QUERIES, 5, "exact").ids.tolist()
+    (port,) = free_ports(1)
+    rows = {"name": "rows", "url": url, "placement": "shards", "groups": 1, "replicas": 1, "max_replicas": 2}
+    quick = {
+        "min_replicas": 1, "initial_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1,
+        "upscale_delay_s": 0, "downscale_delay_s": 1, "look_back_period_s": 2, "metrics_interval_s": 0.5,
+        "policy": {"policy_function": "cluster.scaling:by_searches"},
+    }  # fmt: skip
+    application = {
+        "name": "search", "import_path": "cluster.serve_app:application", "route_prefix": "/",
+        "args": {"collections": [rows], "port": port, "recall_seconds": 0},
+        "deployments": [{"name": "shards-rows-0", "autoscaling_config": quick}],
+    }  # fmt: skip
+    deploy(tmp_path / "serve.yaml", {"proxy_location": "Disabled", "applications": [application]}, dashboard)
+    base = f"http://127.0.0.1:{port}"
+    wait_for(lambda: httpx.get(f"{base}/readyz", trust_env=False, timeout=20).status_code == 200, 120)
+
+    def running() -> int:
+        told = httpx.get(f"{dashboard}/api/serve/applications/", trust_env=False, timeout=30).json()
+        replicas = told["applications"]["search"]["deployments"]["shards-rows-0"]["replicas"]
+        return sum(replica["state"] == "RUNNING" for replica in replicas)
+
+    stop, wrong = threading.Event(), []
+
+    def ask(depth: int) -> None:
+        body = {"vectors": QUERIES.tolist() * 16, "k": 5 + depth, "tier": "exact"}
+        with httpx.Client(base_url=base, trust_env=False, timeout=60) as http:
+            while not stop.is_set():
+                reply = http.post("/v1/collections/rows/search", json=body)
+                if reply.status_code != 200 or [hit["ids"][:5] for hit in reply.json()["results"][:8]] != expected:
+                    wrong.append(reply.text[:300])
+
+    assert running() == 1
+    threads = [threading.Thread(target=ask, args=(depth,)) for depth in range(4)]  # of unlike k: not one batch
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: running() == 2, 60)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    wait_for(lambda: running() == 1, 60)
+    assert not wrong, json.dumps(wrong[:3])

@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import google_crc32c
@@ -98,7 +98,8 @@ def _write_all(place: Location, payloads: Mapping[str, bytes]) -> None:
 
 def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:
     """Write down that a unit is there: from now on no run makes it again."""
-    entry = json.dumps(asdict(receipt), sort_keys=True).encode()
+    fields = vars(receipt) | {"objects": [vars(item) for item in receipt.objects]}
+    entry = json.dumps(fields, sort_keys=True).encode()
     Location(spec.url).write_atomic(f"journal/{spec.unit_name(receipt.unit)}.json", entry, durable=False)
 
 

@@ -1,4 +1,4 @@
-"""Processes below this one: what they are called, and the cores that they may use."""
+"""Processes below this one: what they are called, what they took, and the cores that they may use."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def below(root: int) -> dict[int, str]:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 names[int(folder.name)] = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
     return {pid: name for pid, name in names.items() if pid != root and root in _ancestors(pid, parents)}
+
+
+def taken(name: str) -> float:
+    """Seconds of processor time that the processes of this name below this one have taken."""
+    total = 0
+    for pid, path in below(os.getpid()).items():
+        if Path(path).name == name:
+            with contextlib.suppress(OSError):
+                total += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager

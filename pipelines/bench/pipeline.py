@@ -109,7 +109,7 @@ def throughput(size: Size, source: list[str], folder: Path) -> Table:
     notes.append(
         f"medians of {size.streams} runs, interleaved with timings of {size.timed} units; steady: after the first"
         f" {FIRST} units, which load kernels; share: steady, of {cores} × one thread, target {SHARE}; at once: as many"
-        " processes of operators alone as there are cores; of what is left: of the cores without what the S3 server took"
+        " processes of operators alone as there are cores; of what is left: of the cores without what S3's server took"
         " of them, which is another machine's elsewhere"
     )
     return Table(

@@ -54,7 +54,7 @@ def server(folder: Path, *buckets: str, metrics: int = 0, ports: Sequence[int] =
     command = [
         str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={s3}",
         f"-s3.config={folder}/s3.json", "-filer", f"-filer.port={filer}", f"-master.port={master}",
-        f"-volume.port={volume}", "-master.volumeSizeLimitMB=64", "-volume.max=30",
+        f"-volume.port={volume}", "-master.volumeSizeLimitMB=64", "-volume.max=200",
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         *([f"-metricsPort={metrics}", "-metricsIp=127.0.0.1"] if metrics else []),
     ]  # fmt: skip

@@ -74,10 +74,10 @@ class Readiness:
     """Of these collections, as they are at the time, and of these encoders by collection."""
 
     def __init__(self, collections: Mapping[str, CollectionService], encoders: Mapping[str, Encoding]) -> None:
-        self._groups = {
-            name: _Kept(lambda name=name: collections[name].missing(), list(range(service.groups)))  # type: ignore[misc]
-            for name, service in collections.items()
-        }
+        def asked(name: str, group: int) -> _Kept[bool]:
+            return _Kept(lambda: collections[name].ready(group), False)
+
+        self._groups = {name: [asked(name, g) for g in range(item.groups)] for name, item in collections.items()}
         self._users: dict[Encoding, list[str]] = {}
         for name, encoding in encoders.items():
             self._users.setdefault(encoding, []).append(name)
@@ -85,7 +85,8 @@ class Readiness:
 
     async def missing(self, name: str) -> list[int]:
         """Numbers of a collection's groups that do not answer."""
-        return await self._groups[name].get()
+        states = await asyncio.gather(*(kept.get() for kept in self._groups[name]))
+        return [number for number, state in enumerate(states) if not state]
 
     async def encoders(self) -> list[EncoderState]:
         """Every encoder once."""
@@ -100,7 +101,7 @@ class Readiness:
 
     async def now(self) -> Ready:
         """All of it."""
-        states = asyncio.gather(*(kept.get() for kept in self._groups.values()))
+        states = asyncio.gather(*map(self.missing, self._groups))
         encoders = await self.encoders()
         missing = {name: groups for name, groups in zip(self._groups, await states, strict=True) if groups}
         ready = not missing and all(item.state == "loaded" for item in encoders)

@@ -20,6 +20,7 @@ from cluster.shard_wire import search_message
 from cluster.vectors import F32
 
 ATTEMPTS = 3
+REACH_S = 0.5  # a group whose last replica went is not ready unless another is found at once
 _log = logging.getLogger("hilbertflow.serve")
 
 
@@ -54,6 +55,8 @@ class RemoteBackend:
 
     async def ready(self) -> bool:
         """Whether a replica has this version; one that is too busy to say so has it."""
+        if self._links is not None and self._links.lost and not await self._links.reach(REACH_S):
+            return False
         try:
             loaded = bool(await _answer(lambda: self._handle.ready.remote(self._version)))
             if loaded and self._links is not None:

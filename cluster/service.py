@@ -176,8 +176,15 @@ class CollectionService:
 
     async def missing(self) -> list[int]:
         """Groups that are not ready."""
-        states = await asyncio.gather(*(self._ready(backend) for backend in self._backends))
+        states = await asyncio.gather(*map(self.ready, range(self.groups)))
         return [number for number, state in enumerate(states) if not state]
+
+    async def ready(self, group: int) -> bool:
+        """Whether the shards of a group are loaded."""
+        try:
+            return await asyncio.wait_for(self._backends[group].ready(), self._timeout)
+        except Exception:
+            return False
 
     def about(self) -> dict[str, Any]:
         """What `GET /v1/collections/{c}` tells."""
@@ -198,12 +205,6 @@ class CollectionService:
             "rows_version": view.version, "indexes": indexes,
             "columns": {field.name: str(field.type) for field in self._schema},
         }  # fmt: skip
-
-    async def _ready(self, backend: Backend) -> bool:
-        try:
-            return await asyncio.wait_for(backend.ready(), self._timeout)
-        except Exception:
-            return False
 
     async def _fan_out(self, key: tuple[Query, int], vectors: F32) -> Merged:
         query, version = key

@@ -21,6 +21,8 @@ ATTEMPTS = 4
 MOST = 8  # searches at a replica at once: it does one at a time, and the next should lie there
 LIFE_S = 30.0
 CONNECT_S = 5.0
+GONE_S = 5.0  # so long after the last replica went searches wait for another; Ray Serve starts one in some seconds
+LEAST_S = 0.25
 
 
 class Busy(Unavailable):
@@ -36,8 +38,15 @@ class Links:
     def __init__(self, find: Callable[[], Awaitable[Address]], replicas: int, queued: int) -> None:
         self._find, self._queued = find, queued
         self._free: deque[_Link] = deque()
+        self._open: set[_Link] = set()
+        self._lost_at: float | None = None
         self._turns = asyncio.Semaphore(MOST * replicas)
         self._waiting = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether there were connections, and none is left."""
+        return self._lost_at is not None
 
     async def search(self, message: Sequence[bytes]) -> Answer:
         """The answer to a `search_message`; raises what the search raised, Unavailable where no replica lives."""
@@ -79,21 +88,35 @@ class Links:
             link.transport.close()
         return None
 
-    async def reach(self) -> bool:
-        """Whether a replica can be reached this way; the connection is kept."""
+    async def reach(self, seconds: float | None = None) -> bool:
+        """Whether a replica can be reached this way, within so many seconds; the connection is kept."""
         try:
-            self._free.append(self._kept() or await self._opened())
-        except OSError:
+            async with asyncio.timeout(seconds):
+                self._free.append(self._kept() or await self._opened())
+        except (OSError, Unavailable):
             return False
         return True
 
     async def _opened(self) -> _Link:
-        address = await self._find()
+        gone = None if self._lost_at is None else time.monotonic() - self._lost_at
+        try:
+            async with asyncio.timeout(None if gone is None else max(LEAST_S, GONE_S - gone)):
+                address = await self._find()
+        except TimeoutError:
+            raise Unavailable("no replica of the shard lives") from None
         async with asyncio.timeout(CONNECT_S):
             loop = asyncio.get_running_loop()
-            _, link = await loop.create_connection(_Link, address.host, address.port)
+            _, link = await loop.create_connection(lambda: _Link(self._ended), address.host, address.port)
+        self._open.add(link)
+        self._lost_at = None
         link.transport.write(address.token)
         return link
+
+    def _ended(self, link: _Link) -> None:
+        if link in self._open:
+            self._open.discard(link)
+            if not self._open:
+                self._lost_at = time.monotonic()
 
 
 class _Link(asyncio.Protocol):
@@ -101,8 +124,8 @@ class _Link(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self) -> None:
-        self.until = time.monotonic() + LIFE_S
+    def __init__(self, ended: Callable[[_Link], None]) -> None:
+        self.until, self._ended = time.monotonic() + LIFE_S, ended
         self._data = bytearray()
         self._answer: asyncio.Future[tuple[bytes, bytearray]] | None = None
 
@@ -134,5 +157,6 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As asyncio has it."""
+        self._ended(self)
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(ConnectionResetError("the replica ended the connection"))

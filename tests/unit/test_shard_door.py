@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cluster import shard_door
+from cluster import shard_door, shard_links
 from cluster.index_kind import Overrides
 from cluster.query import Query
 from cluster.remote import RemoteBackend, links_of
@@ -282,3 +282,53 @@ def test_a_shard_group_is_asked_past_its_handle() -> None:
 
     for reply in asyncio.run(ask()):
         np.testing.assert_array_equal(reply.scores, answer(VECTORS).scores)
+
+
+def test_a_group_whose_last_replica_went_is_told_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not ready at once, its searches end soon, and both change when another replica is there."""
+    monkeypatch.setattr(shard_links, "GONE_S", 0.4)
+    ended = socket.create_server(("127.0.0.1", 0))
+    go, there = threading.Event(), door(lambda vectors, query, version, rows: answer(vectors))
+    addresses: list[Address] = [Address("127.0.0.1", ended.getsockname()[1], b"t" * 32)]
+
+    def end() -> None:
+        connection, _ = ended.accept()
+        go.wait(30)
+        connection.close()
+        ended.close()
+
+    threading.Thread(target=end, daemon=True).start()
+
+    class Handle:
+        """Of a group that is started again: Serve keeps who asks waiting."""
+
+        class address:
+            @staticmethod
+            async def remote() -> Address:
+                while not addresses:
+                    await asyncio.sleep(0.01)
+                return addresses[0]
+
+        class ready:
+            @staticmethod
+            async def remote(version: str) -> bool:
+                return True
+
+    async def ask() -> None:
+        known = links_of(Handle, 1, 10)
+        backend = RemoteBackend(Handle, "v", known)
+        assert await backend.ready() and not known.lost
+        addresses.clear()
+        go.set()
+        while not known.lost:
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            async with asyncio.timeout(5):
+                assert not await backend.ready()
+                with pytest.raises(Unavailable, match="no replica of the shard lives"):
+                    await backend.search(QUERY, VECTORS, 3)
+        addresses.append(there.address)
+        assert await backend.ready() and not known.lost
+        np.testing.assert_array_equal((await backend.search(QUERY, VECTORS, 3)).rows, answer(VECTORS).rows)
+
+    asyncio.run(ask())

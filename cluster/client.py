@@ -60,7 +60,7 @@ class _Requests(Generic[FoundT, VersionT, ListT]):
         self._seen: dict[str, int] = {}  # versions that our own changes made, by collection
 
     def search(
-        self, collection: str, vectors: Any = None, *, texts: Sequence[str] | None = None,
+        self, collection: str, vectors: Any = None, *, texts: Sequence[str] | str | None = None,
         images: Sequence[bytes] | None = None, k: int = 10, metadata: bool = False, **options: Any,
     ) -> FoundT:  # fmt: skip
         """Rows nearest to vectors (q, dim), to texts, or to JPEG or PNG files.
@@ -69,11 +69,13 @@ class _Requests(Generic[FoundT, VersionT, ListT]):
         """
         if sum(given is not None for given in (vectors, texts, images)) != 1:
             raise HilbertflowError("give one of vectors, texts and images", where="search")
+        texts = [texts] if isinstance(texts, str) else texts
         options = {"version": self._seen.get(collection), **options, "k": k, "metadata": metadata}
         chosen = {name: value for name, value in options.items() if value is not None}
         headers = {}
         if vectors is not None:
             matrix = np.atleast_2d(np.asarray(vectors, "<f4"))
+            chosen["dim"] = matrix.shape[1]
             queries, body = len(matrix), {"content": matrix.tobytes(), "params": chosen}
             headers["Content-Type"] = FLOATS
         else:

@@ -74,6 +74,11 @@ class SearchOptions(BaseModel):
         examples=[1],
         description="Finest level read; the one behind the last lossy one is exact (tier cold).",
     )
+    dim: Whole | None = Field(
+        default=None, le=1_000_000, examples=[384],
+        description="Values of a vector where they come as base64 or raw float32, which do not tell it: another number"
+        " than the collection's is refused; left out, the collection's is taken.",
+    )  # fmt: skip
     version: int = Field(
         default=0, ge=0, le=1 << 62, strict=True,
         description="Answer about this version of the rows, as a change returned it, or a later one; 0: as last seen.",
@@ -167,13 +172,13 @@ def parse_request(kind: str, body: bytes, url_options: Mapping[str, str], dim: i
             return Asked(request, pictures=_pictures(request.images))
         if vectors is not None and not len(vectors):
             raise HilbertflowError("vectors is empty", where="body")
-        vectors = floats(base64_bytes(vectors), dim) if isinstance(vectors, str) else vectors
+        vectors = floats(base64_bytes(vectors), dim, request.dim) if isinstance(vectors, str) else vectors
         if isinstance(vectors, list) and len({len(vector) for vector in vectors}) > 1:
             raise HilbertflowError("vectors have different lengths", where="body", remedy=f"give {dim} values each")
         return Asked(request, vectors, request.texts)
     options = url_search_options(url_options)
     if kind == FLOATS:
-        return Asked(options, floats(body, dim))
+        return Asked(options, floats(body, dim, options.dim))
     table = arrow_table(body)
     if "text" in table.column_names and "vector" not in table.column_names:
         return Asked(options, texts=strings(table, "text"))
@@ -247,7 +252,7 @@ def url_search_options(given: Mapping[str, str]) -> SearchOptions:
 @lru_cache(maxsize=1024)  # clients ask in the same way again and again
 def _url_search_options(given: tuple[tuple[str, str], ...]) -> SearchOptions:
     body: dict[str, Any] = dict(given)
-    for name in ("k", "nprobe", "ef", "refine", "level", "version"):
+    for name in ("k", "nprobe", "ef", "refine", "level", "dim", "version"):
         if isinstance(body.get(name), str) and body[name].isascii() and body[name].isdigit():
             body[name] = int(body[name][:20])
     try:
@@ -271,8 +276,10 @@ def base64_bytes(text: str, what: str = "vectors is a string but") -> bytes:
         raise HilbertflowError(f"{what} not base64", where="body") from None
 
 
-def floats(data: bytes, dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Little-endian float32 as (n, dim)."""
+def floats(data: bytes, dim: int, told: int | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Little-endian float32 as (n, dim); told: the values of a vector by whom sent them, if they said so."""
+    if told not in (None, dim):
+        raise HilbertflowError(f"vectors of {told} values", where="body", remedy=f"give {dim} values each")
     if not data or len(data) % (4 * dim):
         raise HilbertflowError(
             f"{len(data)} bytes are no whole number of vectors",

@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,14 +89,16 @@ async def _shown(
 ) -> Response:
     """The page of a collection with what was found."""
     asked = bool(given["q"] or given["row"] or files)
-    found = await _answer(services, chosen, given, files) if asked else Shown()
     first = [] if asked else await _first_rows(chosen)
+    found = await _answer(services, chosen, given, files) if asked or (given["filter"] and first) else Shown()
+    if given["filter"] and not asked:
+        first = [replace(hit, score=None) for hit in found.hits[:FIRST_ROWS]]
     return show(
         "search.html", found.status,
         collection=collection_card(chosen, await services.readiness.missing(chosen.name)),
         by_text=services.by_text(chosen.name), by_picture=services.by_picture(chosen.name),
         levels=[str(level) for level in chosen.collection.levels],
-        given=given, asked=asked, found=found, first=first, counts=COUNTS,
+        given=given, asked=asked, found=found, first=first, counts=_counts(services),
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ async def _answer(services: Services, chosen: CollectionService, given: Mapping[
     shown, began = Shown(), time.perf_counter()
     try:
         with services.admitted():
-            query = asked_query(given, 1 if given["row"] and not files else 0)
+            query = asked_query(given, _counts(services), 1 if given["row"] and not files else 0)
             if files:
                 vectors: Any = await services.picture_vectors(chosen.name, files)
                 async with services.pictures:
@@ -114,8 +116,10 @@ async def _answer(services: Services, chosen: CollectionService, given: Mapping[
                 row = await _row(chosen, given["row"])
                 shown.origin = (await _hits(chosen, row[None, :], None))[0]
                 vectors = await asyncio.to_thread(chosen.view.take, row)
-            else:
+            elif given["q"]:
                 vectors = await services.vectors(chosen.name, [given["q"]])
+            else:  # some of those that the filter lets through, near to any
+                vectors = await asyncio.to_thread(chosen.view.take, _some_rows(chosen)[:1])
             await _fill(services, chosen, shown, vectors, query)
     except Unavailable as problem:
         shown.error, shown.status = Refused(503, str(problem), remedy="ask again"), 503
@@ -135,11 +139,16 @@ async def _fill(services: Services, chosen: CollectionService, shown: Shown, vec
     shown.hits, shown.explain, shown.partial = hits, results.explain, results.partial
 
 
-def asked_query(given: Mapping[str, str], more: int = 0) -> Query:
+def _counts(services: Services) -> tuple[int, ...]:
+    """Numbers of rows that the form offers: those that the service gives."""
+    return tuple(count for count in COUNTS if count <= services.limits.k) or (services.limits.k,)
+
+
+def asked_query(given: Mapping[str, str], counts: tuple[int, ...] = COUNTS, more: int = 0) -> Query:
     """The form's fields as a query for `more` rows than are asked for; raises `HilbertflowError`."""
     level = _whole(given, "level")
-    k = _whole(given, "k") or COUNTS[1]
-    return Query.of(min(k, COUNTS[-1]) + more, given["tier"] or None, given["filter"], {"level": level})
+    k = _whole(given, "k") or counts[min(1, len(counts) - 1)]
+    return Query.of(min(k, counts[-1]) + more, given["tier"] or None, given["filter"], {"level": level})
 
 
 def _whole(given: Mapping[str, str], name: str) -> int | None:
@@ -160,9 +169,13 @@ async def _row(chosen: CollectionService, name: str) -> I64:
 
 async def _first_rows(chosen: CollectionService) -> list[Hit]:
     """Some rows to begin with."""
-    rows = np.arange(min(FIRST_ROWS, chosen.collection.count))
-    rows = np.setdiff1d(rows, chosen.view.gone)
+    rows = _some_rows(chosen)
     return await _hits(chosen, rows[None, :], None) if len(rows) else []
+
+
+def _some_rows(chosen: CollectionService) -> I64:
+    rows = np.arange(min(FIRST_ROWS, chosen.collection.count))
+    return np.setdiff1d(rows, chosen.view.gone)
 
 
 async def _hits(chosen: CollectionService, rows: I64, results: Results | None) -> list[Hit]:

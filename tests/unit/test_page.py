@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cluster.api import build_api
+from cluster.config import Limits
 from cluster.encoding import Encoded, Encoding
 from cluster.recent import Recent
 from cluster.services import Services
@@ -250,3 +251,21 @@ def test_thumbnails_are_of_the_very_file(tmp_path: Path) -> None:
                         ("a.png", "0" * 64), ("", digest), (None, digest), ("c.png", digest[::-1])):  # fmt: skip
         with pytest.raises(HilbertflowError):
             Thumbnails(Location(str(tmp_path / "in"))).read(path, known)
+
+
+def test_a_filter_alone_shows_rows_that_it_lets_through(client: TestClient) -> None:
+    reply = client.get("/collections/rows?filter=lines+%3E+397")
+    assert reply.status_code == 200
+    assert "Rows that the filter lets through" in words(reply.text)
+    assert set(re.findall(r">(row-\d+)</a>", reply.text)) == {"row-398", "row-399"}
+    assert "No row matches the filter" in words(client.get("/collections/rows?filter=lines+%3E+5000").text)
+    wrong = client.get("/collections/rows?filter=nonsense+%3D%3D%3D")
+    assert wrong.status_code == 422 and "is not an expression" in words(wrong.text)
+
+
+def test_the_form_offers_no_more_rows_than_the_service_gives(services: Services) -> None:
+    tight = Services(services.collections, services.models, Limits(k=20))
+    with TestClient(build_api(tight)) as client:
+        reply = client.get("/collections/rows?row=row-1&k=100")
+        assert len(re.findall(r'<li class="hit">', reply.text)) == 20
+        assert re.findall(r'<option value="(\d+)"', reply.text.split('id="k"')[1].split("</select>")[0]) == ["10", "20"]

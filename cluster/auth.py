@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import secrets
 import threading
 from pathlib import Path
@@ -21,6 +22,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from operators.errors import HilbertflowError
+
+_log = logging.getLogger("hilbertflow.serve")
 
 COOKIE = "hilbertflow_key"
 """Where a browser keeps the key that a person gave the page."""
@@ -69,8 +72,8 @@ class Keys:
                 self._stamp = stamp
                 try:
                     self._keys = self._read()
-                except HilbertflowError:
-                    return
+                except HilbertflowError as error:
+                    _log.warning("the keys stay what they were: %s", error)
 
     def _changed(self) -> tuple[int, int]:
         try:

@@ -91,7 +91,28 @@ def run_forever(path: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     stopped.wait()
-    running.stop()
+    gcs = ray.get_runtime_context().gcs_address
+    ended = threading.Thread(target=running.stop, daemon=True)
+    ended.start()
+    while ended.is_alive() and _listens(gcs):
+        ended.join(0.5)
+    if ended.is_alive():
+        # Who told us to end told all processes of Ray too, as `timeout` does: nothing is left to take down, and Ray's
+        # own client would try to reach it for a minute and then end this process with a failure.
+        ended.join(5)
+        os._exit(0)
+
+
+def _listens(address: str) -> bool:
+    """Whether the head of a Ray is still there."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _stop_serve(patience: float = 60.0) -> None:

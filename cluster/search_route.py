@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from cluster.picture_wire import read_form
 from cluster.problems import RESPONSES, Refused
 from cluster.services import Services
 from cluster.straight import Straight
+from cluster.vectors import F32
 from cluster.wire import (
     TOGETHER,
     Asked,
@@ -32,6 +33,7 @@ from cluster.wire import (
 )
 
 PATH = "/v1/collections/{c}/search"
+AT_ONCE = 256  # queries of a batch whose answers are sent, as lines, before the next ones are searched
 Collection = Annotated[
     str, Path(description="Name of the collection, as `GET /v1/collections` lists it.", examples=["docs"])
 ]
@@ -111,8 +113,9 @@ def search_route(app: Straight, services: Services) -> None:
         """Queries are vectors (JSON arrays, base64, raw float32 or Arrow), texts, or pictures; answers JSON, NDJSON or
         Arrow.
 
-        A result is `partial` when a shard did not answer. NaN and infinity, another dimension, more queries or a larger
-        body than the service takes are refused.
+        NDJSON of a large batch is sent while the rest is searched, so that later lines may know of newer rows. A result
+        is `partial` when a shard did not answer. NaN and infinity, another dimension, more queries or a larger body
+        than the service takes are refused.
         """
         services.collection(request, c)
         kind = request.headers.get("Content-Type", JSON).partition(";")[0].strip().lower()
@@ -152,15 +155,28 @@ def search_route(app: Straight, services: Services) -> None:
             vectors = await services.vectors(c, asked.texts)
         elif asked.pictures is not None:
             vectors = await services.picture_vectors(c, asked.pictures)
-        results = await service.search(vectors, query, asked.options.version)
-        services.metrics.answered(c, results)
-        wanted = asked.options.metadata and output != ARROW
-        metadata = await service.metadata(results.rows) if wanted else None
-        pieces = render(output, results, metadata, asked.options.explain)
-        if output == NDJSON:
-            return StreamingResponse(pieces, media_type=output)
-        large = results.rows.size > 2 * TOGETHER
-        return Response(await asyncio.to_thread(b"".join, pieces) if large else b"".join(pieces), media_type=output)
+        options = asked.options
+
+        async def found(some: Any) -> bytes:
+            results = await service.search(some, query, options.version)
+            services.metrics.answered(c, results)
+            metadata = await service.metadata(results.rows) if options.metadata and output != ARROW else None
+            pieces = render(output, results, metadata, options.explain)
+            large = results.rows.size > 2 * TOGETHER
+            return await asyncio.to_thread(b"".join, pieces) if large else b"".join(pieces)
+
+        if output != NDJSON or queries <= AT_ONCE:
+            return Response(await found(vectors), media_type=output)
+        every, _, _ = service.checked(vectors, query)
+        first = await found(every[:AT_ONCE])  # what is wrong with the request is told by a status
+        return StreamingResponse(lines(first, every, found), media_type=output)
+
+    async def lines(first: bytes, vectors: F32, found: Callable[[F32], Awaitable[bytes]]) -> AsyncIterator[bytes]:
+        """A batch's answers while those to the rest of it are sought; a fault breaks the connection off."""
+        yield first
+        with services.admitted(before=True):
+            for at in range(AT_ONCE, len(vectors), AT_ONCE):
+                yield await found(vectors[at : at + AT_ONCE])
 
     route = app.routes[-1]
     assert isinstance(route, APIRoute)

@@ -148,9 +148,9 @@ class Services:
             )
 
     @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Count a request that does work; raises 503 when there are too many at once."""
-        if self.active >= self.limits.waiting:
+    def admitted(self, before: bool = False) -> Iterator[None]:
+        """Count a request that does work; raises 503 when there are too many at once, unless it was let in before."""
+        if self.active >= self.limits.waiting and not before:
             raise Refused(503, "too many requests at once", remedy="send it again", headers={"Retry-After": "1"})
         self.active += 1
         try:

@@ -32,7 +32,6 @@ from cluster.results import Results
 from operators.errors import HilbertflowError
 
 OUTPUTS = (JSON, NDJSON, ARROW)
-PIECE = 1 << 16  # bytes of lines that are sent together
 _END = b"\xff\xff\xff\xff\x00\x00\x00\x00"  # of an Arrow stream
 TOGETHER = 4096  # rows of an answer that are written at once
 
@@ -205,14 +204,7 @@ def render(kind: str, results: Results, metadata: list[list[Any]] | None, explai
         for i in range(len(rows))
     )  # fmt: skip
     if kind == NDJSON:
-        held, size = [], 0
-        for hit in hits:
-            held.append(_json(hit) + b"\n")
-            size += len(held[-1])
-            if size >= PIECE:
-                yield b"".join(held)
-                held, size = [], 0
-        yield b"".join(held)
+        yield from (_json(hit) + b"\n" for hit in hits)
         return
     lead = b'{"results":['
     step = max(1, TOGETHER // max(1, results.rows.shape[1]))

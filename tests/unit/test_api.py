@@ -200,6 +200,62 @@ def test_url_options_are_checked_too(client: TestClient, query: str) -> None:
     assert reply.status_code == 422, reply.text
 
 
+def test_who_says_how_long_a_vector_is_is_heard(client: TestClient) -> None:
+    """Bytes do not tell: twice as many values would be twice as many queries."""
+    body = {"vectors": base64.b64encode(QUERIES.tobytes()).decode(), "k": 2}
+    assert len(client.post(SEARCH, json=body | {"dim": DIM}).json()["results"]) == len(QUERIES)
+    reply = client.post(SEARCH, json=body | {"dim": 2 * DIM})
+    assert reply.status_code == 422
+    assert (reply.json()["detail"], reply.json()["remedy"]) == (
+        f"vectors of {2 * DIM} values",
+        f"give {DIM} values each",
+    )
+
+
+def test_lines_of_a_large_batch_are_sent_while_it_is_searched(
+    engine: SearchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first line is on its way after one search of five; what is wrong anywhere in it is refused before."""
+    monkeypatch.setattr("cluster.search_route.AT_ONCE", 2)
+    services, searched = served(engine), [0]
+    search = services.collections["rows"].search
+
+    async def counted(*given: Any, **options: Any) -> Any:
+        searched[0] += 1
+        return await search(*given, **options)
+
+    monkeypatch.setattr(services.collections["rows"], "search", counted)
+    queries = np.repeat(QUERIES, 2, axis=0)[:9]
+    sent: list[tuple[int, bytes, int]] = []
+
+    async def ask(vectors: F32) -> int:
+        body = iter([{"type": "http.request", "body": vectors.tobytes(), "more_body": False}])
+        status = 0
+
+        async def receive() -> dict[str, Any]:
+            return next(body, None) or await asyncio.Event().wait()  # type: ignore[return-value]
+
+        async def send(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            sent.append((searched[0], message.get("body", b""), services.active))
+
+        headers = [(b"content-type", FLOATS.encode()), (b"accept", NDJSON.encode())]
+        scope = {"type": "http", "method": "POST", "path": SEARCH, "raw_path": SEARCH.encode(), "query_string": b"k=3",
+                 "headers": headers, "http_version": "1.1", "scheme": "http", "server": ("test", 80)}  # fmt: skip
+        await build_api(services)(scope, receive, send)
+        return status
+
+    assert asyncio.run(ask(queries)) == 200
+    lines = [(searches, active) for searches, body, active in sent if body]
+    assert lines == [(1, 0), (2, 1), (3, 1), (4, 1), (5, 1)]
+    found = [json.loads(line)["ids"] for line in b"".join(body for _, body, _ in sent).splitlines()]
+    assert found == engine.search(queries, 3).ids.tolist()
+    assert services.active == 0
+    queries[-1, 0] = np.nan
+    assert asyncio.run(ask(queries)) == 422
+
+
 def test_limits_are_kept(engine: SearchEngine) -> None:
     """413 for too many queries, too large a k, too many answers, too long a body: by its header, or as it streams."""
     limits = Limits(body_bytes=2048, queries=4, k=50, answers=60, text_chars=10)

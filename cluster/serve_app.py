@@ -292,12 +292,18 @@ def _encoders(config: ServeConfig) -> list[Encodable]:
 
 
 def _made_by(encoder: EncoderConfig, collection: CollectionArchive) -> bool:
-    """Whether this model made the collection's rows (or nobody knows what did): by its place, else by its files."""
+    """Whether this model made the collection's rows: by its place, else by its files.
+
+    Where nobody knows what made them, it may have if its vectors are as long.
+    """
+    from operators.encode import open_encoder
     from storage.references import local_url
     from storage.rows import encoder_digest
 
     place = local_url(encoder.model)
-    if not collection.encoder or local_url(collection.encoder) == place:
+    if not collection.encoder:
+        return not Path(place).is_dir() or open_encoder(place).dim == collection.dim
+    if local_url(collection.encoder) == place:
         return True
     known = collection.encoder_digest
     return bool(known) and "://" not in place and Path(place).is_dir() and encoder_digest(place) == known

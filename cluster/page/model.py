@@ -62,7 +62,7 @@ async def view(services: Services, request: Request) -> Response:
         depth=link.depth if link else 0,
         near=near if (near := request.query_params.get("near", "")) in CHOICES else "signature", choices=CHOICES,
         others=len(services.readable_models(request)) - 1,
-        parent=_parent(services, request, chosen), to_parent=about["quality"].get("sqnr_db_parent"),
+        parent=_parent(services, request, chosen), root=_root(services, request, chosen), to_parent=about["quality"].get("sqnr_db_parent"),
         children=[
             item.name for item in services.readable_models(request)
             if item.archive.link is not None and item.archive.link.identity == chosen.archive.fingerprint
@@ -100,8 +100,21 @@ def listing(tensors: Sequence[dict[str, Any]], given: Mapping[str, str]) -> List
 
 def _parent(services: Services, request: Request, chosen: ModelService) -> str:
     """Name of the parent where it is served too and may be read; empty where not."""
+    found = _coded_by(services, request, chosen)
+    return found.name if found else ""
+
+
+def _root(services: Services, request: Request, chosen: ModelService) -> str:
+    """Name of the checkpoint that its chain begins with, which has the lossy levels; empty where it is not served."""
+    found: ModelService | None = chosen
+    while found is not None and found.archive.link is not None:
+        found = _coded_by(services, request, found)
+    return found.name if found else ""
+
+
+def _coded_by(services: Services, request: Request, chosen: ModelService) -> ModelService | None:
     link = chosen.archive.link
     if link is None:
-        return ""
-    names = [item.name for item in services.readable_models(request) if item.archive.fingerprint == link.identity]
-    return names[0] if names else ""
+        return None
+    served = services.readable_models(request)
+    return next((item for item in served if item.archive.fingerprint == link.identity), None)

@@ -308,6 +308,9 @@ def test_the_treemap_leads_to_tensors(page: Any) -> None:
 def test_relatives_are_found_behind_the_page(page: Any) -> None:
     """The model's own parent and its parent's parent, fetched when the page stands."""
     page.goto("/models/last")
+    assert (
+        page.get_attribute("section[aria-labelledby=levels] .hint a", "href") == "/models/small#levels"
+    )  # not `first`
     page.wait_for_selector("section:has(#near) table")
     assert {"first", "small"} == set(page.locator("section:has(#near) tbody th").all_inner_texts())
 

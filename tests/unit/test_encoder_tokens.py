@@ -26,6 +26,10 @@ def test_queries_are_cut_where_rows_were(tmp_path: Path) -> None:
     rows, known = {"name": "rows", "url": made.url}, {"model": str(model)}
     others = [
         {"name": "plain", "url": plain},
+        {
+            "name": "short",
+            "url": archive_vectors(tmp_path / "short", clustered(20, 8), "ip"),
+        },  # no vectors of this model
         {"name": "longer", "url": made.url, "encoder": known | {"max_tokens": 7}},
     ]
     users = encoder_users(parse_config({"collections": [rows, *others], "encoder": known}))

@@ -62,7 +62,8 @@ async def view(services: Services, request: Request) -> Response:
         depth=link.depth if link else 0,
         near=near if (near := request.query_params.get("near", "")) in CHOICES else "signature", choices=CHOICES,
         others=len(services.readable_models(request)) - 1,
-        parent=_parent(services, request, chosen), root=_root(services, request, chosen), to_parent=about["quality"].get("sqnr_db_parent"),
+        parent=_parent(services, request, chosen), root=_root(services, request, chosen),
+        to_parent=about["quality"].get("sqnr_db_parent"),
         children=[
             item.name for item in services.readable_models(request)
             if item.archive.link is not None and item.archive.link.identity == chosen.archive.fingerprint

@@ -57,11 +57,12 @@ class Stage:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """Apply the operators to whole units, one after another so that one unit's arrays are held at a time."""
-        for unit in pc.unique(batch.column("unit")).to_pylist():
+        units = pc.unique(batch.column("unit")).to_pylist()
+        for unit in units:
             if batch.schema.equals(WRITTEN) or (self.committed is not None and unit in self.committed):
                 yield written(unit)
                 continue
-            table = batch.filter(pc.equal(batch.column("unit"), unit))
+            table = batch if len(units) == 1 else batch.filter(pc.equal(batch.column("unit"), unit))
             spans: list[Span] = []
             with self._coding:
                 for operator, kind in zip(self.operators, self.kinds, strict=True):

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from operators.planes import with_arrays
@@ -138,7 +139,7 @@ class PlaneUnits:
                 "height": pa.array([layout.side] * n, pa.int32()),
                 "width": pa.array([layout.side] * n, pa.int32()),
                 "count": pa.array(counts, pa.int32()),
-                "bits": pa.array([row.tobytes() for row in planes], pa.binary()),
+                "bits": _rows_of(planes),
             }
         )
         if self.frame is not None:
@@ -151,3 +152,9 @@ class PlaneUnits:
         pairs = list(contexts(layout, self.parent, first, stop))
         table = with_arrays(table, "parent", [words for words, _ in pairs])
         return with_arrays(table, "before", [b"" if before is None else before for _, before in pairs])
+
+
+def _rows_of(planes: npt.NDArray[np.uint8]) -> pa.Array:
+    """The rows of a matrix as binary values, not copied."""
+    offsets = np.arange(len(planes) + 1, dtype=np.int32) * planes.shape[1]
+    return pa.Array.from_buffers(pa.binary(), len(planes), [None, pa.py_buffer(offsets), pa.py_buffer(planes)])

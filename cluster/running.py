@@ -139,6 +139,7 @@ def _stop_serve(patience: float = 60.0) -> None:
 
 def _wait_ready(url: str, timeout: float) -> None:
     import httpx
+    from ray import serve
 
     end, last = time.monotonic() + timeout, "no answer"
     with httpx.Client(trust_env=False) as client:
@@ -148,7 +149,8 @@ def _wait_ready(url: str, timeout: float) -> None:
                 if reply.status_code == 200:
                     return
                 last = reply.text[:200]
-                _refuse_broken(reply.json().get("encoders", []), url)
+                state = serve.get_app_handle(APP).readiness.remote().result(timeout_s=30)  # with keys, HTTP tells less
+                _refuse_broken(state.get("encoders", []), url)
             except httpx.HTTPError as error:
                 last = type(error).__name__
             time.sleep(0.1)

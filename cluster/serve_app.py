@@ -153,6 +153,10 @@ class Ingress:
         if self._listener is None and self._config.listen:
             self._listener = Listener(self._app, self._config.host, self._config.port, self._config.limits.head_seconds)
 
+    async def readiness(self) -> dict[str, Any]:
+        """What `/readyz` tells whoever may know all of it."""
+        return (await self._services.readiness.now()).model_dump() if self._services is not None else {}
+
     def check_health(self) -> None:
         """Serve asks now and then, and replaces a replica that raises."""
         if self._listener is not None:

@@ -227,8 +227,10 @@ def test_an_encoder_that_does_not_load(ray_session: None, tmp_path: Path) -> Non
     )  # fmt: skip
     whole = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[:1000])
-    with pytest.raises(HilbertflowError, match="the encoder clip failed: the model does not load"):
-        serving.start(config)
+    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: ann, sha256: {'0' * 64}, scopes: ['read:*']}}]")
+    for keys in (None, str(tmp_path / "keys.yaml")):  # with keys, /readyz does not tell just anybody
+        with pytest.raises(HilbertflowError, match="the encoder clip failed: the model does not load"):
+            serving.start(config.model_copy(update={"keys": keys}))
     running = serving.Running(f"http://127.0.0.1:{config.port}", own_ray=False)
     serve.start(proxy_location="Disabled", logging_config=serving.QUIET)
     serve.run(serve_app.build_application(config), name=serving.APP, logging_config=serving.QUIET)

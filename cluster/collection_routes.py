@@ -116,7 +116,8 @@ def collection_routes(app: FastAPI, services: Services) -> None:
         number = (await asyncio.to_thread(chosen.log.rows, [row]))[0]
         if small is None or number == NO_ROW:
             why = f"has no row {row[:200]!r}" if small else "was not made from pictures"
-            raise Refused(404, f"collection {c!r} {why}")
+            remedy = "take an id of a search's answer" if small else "only collections made from pictures have some"
+            raise Refused(404, f"collection {c!r} {why}", remedy=remedy)
         (told,) = (await asyncio.to_thread(chosen.view.table, number[None])).to_pylist()
         async with services.pictures:
             data = await asyncio.to_thread(small.read, told.get("path"), told.get("sha256"))

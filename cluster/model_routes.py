@@ -190,7 +190,10 @@ def model_routes(app: FastAPI, services: Services) -> None:
         """
         chosen = tensor_of(m, t, request)
         if chosen.archive.link is None:
-            raise Refused(404, f"model {m!r} has no parent, so there is no chain to show")
+            raise Refused(
+                404, f"model {m!r} has no parent, so there is no chain to show",
+                remedy="GET /v1/models tells which models have one; planes.png shows this tensor",
+            )  # fmt: skip
         async with services.pictures:
             data = await asyncio.to_thread(chosen.chain, t)
         span = byte_range(request.headers.get("Range", ""), len(data))
@@ -256,7 +259,8 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
         start, stop = max(0, size - int(last)), size
     if start >= stop:
         raise Refused(
-            416, f"the file has {size} bytes", where="Range", headers={"Content-Range": f"bytes */{size}"}
+            416, f"the file has {size} bytes", where="Range", remedy="ask for bytes below that, or leave Range out",
+            headers={"Content-Range": f"bytes */{size}"},
         )  # fmt: skip
     return start, stop
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from cluster.field_faults import place_of, what
 from cluster.service import Unavailable
 from operators.errors import HilbertflowError
 
@@ -94,7 +95,9 @@ def as_problem(request: Request, error: Exception) -> Response:
         return problem(Refused(error.status_code, detail, remedy=remedy, headers=error.headers))
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        return problem(Refused(422, str(first["msg"]), where=".".join(str(part) for part in first["loc"])))
+        where = ".".join(str(part) for part in first["loc"])
+        remedy = "GET /openapi.json describes every parameter"
+        return problem(Refused(422, f"{place_of(first['loc'][1:])} {what(first)}".lstrip(), where=where, remedy=remedy))
     return problem(Refused(500, f"the service failed ({type(error).__name__})", remedy="its log says more"))
 
 

@@ -134,6 +134,8 @@ def test_errors_are_problem_documents_and_nothing_else(client: TestClient) -> No
     reply = client.get("/v1/models/small/tensors/scale?format=zip")
     assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
     assert reply.json()["where"] == "query.format"
+    assert reply.json()["detail"] == "format is not 'safetensors' or 'npy'"
+    assert reply.json()["remedy"] == "GET /openapi.json describes every parameter"
 
 
 def test_every_example_works(client: TestClient) -> None:

@@ -55,7 +55,7 @@ def build_api(services: Services) -> FastAPI:
 
     app = Straight(
         services.metrics, title="hilbertflow", version="1", description=_ABOUT, lifespan=watching, docs_url=None,
-        redoc_url=None,
+        redoc_url=None, openapi_url=None,
     )  # fmt: skip
     install(app)
     search_route(app, services)

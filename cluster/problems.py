@@ -61,6 +61,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def missing(what: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Some of `RESPONSES`, with what is not there where it is no collection."""
+    return {status: RESPONSES[status] for status in statuses} | {404: RESPONSES[404] | {"description": what}}
+
+
 def problem(refused: Refused) -> Response:
     """The document as a response."""
     body = {

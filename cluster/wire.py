@@ -73,7 +73,7 @@ class SearchOptions(BaseModel):
         default=None,
         le=64,
         examples=[1],
-        description="Finest level read; the one behind the last lossy one is exact (tier cold).",
+        description="Finest level read; the one behind the last lossy one is exact (tiers cold and exact).",
     )
     version: int = Field(
         default=0, ge=0, le=1 << 62, strict=True,

@@ -63,7 +63,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 def missing(what: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
     """Some of `RESPONSES`, with what is not there where it is no collection."""
-    return {status: RESPONSES[status] for status in statuses} | {404: RESPONSES[404] | {"description": what}}
+    some: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in statuses}
+    return some | {404: RESPONSES[404] | {"description": what}}
 
 
 def problem(refused: Refused) -> Response:

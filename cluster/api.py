@@ -15,7 +15,7 @@ from cluster.collection_routes import collection_routes
 from cluster.model_routes import model_routes
 from cluster.openapi import describe
 from cluster.page.routes import page_routes
-from cluster.problems import RESPONSES, install
+from cluster.problems import RESPONSES, Refused, install
 from cluster.readiness import Ready
 from cluster.registry_routes import registry_routes
 from cluster.row_routes import row_routes
@@ -37,6 +37,12 @@ class Alive(BaseModel):
     status: str = Field(description="Always `ok`.", examples=["ok"])
 
 
+class Whether(BaseModel):
+    """Whether everything is loaded, for a caller without a key."""
+
+    ready: bool = Field(description="True when nothing is missing.")
+
+
 def build_api(services: Services) -> FastAPI:
     """The application; every error it gives is a problem document."""
 
@@ -49,7 +55,7 @@ def build_api(services: Services) -> FastAPI:
 
     app = Straight(
         services.metrics, title="hilbertflow", version="1", description=_ABOUT, lifespan=watching, docs_url=None,
-        redoc_url=None,
+        redoc_url=None, openapi_url=None,
     )  # fmt: skip
     install(app)
     search_route(app, services)
@@ -72,15 +78,18 @@ def _state_routes(app: FastAPI, services: Services) -> None:
         return Alive(status="ok")
 
     @app.get(
-        "/readyz", summary="Everything is loaded", tags=["state"], response_model=Ready,
-        responses={503: {"model": Ready, "description": "Some is not; the answer says what, and why."}},
+        "/readyz", summary="Everything is loaded", tags=["state"], response_model=Ready | Whether,
+        responses={503: {"model": Ready | Whether, "description": "Some is not; the answer says what, and why."}},
     )  # fmt: skip
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         """200 when every shard group answers and every encoder has loaded, else 503 and which do not; told anew once a
         second.
+
+        Where there are keys, the answer names only collections that the caller's key may read, and without a key none:
+        it holds `ready` alone.
         """
         ready = await services.readiness.now()
-        return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
+        return JSONResponse(_shown(ready, services, request), 200 if ready.ready else 503)
 
     few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403)}
 
@@ -94,3 +103,21 @@ def _state_routes(app: FastAPI, services: Services) -> None:
         """
         services.measurable(request)
         return Response(services.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _shown(ready: Ready, services: Services, request: Request) -> dict[str, Any]:
+    """What this caller may know of it: `ready` to anybody, names as its key allows."""
+    try:
+        key = services.key(request)
+    except Refused:
+        return Whether(ready=ready.ready).model_dump()
+    if key is None:
+        return ready.model_dump()
+    seen = {name for name in services.collections if key.allows("read", name) or key.allows("metrics", "*")}
+    missing = {name: groups for name, groups in ready.missing_groups.items() if name in seen}
+    encoders = [
+        item.model_copy(update={"collections": [name for name in item.collections if name in seen]})
+        for item in ready.encoders
+        if seen.intersection(item.collections)
+    ]
+    return Ready(ready=ready.ready, missing_groups=missing, encoders=encoders).model_dump()

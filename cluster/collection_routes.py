@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster import thumbnails
-from cluster.problems import RESPONSES, Refused
+from cluster.problems import RESPONSES, Refused, missing
 from cluster.search_route import Collection
 from cluster.services import Services
 from storage.id_index import NO_ROW
@@ -106,7 +106,7 @@ def collection_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/v1/collections/{c}/pictures/{row:path}", summary="See a row", tags=["collections"], response_class=Response,
-        responses={**few, 422: RESPONSES[422],
+        responses={**missing("No such collection or row, or it was not made from pictures.", 401, 403, 422),
                    200: {"description": "At most 192 pixels wide and high.", "content": {thumbnails.MEDIA: {}}}},
     )  # fmt: skip
     async def picture(c: Collection, row: RowId, request: Request) -> Response:
@@ -116,7 +116,8 @@ def collection_routes(app: FastAPI, services: Services) -> None:
         number = (await asyncio.to_thread(chosen.log.rows, [row]))[0]
         if small is None or number == NO_ROW:
             why = f"has no row {row[:200]!r}" if small else "was not made from pictures"
-            raise Refused(404, f"collection {c!r} {why}")
+            remedy = "take an id of a search's answer" if small else "only collections made from pictures have some"
+            raise Refused(404, f"collection {c!r} {why}", remedy=remedy)
         (told,) = (await asyncio.to_thread(chosen.view.table, number[None])).to_pylist()
         async with services.pictures:
             data = await asyncio.to_thread(small.read, told.get("path"), told.get("sha256"))

@@ -184,6 +184,8 @@ class _Reader:
             raise self.no(f"{ast.unparse(node)[:60]!r} is neither a column nor a literal")
         names = self.schema.names
         if node.id not in names:
+            if f"{node.id}_" in names:  # see `storage.rows.RESERVED`
+                raise self.no(f"has no column {node.id[:80]!r}", f"the column is called {node.id}_ here")
             near = difflib.get_close_matches(node.id, names, 1, 0.5)
             guess = f"did you mean {near[0]!r}? " if near else ""
             raise self.no(f"has no column {node.id[:80]!r}", guess + _told(names))

@@ -86,7 +86,10 @@ async def whole_body(request: Request, limits: Limits) -> bytes:
                     raise _too_long(limits)
                 more = message.get("more_body", False)
     except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {limits.body_seconds} s") from None
+        raise Refused(
+            408, f"the body did not arrive within {limits.body_seconds} s",
+            remedy="send less at once, or have `limits: {body_seconds: …}` of the service raised",
+        ) from None  # fmt: skip
     return b"".join(parts)
 
 

@@ -9,10 +9,10 @@ place of the 32 of Python's lists.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cluster.vectors import F32
 
@@ -20,7 +20,9 @@ LARGE = 1 << 18  # bytes of a body that is not parsed between two turns of the e
 PIECE = 1 << 16  # bytes of text that are parsed at once: about half a millisecond
 MARK = "vectors are apart"
 _OPENING = re.compile(rb"\s*:\s*\[(?=\s*\[)")
-_VECTORS: TypeAdapter[list[list[float]]] = TypeAdapter(list[list[float]])
+Vectors = list[list[Annotated[float, Field(strict=True)]]]
+"""Numbers and nothing that could pass for one: `true` is not 1, nor is "1". The parser is as fast so."""
+_VECTORS: TypeAdapter[list[list[float]]] = TypeAdapter(Vectors)
 
 
 def apart(body: bytes) -> tuple[bytes, F32] | None:

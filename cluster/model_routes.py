@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster import registry
 from cluster.http_edge import BODILESS
 from cluster.models import MEDIA, ModelService
-from cluster.problems import RESPONSES, Refused
+from cluster.problems import RESPONSES, Refused, missing
 from cluster.services import Services
 
 KEPT = {"Cache-Control": "private, max-age=3600"}
@@ -141,7 +141,9 @@ _FILES: dict[int | str, dict[str, Any]] = {
 
 def model_routes(app: FastAPI, services: Services) -> None:
     """Add `/v1/models…`."""
-    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
+    few = missing("No such model.", 401, 403, 422)
+    of_tensors = missing("No such model, or it has no such tensor.", 401, 403, 422)
+    of_chains = missing("No such model, or it has no such tensor or no parent.", 401, 403, 422)
 
     def tensor_of(m: str, t: str, request: Request) -> ModelService:
         """The model, if it has this tensor."""
@@ -168,7 +170,8 @@ def model_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/planes.png", summary="See a tensor", tags=["models"],
-        response_class=Response, responses={**few, 200: {"description": "A picture.", "content": {"image/png": {}}}},
+        response_class=Response,
+        responses={**of_tensors, 200: {"description": "A picture.", "content": {"image/png": {}}}},
     )  # fmt: skip
     async def planes(m: Name, t: TensorName, request: Request, level: LevelName = "", most: Most = 64) -> Response:
         """The first planes side by side, each of side² consecutive values along the Hilbert curve; grey is zero."""
@@ -180,7 +183,7 @@ def model_routes(app: FastAPI, services: Services) -> None:
     @app.get(
         "/v1/models/{m}/tensors/{t:path}/chain.mp4", summary="See a tensor change", tags=["models"],
         response_class=Response,
-        responses={**few, 200: {"description": "H.264, two frames a second.", "content": {"video/mp4": {}}},
+        responses={**of_chains, 200: {"description": "H.264, two frames a second.", "content": {"video/mp4": {}}},
                    206: {"description": "The bytes of `Range`."}, 416: _FILES[416]},
     )  # fmt: skip
     async def chain(m: Name, t: TensorName, request: Request) -> Response:
@@ -190,7 +193,10 @@ def model_routes(app: FastAPI, services: Services) -> None:
         """
         chosen = tensor_of(m, t, request)
         if chosen.archive.link is None:
-            raise Refused(404, f"model {m!r} has no parent, so there is no chain to show")
+            raise Refused(
+                404, f"model {m!r} has no parent, so there is no chain to show",
+                remedy="GET /v1/models tells which models have one; planes.png shows this tensor",
+            )  # fmt: skip
         async with services.pictures:
             data = await asyncio.to_thread(chosen.chain, t)
         span = byte_range(request.headers.get("Range", ""), len(data))
@@ -202,7 +208,7 @@ def model_routes(app: FastAPI, services: Services) -> None:
 
     @app.get(
         "/v1/models/{m}/tensors/{t:path}", summary="Read a tensor", tags=["models"],
-        response_class=Response, responses={**few, **_FILES},
+        response_class=Response, responses={**of_tensors, **_FILES},
     )  # fmt: skip
     async def tensor(
         m: Name, t: TensorName, request: Request, level: LevelName = "", rows: Rows = "", format: Kind = "safetensors"
@@ -256,7 +262,8 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
         start, stop = max(0, size - int(last)), size
     if start >= stop:
         raise Refused(
-            416, f"the file has {size} bytes", where="Range", headers={"Content-Range": f"bytes */{size}"}
+            416, f"the file has {size} bytes", where="Range", remedy="ask for bytes below that, or leave Range out",
+            headers={"Content-Range": f"bytes */{size}"},
         )  # fmt: skip
     return start, stop
 

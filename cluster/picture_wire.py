@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from cluster.config import Limits
 from cluster.problems import Refused
 from operators.errors import HilbertflowError
-from operators.pictures import measured
+from operators.pictures import TooLarge, measured
 
 FIELDS, FIELD_BYTES = 32, 1 << 16
 
@@ -59,12 +59,18 @@ def check_pictures(files: Sequence[bytes], limits: Limits) -> None:
         if len(data) > limits.image_bytes:
             raise Refused(413, f"the picture has {len(data):,} bytes; the limit is {limits.image_bytes:,}",
                           where=where, remedy="scale it down")  # fmt: skip
-        width, height = measured(data, where)
+        try:
+            width, height = measured(data, where)
+        except TooLarge as error:  # for any service
+            raise _too_many_pixels(error.size, where, limits) from None
         if width * height > limits.image_pixels:
-            raise Refused(
-                413, f"the picture has {width:,} × {height:,} pixels; the limit is {limits.image_pixels:,}",
-                where=where, remedy="scale it down",
-            )  # fmt: skip
+            raise _too_many_pixels(f"{width:,} × {height:,} pixels", where, limits)
+
+
+def _too_many_pixels(size: str, where: str, limits: Limits) -> Refused:
+    return Refused(
+        413, f"the picture has {size}; the limit is {limits.image_pixels:,}", where=where, remedy="scale it down"
+    )  # fmt: skip
 
 
 def _too_many(limits: Limits) -> Refused:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from cluster.field_faults import place_of, what
 from cluster.service import Unavailable
 from operators.errors import HilbertflowError
 
@@ -60,6 +61,12 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+def missing(what: str, *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Some of `RESPONSES`, with what is not there where it is no collection."""
+    some: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in statuses}
+    return some | {404: RESPONSES[404] | {"description": what}}
+
+
 def problem(refused: Refused) -> Response:
     """The document as a response."""
     body = {
@@ -94,7 +101,9 @@ def as_problem(request: Request, error: Exception) -> Response:
         return problem(Refused(error.status_code, detail, remedy=remedy, headers=error.headers))
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
-        return problem(Refused(422, str(first["msg"]), where=".".join(str(part) for part in first["loc"])))
+        where = ".".join(str(part) for part in first["loc"])
+        remedy = "GET /openapi.json describes every parameter"
+        return problem(Refused(422, f"{place_of(first['loc'][1:])} {what(first)}".lstrip(), where=where, remedy=remedy))
     return problem(Refused(500, f"the service failed ({type(error).__name__})", remedy="its log says more"))
 
 

@@ -14,7 +14,7 @@ from cluster import registry
 from cluster.model_differences import Difference, differences, heat_map
 from cluster.model_routes import KEPT, Filter, Name
 from cluster.models import ModelService
-from cluster.problems import RESPONSES
+from cluster.problems import RESPONSES, missing
 from cluster.recorded_parents import beside, recorded_parents
 from cluster.services import Services
 from operators.descent import Edge, descent
@@ -165,7 +165,7 @@ class Differences(BaseModel):
 
 def registry_routes(app: FastAPI, services: Services) -> None:
     """Add `/v1/registry/…` and `/v1/models/{m}/differences/…`."""
-    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
+    few = missing("No such model.", 401, 403, 422)
     listing: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 422)}
 
     @app.get("/v1/registry/statistics", summary="Count the models", tags=["models"], responses=listing)

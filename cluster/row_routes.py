@@ -29,7 +29,9 @@ Key = Annotated[
 _STREAM = {
     "type": "string",
     "format": "binary",
-    "description": "Columns `id`, `vector` or `text`, and metadata columns.",
+    "description": "An Arrow IPC stream. Columns `id`, `vector` or `text`, and metadata columns. In Python: `table = "
+    "pa.table({'id': ids, 'vector': pa.FixedSizeListArray.from_arrays(values.ravel(), dim)})`, then "
+    "`with pa.ipc.new_stream(sink, table.schema) as writer: writer.write_table(table)`.",
 }
 _EXAMPLE = {"ids": ["a"], "vectors": [[0.1, 0.2, 0.3]], "metadata": {}}
 _PUT = {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from cluster.json_vectors import Vectors
 from cluster.media import JSON
 from cluster.wire import arrow_table, base64_bytes, floats, json_vectors, strings, vector_column
 from operators.errors import HilbertflowError
@@ -25,7 +26,7 @@ class RowsRequest(BaseModel):
         description="`upsert` replaces rows whose id exists, whole; `append` refuses the batch when one does.",
     )
     ids: Ids = Field(description="Ids, each once, 1 to 10,000 characters.", min_length=1, examples=[["a", "b"]])
-    vectors: list[list[float]] | str | None = Field(
+    vectors: Vectors | str | None = Field(
         default=None,
         examples=[[[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]],
         description="A vector a row: arrays of numbers, or base64 of little-endian float32, all in one.",
@@ -106,7 +107,10 @@ def _columns(given: dict[str, list[Any]], schema: pa.Schema) -> pa.Table:
             columns[name] = pa.array(values, schema.field(name).type) if name in schema.names else pa.array(values)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             kind = schema.field(name).type if name in schema.names else "of one type"
-            raise HilbertflowError(f"the values are not {kind}", where=f"metadata column {name[:80]!r}") from None
+            raise HilbertflowError(
+                f"the values are not {kind}", where=f"metadata column {name[:80]!r}",
+                remedy="send values of that type, or null; GET /v1/collections/{c} tells the columns' types",
+            ) from None  # fmt: skip
     if len({len(values) for values in columns.values()}) > 1:
         raise HilbertflowError("metadata columns have different lengths", where="body", remedy="give a value an id")
     return pa.table(columns)

@@ -126,7 +126,7 @@ class Services:
         """The collection, if the caller may do this to it; raises 401, 403 or 404."""
         key = self.key(request, action)
         if key is not None and not key.allows(action, name):
-            raise Refused(403, f"key {key.name!r} may not {action} {name[:80]!r}")
+            raise _forbidden(key, action, name)
         service = self.collections.get(name)
         if service is None:
             raise Refused(404, f"there is no collection {name[:80]!r}", remedy="GET /v1/collections lists them")
@@ -167,7 +167,7 @@ class Services:
         """The model, if the caller may read it; raises 401, 403 or 404."""
         key = self.key(request)
         if key is not None and not key.allows("read", name):
-            raise Refused(403, f"key {key.name!r} may not read {name[:80]!r}")
+            raise _forbidden(key, "read", name)
         if name not in self.models:
             raise Refused(404, f"there is no model {name[:80]!r}", remedy="GET /v1/models lists them")
         return self.models[name]
@@ -203,7 +203,9 @@ class Services:
         encoding = self._encoding(name, "texts")
         longest = max(map(len, texts))
         if longest > self.limits.text_chars:
-            raise Refused(413, f"a text has {longest} characters; the limit is {self.limits.text_chars}")
+            raise Refused(
+                413, f"a text has {longest} characters; the limit is {self.limits.text_chars}", remedy="shorten it"
+            )  # fmt: skip
         return await self._in_time(encoding.texts(texts))
 
     async def _in_time(self, encoded: Coroutine[Any, Any, F32]) -> F32:
@@ -221,3 +223,10 @@ class Services:
                 remedy="send vectors, or configure `encoder`",
             )  # fmt: skip
         return self.encoders[name]
+
+
+def _forbidden(key: Key, action: str, name: str) -> Refused:
+    return Refused(
+        403, f"key {key.name!r} may not {action} {name[:80]!r}",
+        remedy=f"use a key with the scope {action}:{name[:80]}, which its file on the server can give",
+    )  # fmt: skip

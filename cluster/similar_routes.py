@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.method_comparison import Comparison
 from cluster.model_routes import Name
-from cluster.problems import RESPONSES
+from cluster.problems import missing
 from cluster.served_models import compared_methods, nearest_by
 from cluster.services import Services
 
@@ -103,7 +103,7 @@ class MethodsCompared(BaseModel):
 
 def similar_routes(app: FastAPI, services: Services) -> None:
     """Add `/v1/models/{m}/similar` and `/v1/models/{m}/compare`."""
-    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
+    few = missing("No such model.", 401, 403, 422)
 
     @app.get("/v1/models/{m}/similar", summary="Find models like one", tags=["models"], responses=few)
     async def similar(m: Name, request: Request, k: Count = 10, method: Method = "signature") -> NearModels:

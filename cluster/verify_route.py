@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
@@ -13,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from cluster.http_edge import BODILESS
 from cluster.integrity import Check, checks
 from cluster.model_routes import Name
-from cluster.problems import RESPONSES
+from cluster.problems import missing
 from cluster.services import Services
 
 MEDIA = "application/x-ndjson"
@@ -25,7 +24,7 @@ _LINES = {"schema": {"type": "string"}, "example": _SAID}
 
 def verify_route(app: FastAPI, services: Services) -> None:
     """Add `/v1/models/{m}/verify`."""
-    few: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (401, 403, 404, 422)}
+    few = missing("No such model.", 401, 403, 422)
 
     @app.get(
         "/v1/models/{m}/verify", summary="Check a model", tags=["models"], response_class=Response,

@@ -25,7 +25,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from cluster.json_vectors import LARGE, MARK, apart
+from cluster.field_faults import explained
+from cluster.json_vectors import LARGE, MARK, Vectors, apart
 from cluster.media import ARROW, FLOATS, JSON, NDJSON
 from cluster.query import MAX_K, Query
 from cluster.results import Results
@@ -71,7 +72,7 @@ class SearchOptions(BaseModel):
         default=None,
         le=64,
         examples=[1],
-        description="Finest level read; the one behind the last lossy one is exact (tier cold).",
+        description="Finest level read; the one behind the last lossy one is exact (tiers cold and exact).",
     )
     dim: Whole | None = Field(
         default=None, le=1_000_000, examples=[384],
@@ -101,7 +102,7 @@ def _query(k: int, tier: str | None, filter: str | None, **overrides: Any) -> Qu
 class SearchRequest(SearchOptions):
     """One or many queries, as vectors or as texts."""
 
-    vectors: list[list[float]] | str | None = Field(
+    vectors: Vectors | str | None = Field(
         default=None,
         examples=[[[0.1, 0.2, 0.3]], "zczMPc3MTD6amZk+"],
         description="Query vectors: arrays of numbers, or base64 of little-endian float32, one after another.",
@@ -223,7 +224,7 @@ def json_model(kind: type[M], body: bytes) -> M:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _first(error, "body") from None
+        raise _first(error, "body", kind) from None
 
 
 def json_vectors(kind: type[M], body: bytes) -> tuple[M, Any]:
@@ -250,14 +251,13 @@ def _url_search_options(given: tuple[tuple[str, str], ...]) -> SearchOptions:
     try:
         return SearchOptions.model_validate(body)
     except ValidationError as error:
-        raise _first(error, "URL") from None
+        raise _first(error, "URL", SearchOptions) from None
 
 
-def _first(error: ValidationError, where: str) -> HilbertflowError:
+def _first(error: ValidationError, where: str, kind: type[BaseModel]) -> HilbertflowError:
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return HilbertflowError(f"{place}: {first['msg']}" if place else first["msg"], where=where,
-                            remedy="GET /openapi.json describes every field")  # fmt: skip
+    detail, remedy = explained(first, list(kind.model_fields))
+    return HilbertflowError(detail, where=where, remedy=remedy)
 
 
 def base64_bytes(text: str, what: str = "vectors is a string but") -> bytes:

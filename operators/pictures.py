@@ -19,6 +19,14 @@ FORMATS = ("JPEG", "PNG")
 T = TypeVar("T")
 
 
+class TooLarge(HilbertflowError):
+    """A picture of more pixels than `MAX_PIXELS`; size: in words."""
+
+    def __init__(self, where: str, size: str) -> None:
+        super().__init__(f"has {size}; {MAX_PIXELS:,} are the most", where=where, remedy="scale it down")
+        self.size = size
+
+
 def need_pillow() -> None:
     """Raise when Pillow is not installed."""
     try:
@@ -66,19 +74,15 @@ def _opened(data: bytes, where: str, use: Callable[[Image], T]) -> T:
             with pillow.open(stream, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise _too_large(at(where, stream.tell()), f"{width:,} × {height:,} pixels")
+                    raise TooLarge(at(where, stream.tell()), f"{width:,} × {height:,} pixels")
                 return use(image)
     except HilbertflowError:
         raise
     except pillow.DecompressionBombError as error:
-        raise _too_large(at(where, stream.tell())) from error
+        raise TooLarge(at(where, stream.tell()), "far too many pixels") from error
     except Exception as error:  # a broken picture surfaces under many names, in a library that is not ours
         reason = re.sub(r"\s*<_io\.BytesIO[^>]*>", "", " ".join(str(error).split()))[:100]
         raise HilbertflowError(f"is no picture that can be read: {reason}", where=at(where, stream.tell())) from error
-
-
-def _too_large(where: str, size: str = "far too many pixels") -> HilbertflowError:
-    return HilbertflowError(f"has {size}; {MAX_PIXELS:,} are the most", where=where, remedy="scale it down")
 
 
 def _flat(image: Image) -> Image:

@@ -224,10 +224,10 @@ def _metadata(table: pa.Table, schema: pa.Schema, rows: int, where: str = "rows"
     for name in table.column_names:
         if name not in known:
             near: Sequence[str] = difflib.get_close_matches(name, known, 1) or known
-            raise HilbertflowError(
-                f"the collection has no column {name[:80]!r}", where=where,
-                remedy=f"it has {', '.join(near)}" if near else "leave it out: it has no metadata",
-            )  # fmt: skip
+            remedy = f"it has {', '.join(near)}" if near else "leave it out: it has no metadata"
+            if f"{name}_" in known:  # see `storage.rows.RESERVED`
+                remedy = f"the column is called {name}_ here"
+            raise HilbertflowError(f"the collection has no column {name[:80]!r}", where=where, remedy=remedy)
     if table.num_columns and table.num_rows != rows:
         raise HilbertflowError(f"{table.num_rows} rows of metadata for {rows} ids", where=where)
     columns = []
@@ -240,7 +240,8 @@ def _metadata(table: pa.Table, schema: pa.Schema, rows: int, where: str = "rows"
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0][:120]
             raise HilbertflowError(
-                f"column {field.name!r} does not fit {field.type} ({reason})", where=where
+                f"column {field.name!r} does not fit {field.type} ({reason})", where=where,
+                remedy=f"send values of type {field.type}, or null",
             ) from None  # fmt: skip
     return pa.table(columns, schema=pa.schema([pa.field(field.name, field.type) for field in wanted]))
 

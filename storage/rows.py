@@ -13,7 +13,8 @@ import pyarrow as pa
 from operators.errors import HilbertflowError
 from storage.fs import Location
 
-RESERVED = frozenset({"id", "text", "vector", "unit", "row"})  # column names that the stream itself uses
+RESERVED = frozenset({"id", "text", "vector", "unit", "row"})
+"""Column names that the stream itself uses; a metadata column of such a name gets an underscore behind it."""
 
 
 @runtime_checkable

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+GRACE_HOURS = 1.0
+"""So long `gc` leaves what nothing owns where it is, unless it is told otherwise: somebody may be at work."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Url = Annotated[str, typer.Argument(help="An archive, or a root that holds just one: a directory or a URL.")]
 Root = Annotated[str, typer.Argument(help="A root of archives, or one archive: a directory or a URL.")]

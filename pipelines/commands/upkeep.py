@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines import console
-from pipelines.commands.options import Json, Root, Url
+from pipelines.commands.options import GRACE_HOURS, Json, Root, Url
 
 if TYPE_CHECKING:
     from pipelines.pending import Pending
@@ -91,7 +91,7 @@ def gc(
     url: Root,
     grace: Annotated[
         float, typer.Option(metavar="HOURS", min=0, help="Leave younger objects alone: a writer may be at work.")
-    ] = 1.0,
+    ] = GRACE_HOURS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -101,12 +101,14 @@ def gc(
     from storage.upkeep import orphans
 
     removed: list[dict[str, str | int]] = []
+    young: list[str] = []
     total = 0
     for place in _archives(url, finished=False):
         used = {f"indexes/{path}" for path in files_in_use(place.join("indexes"))}
         if place.exists("log"):
             logged = in_use(place, grace * 3600)
             if logged is None:  # compacted a moment ago: the version before may still be read
+                young.append(place.url)
                 continue
             used |= logged
         with console.progress(f"cleaning {place.name}") as tick:
@@ -122,6 +124,8 @@ def gc(
         return
     for item in removed:
         console.say(str(item["object"]))
+    for name in young:
+        console.say(f"{name}: compacted less than {grace:g} h ago, its old archive stays (--grace HOURS for sooner)")
     said = "would be removed" if dry_run else "removed"
     console.say(
         f"{console.count(len(removed), 'object')} {said} ({console.size(total)})" if removed else "nothing to remove"

@@ -522,6 +522,8 @@ def test_keys_open_what_their_scopes_say(engine: SearchEngine, tmp_path: Path) -
         assert status(reader, "/") == 200
         listed = client.get("/v1/collections", headers={"Authorization": f"Bearer {stranger}"}).json()
         assert listed == {"collections": []}
+        bearer = {"Authorization": f"Bearer {stranger}"}
+        assert client.get(SEARCH.removesuffix("/search"), headers=bearer).json()["remedy"].startswith("use a key with")
         path.write_text(yaml.safe_dump({"keys": [entry | {"scopes": ["metrics:*"]}, other]}))
         assert (status(reader, "/metrics"), status(reader), status(stranger, "/metrics")) == (200, 403, 403)
         path.write_text(yaml.safe_dump({"keys": [entry | {"scopes": ["read:*"]}, other]}))
@@ -531,6 +533,32 @@ def test_keys_open_what_their_scopes_say(engine: SearchEngine, tmp_path: Path) -
         path.write_text(yaml.safe_dump({"keys": [other | {"scopes": ["write:*"]}]}))
         assert (status(reader), status(stranger)) == (401, 200)
         assert reader not in path.read_text()
+
+
+def test_readiness_names_what_a_key_may_read(engine: SearchEngine, tmp_path: Path) -> None:
+    """Whether all is ready is told to anybody, as probes need it; names are not."""
+    (reader, reader_hash), (stranger, stranger_hash) = new_key(), new_key()
+    path = tmp_path / "keys.yaml"
+    keys = [{"name": "reader", "sha256": reader_hash, "scopes": ["read:rows"]},
+            {"name": "stranger", "sha256": stranger_hash, "scopes": ["admin:other"]}]  # fmt: skip
+    path.write_text(yaml.safe_dump({"keys": keys}))
+    half = LocalBackend(ShardSet(engine.collection, engine.builds, 0, 2), None)
+    service = CollectionService("rows", engine.collection, engine.builds, [half, Broken()], timeout=0.5)
+
+    async def encode(texts: list[str]) -> F32:
+        return np.ones((len(texts), DIM), np.float32)
+
+    services = Services({"rows": service}, encoders={"rows": Encoding(encode, model="a")}, keys=Keys(str(path)))
+    with TestClient(build_api(services), raise_server_exceptions=False) as client:
+
+        def told(token: str | None) -> tuple[int, dict[str, Any]]:
+            reply = client.get("/readyz", headers={"Authorization": f"Bearer {token}"} if token else {})
+            return reply.status_code, reply.json()
+
+        assert told(None) == told("wrong") == (503, {"ready": False})
+        assert told(stranger) == (503, {"ready": False, "missing_groups": {}, "encoders": []})
+        status, seen = told(reader)
+        assert (status, seen["missing_groups"], seen["encoders"][0]["model"]) == (503, {"rows": [1]}, "a")
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,13 @@ def test_the_rows_of_a_collection_are_a_source(tmp_path: Path) -> None:
         compact(url)
 
 
+def test_compact_says_when_the_old_archive_goes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not at once: it may still be read."""
+    assert cli.call(["compact", changed(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "removes it once 1 h have passed, with `--grace HOURS` sooner" in said
+
+
 def test_compact_and_gc_by_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Indexes are built again before the swap; gc takes the old archive away and leaves the new one whole."""
     url = changed(tmp_path)
@@ -201,6 +208,9 @@ def test_compact_and_gc_by_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert cli.call(["gc", url, "--json"]) == 0  # within the grace nothing goes
     assert json.loads(capsys.readouterr().out)["removed"] == []
     assert Path(url, "level0").exists()
+    assert cli.call(["gc", url, "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "compacted less than 1 h ago" in said and "nothing to remove" in said
     assert cli.call(["gc", url, "--grace", "0"]) == 0
     assert not any(path.is_file() for path in Path(url, "level0").rglob("*"))
     assert standing(RowLog(archive.open(url)).view) == stood and verify(archive.open(url).place).sound

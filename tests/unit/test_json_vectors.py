@@ -41,7 +41,7 @@ def test_pieces_are_the_whole(count: int, indent: int | None) -> None:
     "wrong",
     [
         b'{"vectors":[[1,2],[3]]}', b'{"vectors":[[1,2],]}', b'{"vectors":[[1,2][3,4]]}',
-        b'{"vectors":[[1,2],[3,"4"]]}',
+        b'{"vectors":[[1,2],[3,"4"]]}', b'{"vectors":[[1,2],[3,true]]}', b'{"vectors":[[false,2],[3,4]]}',
         b'{"vectors":[[1,2],[3,4]}', b'{"vectors":[[1,2],null]}', b'{"vectors":[[[1]]]}', b'{"vectors":[]}',
         b'{"vectors":"AAAA"}', b'{"vectors":[[1,2],[3,4]', b'{"vectors":[[1],{"a":[2]}]}', b"[]", b"",
     ],
@@ -78,6 +78,17 @@ def outcome(sent: bytes) -> tuple[str, object]:
         return asked.options.model_dump_json(exclude={"vectors"}), checked_vectors(asked.vectors, 2).tolist()
     except HilbertflowError as error:
         return "refused", str(error)
+
+
+@pytest.mark.parametrize("large", [0, json_vectors.LARGE])
+@pytest.mark.parametrize("value", [b"true", b"false", b'"4"', b"null"])
+def test_only_numbers_are_numbers(value: bytes, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`true` is not 1, in queries and in rows; the error names the place."""
+    monkeypatch.setattr("cluster.wire.LARGE", large)
+    with pytest.raises(HilbertflowError, match=r"vectors\[1\]\[0\] is not a number"):
+        parse_request(JSON, b'{"vectors": [[1, 2], [' + value + b", 4]]}", {}, 2)
+    with pytest.raises(HilbertflowError, match=r"vectors\[0\]\[1\] is not a number"):
+        parse_rows(JSON, b'{"ids": ["a"], "vectors": [[1, ' + value + b"]]}", "upsert", 2, pa.schema([]))
 
 
 def test_rows_come_in_pieces_too() -> None:

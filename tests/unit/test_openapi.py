@@ -134,6 +134,8 @@ def test_errors_are_problem_documents_and_nothing_else(client: TestClient) -> No
     reply = client.get("/v1/models/small/tensors/scale?format=zip")
     assert (reply.status_code, reply.headers["content-type"]) == (422, "application/problem+json")
     assert reply.json()["where"] == "query.format"
+    assert reply.json()["detail"] == "format is not 'safetensors' or 'npy'"
+    assert reply.json()["remedy"] == "GET /openapi.json describes every parameter"
 
 
 def test_every_example_works(client: TestClient) -> None:
@@ -206,3 +208,56 @@ def test_names_are_told_to_nobody_without_a_key(services: Services, tmp_path: Pa
     assert "example" not in parameter
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert "small" not in str(document["paths"]["/v1/models/{m}"])
+
+
+def test_a_key_sees_examples_of_what_it_may_read(services: Services, tmp_path: Path) -> None:
+    """Vectors of its collection's dimension, in the bodies and in the fields; sent as they stand they are answered."""
+    (reader, reader_hash), (other, other_hash) = new_key(), new_key()
+    path = tmp_path / "keys.yaml"
+    path.write_text(
+        f"keys: [{{name: a, sha256: {reader_hash}, scopes: ['read:rows']}}, "
+        f"{{name: b, sha256: {other_hash}, scopes: ['admin:none']}}]"
+    )
+    guarded = Services(services.collections, services.models, keys=Keys(str(path)))
+    client = TestClient(build_api(guarded))
+    bearer = {"Authorization": f"Bearer {reader}"}
+    document = client.get("/openapi.json", headers=bearer).json()
+    for where, method in (("search", "post"), ("rows", "post")):
+        body = document["paths"][f"/v1/collections/{{c}}/{where}"][method]["requestBody"]["content"]["application/json"]
+        shown = [item["value"] for item in body.get("examples", {}).values()] + [body.get("example", {})]
+        vectors = [vector for example in shown for vector in example.get("vectors", [])]
+        vectors += [vector for part in body["schema"]["properties"]["vectors"]["examples"] if isinstance(part, list)
+                    for vector in part]  # fmt: skip
+        assert vectors and {len(vector) for vector in vectors} == {DIM}
+    search = document["paths"]["/v1/collections/{c}/search"]["post"]
+    (example,) = search["requestBody"]["content"]["application/json"]["examples"].values()
+    assert client.post("/v1/collections/rows/search", json=example["value"], headers=bearer).is_success
+    assert "small" not in str(document["paths"]["/v1/models/{m}"])
+    nobody = client.get("/openapi.json").json()
+    assert "'rows'" not in str(nobody["paths"]["/v1/collections/{c}"])
+    assert client.get("/openapi.json", headers={"Authorization": f"Bearer {other}"}).json() == nobody
+
+
+def test_missing_things_are_called_what_they_are(client: TestClient) -> None:
+    """A model that is not there is no collection."""
+    for method, path, operation in operations(client.get("/openapi.json").json()):
+        if path.startswith("/v1/models/{m}"):
+            assert operation["responses"]["404"]["description"].startswith("No such model"), (method, path)
+
+
+def test_limits_are_told_to_programs(client: TestClient) -> None:
+    """As bounds of the schema; and how bodies that are not JSON are made."""
+    paths = client.get("/openapi.json").json()["paths"]
+    content = paths["/v1/collections/{c}/search"]["post"]["requestBody"]["content"]
+    fields = content["application/json"]["schema"]["properties"]
+    limits = Limits(queries=77, rows=55)
+    texts = {"type": "array", "items": {"type": "string", "maxLength": limits.text_chars}, "maxItems": 77}
+    assert fields["texts"]["anyOf"][0] == texts
+    (pictures,) = (choice for choice in fields["images"]["anyOf"] if choice["type"] == "array")
+    assert pictures["maxItems"] == limits.images and pictures["items"]["maxLength"] > limits.image_bytes
+    rows = paths["/v1/collections/{c}/rows"]
+    put = rows["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert (put["ids"]["maxItems"], put["ids"]["items"]["maxLength"]) == (55, 10_000)
+    assert "(tiers cold and exact)" in fields["level"]["description"]
+    for kind, content_of in content.items():
+        assert kind == "application/json" or re.search("In Python: `|With curl: `", content_of["schema"]["description"])

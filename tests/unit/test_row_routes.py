@@ -231,3 +231,30 @@ def test_limits_and_guards(client: TestClient, url: str, tmp_path: Path) -> None
         reply = guarded.post(PATH, json=whole)
         assert reply.status_code == 403
         assert "read-only" in reply.json()["detail"]
+
+
+def test_a_column_of_a_name_that_the_flow_uses(tmp_path: Path) -> None:
+    """It has an underscore behind its name in a collection; whoever leaves that out is told."""
+    url = archive_vectors(tmp_path, clustered(ROWS, DIM), "l2", {"text": [f"t{i}" for i in range(ROWS)]})
+    with TestClient(build_api(Services({"rows": service_over(open_version(url))}))) as client:
+        body = {"ids": ["a"], "vectors": [[0.0] * DIM]}
+        reply = client.post(PATH, json=body | {"metadata": {"text": ["x"]}})
+        assert (reply.status_code, reply.json()["remedy"]) == (422, "the column is called text_ here")
+        assert client.post(PATH, json=body | {"metadata": {"text_": ["x"]}}).is_success
+        found = client.post(SEARCH, json={"vectors": body["vectors"], "filter": 'text == "x"'})
+        assert (found.status_code, found.json()["remedy"]) == (422, "the column is called text_ here")
+        assert nearest(client, np.zeros(DIM, np.float32), filter='text_ == "x"')["ids"] == ["a"]
+
+
+def test_values_of_another_type_are_refused_with_a_remedy(client: TestClient) -> None:
+    """In JSON by their type, in Arrow by the cast that fails."""
+    body = {"ids": ["a"], "vectors": [[0.0] * DIM], "metadata": {"lines": ["many"]}}
+    reply = client.post(PATH, json=body)
+    assert (reply.status_code, reply.json()["detail"]) == (422, "the values are not int64")
+    assert reply.json()["remedy"].startswith("send values of that type")
+    table = pa.table({"id": ["a"], "vector": [[0.0] * DIM], "lines": ["many"]})
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    reply = client.post(PATH, content=sink.getvalue(), headers={"Content-Type": ARROW})
+    assert (reply.status_code, reply.json()["remedy"]) == (422, "send values of type int64, or null")

@@ -61,18 +61,23 @@ def describe(app: FastAPI, services: Services) -> None:
         return app.openapi_schema
 
     async def told(request: Request) -> Response:
-        document = openapi()
-        if services.keys is not None:
-            try:
-                seen, models = services.readable(request), services.readable_models(request)
-            except Refused:
-                return JSONResponse(document)
-            document = copy.deepcopy(document)
-            _examples(document, services, seen, models)
-        return JSONResponse(document)
+        return JSONResponse(described(services, request))
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.add_route("/openapi.json", told, include_in_schema=False)
+
+
+def described(services: Services, request: Request) -> dict[str, Any]:
+    """The description for this caller."""
+    document: dict[str, Any] = request.app.openapi()
+    if services.keys is not None:
+        try:
+            seen, models = services.readable(request), services.readable_models(request)
+        except Refused:
+            return document
+        document = copy.deepcopy(document)
+        _examples(document, services, seen, models)
+    return document
 
 
 def _operations(document: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -178,6 +183,9 @@ def _vectors(document: dict[str, Any], chosen: CollectionService, by_text: bool)
         "vector": {"summary": "by vector", "value": {"vectors": [vector], "k": 5}}
     }
     put["example"] = {"ids": ["a"], "vectors": [vector]}
+    in_address = (part for part in document["paths"][SEARCH]["post"]["parameters"] if part["name"] == "dim")
+    for schema in (search["schema"]["properties"]["dim"], *(part["schema"] for part in in_address)):
+        schema["examples"] = [chosen.collection.dim]
     coded = base64.b64encode(np.array(vector, "<f4").tobytes()).decode()
     search["schema"]["properties"]["vectors"]["examples"] = [[vector], coded]
     put["schema"]["properties"]["vectors"]["examples"] = [[vector, vector]]

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response
 
+from cluster.openapi import described
 from cluster.page.render import show
 from cluster.services import Services
 
@@ -54,7 +55,7 @@ class Operation:
 
 async def view(services: Services, request: Request) -> Response:
     """Every operation, by its tag."""
-    document = request.app.openapi()
+    document = described(services, request)
     base = str(request.base_url).rstrip("/")
     tags: dict[str, list[Operation]] = {}
     for path, methods in document["paths"].items():

@@ -122,7 +122,10 @@ def test_straight_and_through_the_framework(engine: SearchEngine) -> None:
         with TestClient(app, raise_server_exceptions=False, root_path=prefix) as client:
             replies = [client.post(prefix + SEARCH, json=body) for body in bodies]
             replies += [client.post(prefix + SEARCH.replace("rows", "none"), json={}), client.get(prefix + SEARCH)]
-            counts = [line for line in client.get(f"{prefix}/metrics").text.splitlines() if "_requests_total{" in line]
+            lines = client.get(f"{prefix}/metrics").text.splitlines()
+            counts = [
+                line for line in lines if "_requests_total{" in line and "storage_" not in line
+            ]  # those may be held
         told = [{name: reply.headers[name] for name in ("content-type", "x-content-type-options")} for reply in replies]
         seen.append(([reply.status_code for reply in replies], [reply.json() for reply in replies], told, counts))
     assert seen[0] == seen[1]

@@ -233,6 +233,8 @@ def test_a_key_sees_examples_of_what_it_may_read(services: Services, tmp_path: P
     (example,) = search["requestBody"]["content"]["application/json"]["examples"].values()
     assert client.post("/v1/collections/rows/search", json=example["value"], headers=bearer).is_success
     assert "small" not in str(document["paths"]["/v1/models/{m}"])
+    assert "/v1/collections/rows/search" in client.get("/docs", headers=bearer).text
+    assert "/v1/collections/rows/search" not in client.get("/docs").text
     nobody = client.get("/openapi.json").json()
     assert "'rows'" not in str(nobody["paths"]["/v1/collections/{c}"])
     assert client.get("/openapi.json", headers={"Authorization": f"Bearer {other}"}).json() == nobody

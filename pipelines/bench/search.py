@@ -24,6 +24,7 @@ from pipelines.bench.report import Table
 TARGETS = (0.90, 0.95, 0.99)
 THREADS = (1, 2)
 QUICK_ROWS, QUERIES = 20_000, 1000
+CLOSER = 3  # settings that are added around each recall, each between two that were there
 SVS = "SVS Vamana32"
 
 
@@ -110,10 +111,15 @@ def shortened(data: Dataset, rows: int, queries: int) -> Dataset:
 def _measure(data: Dataset, opened: Sequence[Corner], quick: bool) -> list[Point]:
     """Recall of every setting; then speed, in rounds, of those that some recall asked for could be reached with."""
     reached: dict[tuple[str, int], float] = {}
-    settings = {corner.name: CONTENDERS[corner.name].settings[:: 2 if quick else 1] for corner in opened}
+    settings: dict[str, list[Setting]] = {}
     for corner in opened:
-        for i, setting in enumerate(settings[corner.name]):
-            reached[corner.name, i] = data.recall(corner.found(setting))
+        swept = [(item, data.recall(corner.found(item))) for item in CONTENDERS[corner.name].settings[:: 1 + quick]]
+        for target in TARGETS:
+            for _ in range(CLOSER):
+                if (closer := between(swept, target)) is not None:
+                    swept.append((closer, data.recall(corner.found(closer))))
+        settings[corner.name] = [setting for setting, _ in swept]
+        reached |= {(corner.name, i): recall for i, (_, recall) in enumerate(swept)}
     best: dict[tuple[str, int], dict[int, float]] = {key: {} for key, value in reached.items() if value >= 0.85}
     for threads in THREADS:
         for _ in range(2 if quick else 4):
@@ -123,6 +129,24 @@ def _measure(data: Dataset, opened: Sequence[Corner], quick: bool) -> list[Point
                         rate = len(data.test) / corner.timed(settings[corner.name][at], threads)
                         best[key][threads] = max(rate, best[key].get(threads, 0.0))
     return [Point(name, settings[name][i], reached[name, i], rates) for (name, i), rates in best.items()]
+
+
+def between(swept: Sequence[tuple[Setting, float]], target: float) -> Setting | None:
+    """A setting halfway between the cheapest that reaches a recall and the next one down, which does not.
+
+    The first value of a setting is its width; what is swept is too coarse to tell who is fastest at a given recall.
+    None where nothing lies between, or nothing reaches it.
+    """
+    able = [setting for setting, recall in swept if recall >= target]
+    if not able:
+        return None
+    (name, width), *others = min((list(setting.items()) for setting in able), key=lambda items: [v for _, v in items])
+    below = [
+        setting[name] for setting, recall in swept
+        if recall < target and setting[name] < width and all(setting[key] == value for key, value in others)
+    ]  # fmt: skip
+    middle = (max(below, default=width) + width) // 2
+    return {name: middle, **dict(others)} if max(below, default=width) < middle < width else None
 
 
 def _speeds(field: Field, notes: tuple[str, ...]) -> Table:

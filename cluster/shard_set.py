@@ -20,6 +20,7 @@ from cluster.device import Device
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.identity import Ids
 from cluster.index_store import Build, cold_settings
+from cluster.lean_memory import lean_memory
 from cluster.matching import Matching
 from cluster.planner import choose
 from cluster.query import Query
@@ -82,6 +83,7 @@ class ShardSet:
         log: RowLog | None = None,
         device: Device = "cpu",
     ) -> None:
+        lean_memory()
         self.collection, self.builds = collection, dict(builds)
         self.group, self.groups, self.threads, self.device = group, groups, threads, device
         self.log, self.stale = log or RowLog(collection), False

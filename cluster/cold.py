@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster import probing
+from cluster.chunk_cache import CACHE_BYTES, ChunkCache
 from cluster.exact import pair_scores
 from cluster.index_kind import Overrides
 from cluster.probing import Probe
@@ -49,13 +50,14 @@ HELD_IDS = 4 << 20
 @dataclass(frozen=True)
 class Effort:
     """What a search read: lists and rows of all queries together; requests, rounds of them that had to wait for one
-    another, and bytes; rows by step."""
+    another, and bytes; chunks that were not read since they are kept; rows by step."""
 
     lists_probed: int = 0
     rows_scanned: int = 0
     rounds: int = 0
     requests: int = 0
     bytes_read: int = 0
+    cache_hits: int = 0
     level: str = ""
     by_step: tuple[int, ...] = ()
 
@@ -84,10 +86,16 @@ class _Held:
 
 
 class Cold:
-    """One open collection. Not safe for two searches at once: the bytes of both would be counted together."""
+    """One open collection. Not safe for two searches at once: the bytes of both would be counted together.
 
-    def __init__(self, collection: CollectionArchive, tuned: Overrides | None = None, gap: int = GAP) -> None:
+    cache: bytes of chunks that are kept for later searches.
+    """
+
+    def __init__(
+        self, collection: CollectionArchive, tuned: Overrides | None = None, gap: int = GAP, cache: int = CACHE_BYTES
+    ) -> None:
         self.collection, self.tuned, self.gap = collection, tuned or Overrides(), gap
+        self._cache = ChunkCache(cache)
         self._frames: dict[int, bytes] = {}
 
     def open(self) -> None:
@@ -113,7 +121,8 @@ class Cold:
         small = "ids" in table.sizes and int(table.sizes["ids"].sum(dtype=np.int64)) <= HELD_IDS
         if small:
             every = np.arange(table.chunks)
-            self._frames = dict(zip(every.tolist(), self._fetch({"ids": every})["ids"], strict=True))
+            frames = self.collection.fetch({"ids": every}, self.gap)["ids"]
+            self._frames = dict(zip(every.tolist(), frames, strict=True))
         return small
 
     @cached_property
@@ -178,7 +187,7 @@ class Cold:
         probed = [probe.lists(of_query, counts) for of_query in near]
         mine = [self._chunks_of(lists, matches) for lists in probed]
         steps = plan(level, code.depth)
-        held = self._begun(np.unique(np.concatenate(mine)))
+        held, rounds, kept = self._begun(np.unique(np.concatenate(mine))), 0, self._cache.hits
         by_step: list[int] = []
         for number, names in enumerate(steps):
             union = np.unique(np.concatenate(mine))
@@ -186,7 +195,9 @@ class Cold:
             last = number == len(steps) - 1
             if last and not self._all_ids and "ids" in self.collection.chunks.sizes:
                 wanted["ids"] = union
+            asked = self._traffic()[0]
             fetched = self._fetch(wanted)
+            rounds += self._traffic()[0] > asked
             if "ids" in fetched:
                 frames.update(zip(union.tolist(), fetched.pop("ids"), strict=True))
             held = self._deepened(held, union, fetched)
@@ -195,7 +206,7 @@ class Cold:
             if last:
                 requests, read = np.subtract(self._traffic(), before).tolist()
                 rows = sum(int(counts[lists].sum()) for lists in probed)
-                effort = Effort(sum(map(len, probed)), rows, len(steps), requests, read,
+                effort = Effort(sum(map(len, probed)), rows, rounds, requests, read, self._cache.hits - kept,
                                 _level_name(level, code.depth), tuple(by_step))  # fmt: skip
                 return *self._best(held, found, turned, mine, matches, k), effort
             # Where a filter has many more lists read, their rows lie closer together as seen from the query.
@@ -207,8 +218,8 @@ class Cold:
         raise AssertionError("a plan has a last step")
 
     def _fetch(self, wanted: Mapping[str, I64]) -> dict[str, list[bytes]]:
-        """Chunks of arrays by name, in one round of requests."""
-        return self.collection.fetch(wanted, self.gap)
+        """Chunks of arrays by name, in one round of requests for those that are not kept."""
+        return self._cache.fetched(wanted, lambda some: self.collection.fetch(some, self.gap))
 
     def _chunks_of(self, lists: I64, matches: I64 | None) -> I64:
         """Chunks of lists that hold any row which may be answered."""
@@ -366,8 +377,9 @@ def _sum(efforts: Sequence[Effort]) -> Effort:
     if not efforts:
         return Effort()
     wide = max(len(effort.by_step) for effort in efforts)
+    steps = tuple(sum(e.by_step[i] for e in efforts if i < len(e.by_step)) for i in range(wide))
     return Effort(
         sum(e.lists_probed for e in efforts), sum(e.rows_scanned for e in efforts),
         max(e.rounds for e in efforts), sum(e.requests for e in efforts), sum(e.bytes_read for e in efforts),
-        efforts[0].level, tuple(sum(e.by_step[i] for e in efforts if i < len(e.by_step)) for i in range(wide)),
+        sum(e.cache_hits for e in efforts), efforts[0].level, steps,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cluster.chunk_cache import CACHE_BYTES
 from cluster.device import Device
 from cluster.query import MAX_K
 from operators.errors import HilbertflowError
@@ -55,6 +56,12 @@ class CollectionConfig(_Part):
     max_replicas: int | None = Field(default=None, ge=1, le=1024)
     placement: Literal["auto", "ingress", "shards"] = "auto"
     threads: int = Field(default=1, ge=1, le=1024, description="of FAISS, in every process that searches")
+    cache_bytes: int = Field(
+        default=CACHE_BYTES,
+        ge=0,
+        le=1 << 40,
+        description="kept of what tier `cold` reads, in every process that searches",
+    )
     device: Device = "auto"
     gpus: float = Field(default=1.0, gt=0, le=1, description="of a replica that searches on one; fractions share it")
     encoder: EncoderConfig | None = Field(default=None, description="of its queries; default the service's")

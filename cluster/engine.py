@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.build import open_collection
+from cluster.chunk_cache import CACHE_BYTES
 from cluster.device import Device, runs_on_gpu
 from cluster.estimate import QUERIES, RecallEstimate, Recent, estimate_recall
 from cluster.explain import explained
@@ -35,21 +36,25 @@ class SearchEngine:
         builds: dict[str, Build],
         threads: int | None = None,
         device: Device = "cpu",
+        cache: int = CACHE_BYTES,
     ) -> None:
         if device == "cuda":
             runs_on_gpu(device, "device")  # refused now, not by the first query
-        self._threads, self._device, self._log, self._lock = threads, device, RowLog(collection), threading.Lock()
+        self._threads, self._device, self._cache = threads, device, cache
+        self._log, self._lock = RowLog(collection), threading.Lock()
         self._set, self._recent = self._over(collection, builds), Recent()
 
     @classmethod
-    def open(cls, url: str, *, threads: int | None = None, device: Device = "cpu") -> SearchEngine:
+    def open(
+        cls, url: str, *, threads: int | None = None, device: Device = "cpu", cache: int = CACHE_BYTES
+    ) -> SearchEngine:
         """The collection at `url`, or the only one under a root.
 
         threads: of FAISS; None leaves its default. device: of tier `ivfpq`; a GPU takes seconds to start, which pays
-        for batches and for many queries.
+        for batches and for many queries. cache: bytes, of what tier `cold` reads, that are kept for later searches.
         """
         collection = open_collection(url)
-        return cls(collection, current_builds(indexes_of(collection)), threads, device)
+        return cls(collection, current_builds(indexes_of(collection)), threads, device, cache)
 
     @property
     def collection(self) -> CollectionArchive:
@@ -161,7 +166,9 @@ class SearchEngine:
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
         builds = fresh(collection, builds)
-        return ShardSet(collection, builds, threads=self._threads, log=self._log, device=self._device)
+        return ShardSet(
+            collection, builds, threads=self._threads, log=self._log, device=self._device, cache=self._cache
+        )
 
     def _changed(self, receipt: Receipt) -> Receipt:
         self.refresh()

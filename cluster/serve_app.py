@@ -64,9 +64,11 @@ class Shards:
     Two versions are held while one takes over from the other, so that queries end on the version they began with.
     """
 
-    def __init__(self, url: str, group: int, groups: int, tier: str | None, threads: int, device: Device) -> None:
+    def __init__(
+        self, url: str, group: int, groups: int, tier: str | None, threads: int, device: Device, cache: int
+    ) -> None:
         self._url, self._group, self._groups, self._tier = url, group, groups, tier
-        self._threads, self._device = threads, device
+        self._threads, self._device, self._cache = threads, device, cache
         self._lock = threading.Lock()
         self._held: OrderedDict[str, ShardSet] = OrderedDict()
         self._at("")
@@ -88,7 +90,13 @@ class Shards:
             now = open_version(self._url)
             if now.name not in self._held:
                 shards = ShardSet(
-                    now.collection, now.builds, self._group, self._groups, self._threads, device=self._device
+                    now.collection,
+                    now.builds,
+                    self._group,
+                    self._groups,
+                    self._threads,
+                    device=self._device,
+                    cache=self._cache,
                 )
                 warm(shards, self._tier)
                 meet_rows(now.collection, now.builds)
@@ -190,7 +198,7 @@ class Ingress:
         ways = zip(handles, self._links[item.name], strict=True)
         backends: list[Backend] = [RemoteBackend(handle, now.name, links) for handle, links in ways]
         if not handles:
-            shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log)
+            shards = ShardSet(now.collection, now.builds, threads=item.threads, log=log, cache=item.cache_bytes)
             warm(shards, tier)
             backends = [LocalBackend(shards, tier)]
         meet_rows(now.collection, {} if handles else now.builds)  # rows are looked up here in any case
@@ -253,7 +261,7 @@ def _shard_groups(item: CollectionConfig, config: ServeConfig, there: Gpus) -> t
             user_config={},
             **({} if gpus else OVERLAPPING),  # a second replica might wait for the GPU that the first one has
             **_replicas(item.replicas, item.max_replicas),
-        ).bind(item.url, number, groups, tier, item.threads, item.device if gpus else "cpu")
+        ).bind(item.url, number, groups, tier, item.threads, item.device if gpus else "cpu", item.cache_bytes)
         for number in range(groups)
     ]
     return bound, there.less(gpus * groups * (item.max_replicas or item.replicas))

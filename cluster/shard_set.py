@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.chunk_cache import CACHE_BYTES
 from cluster.cold import Cold, Effort
 from cluster.device import Device
 from cluster.exact import BATCH_ROWS, ExactScan
@@ -69,8 +70,8 @@ class ShardSet:
     knows, and whoever made it opens the collection again.
 
     One search runs at a time (FAISS brings its own threads). Index files are loaded on the first search that needs
-    them, or by `load`; those of tier `ivfpq` are searched on `device`. The set answers from the builds it was made
-    with, for as long as it lives.
+    them, or by `load`; those of tier `ivfpq` are searched on `device`. Of what tier `cold` reads, `cache` bytes are
+    kept for later searches. The set answers from the builds it was made with, for as long as it lives.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class ShardSet:
         threads: int | None = None,
         log: RowLog | None = None,
         device: Device = "cpu",
+        cache: int = CACHE_BYTES,
     ) -> None:
         lean_memory()
         self.collection, self.builds = collection, dict(builds)
@@ -90,7 +92,8 @@ class ShardSet:
         self._view: View | None = None
         self._views: OrderedDict[int, View] = OrderedDict()
         self._shards: dict[str, list[Shard]] = {}
-        self._matching, self._ids, self._cold = Matching(collection), Ids(collection), Cold(collection)
+        self._matching, self._ids, self._cache = Matching(collection), Ids(collection), cache
+        self._cold = Cold(collection, cache=cache)
         self._lock = threading.RLock()
         known = self.builds
         self._tier_of: Callable[[Query], str] = lru_cache(maxsize=1024)(lambda q: choose(q, known, collection).tier)
@@ -140,7 +143,7 @@ class ShardSet:
                     [Shard.load(self.collection, build, n, self.device) for n in numbers] if build else []
                 )
                 if tier == "cold":
-                    self._cold = Cold(self.collection, cold_settings(self.collection))
+                    self._cold = Cold(self.collection, cold_settings(self.collection), cache=self._cache)
                     self._cold.open()
             return self._shards[tier]
 
@@ -180,7 +183,8 @@ class ShardSet:
             return Answer(
                 scores, rows, self.collection.fingerprint, sum(e.lists_probed for e in efforts),
                 sum(e.rows_scanned for e in efforts), traffic.bytes_read - read, clock.laps, view.version, len(slots),
-                traffic.requests - requests, sum(e.rounds for e in efforts), efforts[-1].level, traffic.hits - hits,
+                traffic.requests - requests, sum(e.rounds for e in efforts), efforts[-1].level,
+                traffic.hits - hits + sum(e.cache_hits for e in efforts),
             )  # fmt: skip
 
     def _every_row(

@@ -88,7 +88,7 @@ def tune(collection: CollectionArchive, build: Build, asked: Questions | None = 
 
 def tune_cold(collection: CollectionArchive, target: float, asked: Questions) -> tuple[Overrides, list[dict[str, Any]]]:
     """Settings of the tier `cold` that reach the target for the fewest bytes read, and what was tried."""
-    cold, lists = Cold(collection), len(collection.borders) - 1
+    cold, lists = Cold(collection, cache=0), len(collection.borders) - 1
     probes = sorted({min(lists, max(1, round(usual_nprobe(lists) * share))) for share in COLD_SHARES})
     ladder = [Overrides(nprobe=n, refine=refine) for n in probes for refine in COLD_REFINES]
     # Where the levels tell neighbours apart too poorly, the best are compared by their exact values.

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cluster.chunk_cache import CACHE_BYTES
 from cluster.cold import Cold, usual_nprobe
 from cluster.engine import SearchEngine
 from cluster.index_kind import Overrides
@@ -34,6 +35,8 @@ QUICK_ROWS, QUERIES = 10_000, 200
 Setting = dict[str, int]
 Ask = Callable[[npt.NDArray[np.float32], Setting], npt.NDArray[Any]]
 GAPS = (0, 1024, 4096, 16_384)
+OURS = {"ours": CACHE_BYTES, "bare": 0}
+"""Bytes of chunks that are kept between queries, by what stands beside LanceDB."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def run(quick: bool) -> Iterator[Table]:
     home.mkdir(parents=True, exist_ok=True)
     np.save(home / "train.npy", data.train)
     url = archived(home, home / "train.npy", data.metric)
-    engine = SearchEngine.open(url)
+    engine = SearchEngine.open(url, cache=0)  # what a query reads that nobody has asked before
     ladder = _ladder(engine.collection, quick)
     curve = [_read(engine, data, setting) for setting in ladder]
     yield _curve(data, engine.collection, curve)
@@ -184,7 +187,7 @@ def _beside(data: Dataset, url: str, setting: Setting, folder: Path, peers: dict
     """Ours and LanceDB's best settings, in turns, on disk and on S3."""
     swept = lance.SETTINGS[:: 3 if quick else 1]
     tuned = {name: _tuned(lance.ask(str(folder), name, data.metric), data, swept) for name in peers}
-    contenders: list[tuple[str, str, Setting]] = [("hilbertflow", "ours", setting)]
+    contenders = [("hilbertflow", "ours", setting), ("hilbertflow, nothing kept", "bare", setting)]
     for name, points in tuned.items():
         able = [p for p in points if p.recall >= TARGET] or [max(points, key=lambda p: p.recall)]
         chosen = {id(p): p for p in (min(able, key=lambda p: p.bytes), min(able, key=lambda p: p.seconds))}
@@ -194,11 +197,12 @@ def _beside(data: Dataset, url: str, setting: Setting, folder: Path, peers: dict
         port = free_ports(1)[0]
         buckets = {contender[1]: f"bench-{contender[1]}" for contender in contenders}
         with server(Path(scratch), *buckets.values(), metrics=port):
-            far = f"s3://{buckets['ours']}/rows"
-            _upload(Path(url), far)
+            for name in OURS:
+                _upload(Path(url), f"s3://{buckets[name]}/rows")
             for name in tuned:
                 _upload(folder / f"{name}.lance", f"s3://{buckets[name]}/{name}.lance")
-            opened = [(c, _opened(c, far, f"s3://{buckets[c[1]]}", data.metric)) for c in contenders]
+            far = {name: f"s3://{bucket}" for name, bucket in buckets.items()}
+            opened = [(c, _opened(c, f"{far[c[1]]}/rows", far[c[1]], data.metric)) for c in contenders]
             remote = _turns(data, opened, (port, buckets))
     notes = () if peers else ("LanceDB is not installed: pip install lancedb",)
     return [
@@ -219,9 +223,9 @@ def _tuned(ask: Ask, data: Dataset, settings: Sequence[Setting]) -> list[Point]:
 
 
 def _opened(contender: tuple[str, str, Setting], url: str, folder: str, metric: str) -> Ask:
-    if contender[1] != "ours":
+    if contender[1] not in OURS:
         return lance.ask(folder, contender[1], metric)
-    engine = SearchEngine.open(url)
+    engine = SearchEngine.open(url, cache=OURS[contender[1]])
     return lambda query, setting: engine.search(query, 10, "cold", None, **setting).ids[0]
 
 

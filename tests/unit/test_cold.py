@@ -25,7 +25,7 @@ COLUMNS = {"colour": ["red" if i % 2 else "blue" for i in range(ROWS)], "size": 
 @pytest.fixture(scope="module", params=["l2", "ip", "cosine"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SearchEngine:
     root = tmp_path_factory.mktemp(request.param)
-    return SearchEngine.open(archive_vectors(root, VECTORS, request.param, COLUMNS))
+    return SearchEngine.open(archive_vectors(root, VECTORS, request.param, COLUMNS), cache=0)
 
 
 def test_recall_and_what_is_read(engine: SearchEngine) -> None:
@@ -118,7 +118,7 @@ def test_without_lists_there_is_no_cold_tier(tmp_path: Path) -> None:
 
 def test_damage_and_loss_while_reading(tmp_path: Path) -> None:
     url = archive_vectors(tmp_path, VECTORS, "l2")
-    engine = SearchEngine.open(url)
+    engine = SearchEngine.open(url, cache=0)
     assert engine.search(QUERIES, 5, "cold").rows.shape == (len(QUERIES), 5)
     objects = [path for path in Path(url, "level1", "c").rglob("*") if path.is_file()]
     for path in objects:

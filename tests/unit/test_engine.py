@@ -191,7 +191,7 @@ def test_a_collection_that_is_deleted_while_it_is_read(tmp_path: Path, warm: boo
                 numbers = [int(name[4:]) for name in found.ids.reshape(-1)]
                 assert warm and (min(numbers) > 7 if rule else numbers[::3] == [0, 1])
                 answered.append(tier)
-    assert "exact" not in answered and "cold" not in answered
+    assert "exact" not in answered and (warm or "cold" not in answered)  # it may hold the chunks that it read
     with pytest.raises(HilbertflowError, match=r"was removed.*archive it again|does not exist"):
         engine.delete(["row-1"])
     with pytest.raises(HilbertflowError) as caught:

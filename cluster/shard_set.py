@@ -209,7 +209,10 @@ class ShardSet:
         clock.lap("filter")
         span = None if self.groups == 1 else self._own_rows()
         ready = prepared(queries, self.collection.metric)
-        scores, rows, effort = self._cold.search(ready, query.k, query.overrides, matches, span)
+        asked = query.overrides
+        if query.radius is not None and asked.level is None:  # a score tells whether a row is within
+            asked = dataclasses.replace(asked, level=self.collection.code.depth)
+        scores, rows, effort = self._cold.search(ready, query.k, asked, matches, span)
         late, compared = self._late(queries, query, view, slots)
         return [(scores, rows), *late], dataclasses.replace(effort, rows_scanned=effort.rows_scanned + compared)
 

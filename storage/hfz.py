@@ -99,7 +99,8 @@ def describe(values: npt.NDArray[Any], data: bytes, metric: str = "l2") -> Packe
     exact = np.array_equal(decoded, values)
     rows, again = values.astype(np.float64), decoded.astype(np.float64)
     norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(again, axis=1)
-    cosine = np.where(norms > 0, np.einsum("ij,ij->i", rows, again) / np.maximum(norms, 1e-300), norms == 0)
+    alike = (rows == again).all(axis=1)  # zeros are as they were; of zeros in another row's place nothing is left
+    cosine = np.where(norms > 0, np.einsum("ij,ij->i", rows, again) / np.maximum(norms, 1e-300), alike)
     found = 1.0
     if not exact:
         found = hfz_fit.Truth.of(np.ascontiguousarray(values, np.float32), metric).recall(decoded)

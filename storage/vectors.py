@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from operators.errors import HilbertflowError
+from storage.batches import MAX_ID
 from storage.fs import Location
 from storage.rows import RESERVED, check_finite, check_range, check_unique, content_digest
 from storage.vectors_arrow import open_arrow, open_parquet
@@ -118,7 +119,15 @@ class VectorRows:
         return pa.concat_tables(tables).combine_chunks()
 
     def check(self) -> None:
-        """Raise when an id is null or occurs twice, or when the first rows are not finite."""
+        """Raise when an id is null, empty, too long or occurs twice, when two columns would have one name, or when the
+        first rows are not finite.
+        """
+        for name in self.files[0].columns:
+            if name in RESERVED and f"{name}_" in self.files[0].columns:
+                raise HilbertflowError(
+                    f"column {name!r} would be called {name}_, and there is one of that name", where=self.url,
+                    remedy="rename one of them",
+                )  # fmt: skip
         self.read(0, min(self.count, 64))
         if self.files[0].has_ids:
             check_unique(self._all_ids(), self._all_ids(), self.place)
@@ -131,7 +140,14 @@ class VectorRows:
     def _all_ids(self) -> Iterator[Sequence[str]]:
         for file in self.files:
             for low in range(0, file.count, _CHECK_ROWS):
-                yield file.read_ids(low, min(file.count, low + _CHECK_ROWS)).to_pylist()
+                ids = file.read_ids(low, min(file.count, low + _CHECK_ROWS)).to_pylist()
+                for row, name in enumerate(ids):
+                    if name is not None and not 0 < len(name) <= MAX_ID:
+                        raise HilbertflowError(
+                            f"an id has {len(name):,} characters", where=file.place(low + row),
+                            remedy=f"give every row one of 1 to {MAX_ID:,}",
+                        )  # fmt: skip
+                yield ids
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[VectorFile, int, int, int]]:
         """Files that hold rows ``start`` to ``stop``: the file, its first row in all, and the rows wanted inside it."""

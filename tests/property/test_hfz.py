@@ -196,3 +196,12 @@ def test_files_there_and_back(tmp_path: Path) -> None:
     (tmp_path / "object.npy").write_bytes(b"\x93NUMPY\x01\x00" + b"v" * 90)
     with pytest.raises(HilbertflowError, match=r"object\.npy: byte 8: is not a NumPy array"):
         compress_file(str(tmp_path / "object.npy"), packed)
+
+
+def test_vectors_of_which_nothing_is_left_are_not_called_alike() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    zeros = np.zeros_like(rows)
+    assert describe(rows, compress(zeros)).cosine == 0
+    assert describe(zeros, compress(zeros)).cosine == 1
+    mixed = np.vstack([zeros[:1], rows[:1]])
+    assert describe(mixed, compress(np.vstack([zeros[:1], zeros[:1]]))).cosine == 0.5

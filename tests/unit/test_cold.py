@@ -146,3 +146,16 @@ def test_settings_are_asked_over_tuned_over_usual(engine: SearchEngine) -> None:
     cold = Cold(engine.collection, Overrides(nprobe=5, refine=3))
     found = dataclasses.asdict(cold.settings(Overrides(refine=9), 10))
     assert (found["nprobe"], found["refine"], found["level"]) == (5, 9, 2)
+
+
+def test_rows_outside_a_radius_are_not_answered(engine: SearchEngine) -> None:
+    """Exact scores decide, unless a level is asked for."""
+    everything = engine.search(QUERIES, ROWS, "exact")
+    far = engine.collection.metric == "l2"
+    radius = float(np.quantile(everything.scores, 0.01 if far else 0.99))
+    found = engine.search(QUERIES, 200, "cold", radius=radius)
+    assert found.explain["level"] == "exact" and (found.rows >= 0).sum() > 100
+    for rows, numbers, scores in zip(found.rows, everything.rows, everything.scores, strict=True):
+        within = set(numbers[scores <= radius if far else scores >= radius].tolist())
+        assert set(rows[rows >= 0].tolist()) <= within
+    assert engine.search(QUERIES, 200, "cold", radius=radius, level=1).explain["level"] == "level1"

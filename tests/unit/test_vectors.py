@@ -211,6 +211,10 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
     assert source.columns == ("a", "row_")
     assert source.read(3, 4)["id"].to_pylist() == ["3"]
     assert source.read(3, 4)["vector"][0].as_py() == (-VALUES[3]).tolist()
+    both = data.append_column("row_", pa.array(range(N)))
+    pq.write_table(both, tmp_path / "both.parquet")
+    with pytest.raises(HilbertflowError, match=r"column 'row' would be called row_, and there is one.*rename one"):
+        open_vectors(str(tmp_path / "both.parquet"), "b", "key").check()
     with pytest.raises(HilbertflowError, match=r"no column 'vector'; set source\.column to one of a, b"):
         open_vectors(str(tmp_path / "x.parquet"))
     with pytest.raises(HilbertflowError, match="no column 'nope' for ids; its columns are a, b, key, row"):
@@ -487,6 +491,14 @@ def test_duplicates_are_told_from_equal_hashes() -> None:
     check_unique(batches, batches, "x: row {}".format)
     with pytest.raises(HilbertflowError, match="x: row 6: id '' is both row 3 and row 6"):
         check_unique([*batches, [""]], [*batches, [""]], "x: row {}".format)
+
+
+@pytest.mark.parametrize(("name", "said"), [("", "0 characters"), ("x" * 10_001, "10,001 characters")])
+def test_ids_that_no_change_could_name_are_refused(tmp_path: Path, name: str, said: str) -> None:
+    ids = [str(number) for number in range(N - 1)]
+    pq.write_table(pa.table({"id": [*ids, name], "vector": fixed(VALUES)}), tmp_path / "x.parquet")
+    with pytest.raises(HilbertflowError, match=rf"x\.parquet: .*{said}.*1 to 10,000"):
+        open_vectors(str(tmp_path / "x.parquet")).check()
 
 
 def test_pickles_small(tmp_path: Path) -> None:

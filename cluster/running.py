@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.auth import Keys
 from cluster.config import ServeConfig, load_config, parse_config
 from cluster.ray_start import ray_starts
 from operators.errors import HilbertflowError
@@ -47,6 +48,8 @@ def start(config: ServeConfig | dict[str, Any] | str, *, address: str | None = N
         config = load_config(config)
     elif isinstance(config, dict):
         config = parse_config(config)
+    if config.keys:
+        Keys(config.keys)  # one that cannot be read is told now, in one line
     from ray import serve
 
     from cluster.serve_app import build_application

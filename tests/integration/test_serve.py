@@ -227,7 +227,7 @@ def test_an_encoder_that_does_not_load(ray_session: None, tmp_path: Path) -> Non
     )  # fmt: skip
     whole = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[:1000])
-    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: ann, sha256: {'0' * 64}, scopes: ['read:*']}}]")
+    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: ann, sha256: '{'0' * 64}', scopes: ['read:*']}}]")
     for keys in (None, str(tmp_path / "keys.yaml")):  # with keys, /readyz does not tell just anybody
         with pytest.raises(HilbertflowError, match="the encoder clip failed: the model does not load"):
             serving.start(config.model_copy(update={"keys": keys}))
@@ -315,6 +315,10 @@ def test_what_cannot_be_served_is_refused(engine: SearchEngine, tmp_path: Path) 
         serving.start({"collections": [{"name": "a", "url": str(tmp_path)}], "port": 0})
     with pytest.raises(HilbertflowError, match="'ivfpq' is not built"):
         serving.start({"collections": [{"name": "a", "url": engine.collection.url, "tier": "ivfpq"}], "port": 0})
+    (tmp_path / "keys.yaml").write_text("keys: [oops")
+    body = {"collections": [{"name": "a", "url": engine.collection.url}], "keys": f"{tmp_path}/keys.yaml", "port": 0}
+    with pytest.raises(HilbertflowError, match=r"keys\.yaml: is not a file of keys"):
+        serving.start(body)
 
 
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["the process", "its group"])

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 SEARCHES = "searches"
-"""What a replica tells Serve's controller, a few times a second: searches that it has come to hold past Serve."""
+"""What a replica tells Serve's controller, a few times a second: searches that it holds past Serve."""
 
 
 def by_searches(context: Any) -> tuple[float, dict[str, Any]]:
     """Replicas for what is under way, by the past half minute; bounds and delays are Serve's.
 
-    context: ``ray.serve.config.AutoscalingContext``. A custom policy as Serve 2.51 and later take it.
+    context: ``ray.serve.config.AutoscalingContext``; a Serve that has none takes no policy (`cluster.serve_app`).
     """
     at_doors = sum((context.aggregated_metrics or {}).get(SEARCHES, {}).values())
     return (at_doors + context.total_num_requests) / context.config.get_target_ongoing_requests(), {}

@@ -6,7 +6,7 @@ An archive's chunks never change: a compaction writes another archive. What is k
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from cluster.vectors import I64
 
 CACHE_BYTES = 128 << 20
 ENTRY_BYTES = 200  # of the objects of Python's around a chunk
-
-Fetch = Callable[[Mapping[str, I64]], dict[str, list[bytes]]]
 
 
 class ChunkCache:
@@ -26,17 +24,25 @@ class ChunkCache:
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
 
-    def fetched(self, wanted: Mapping[str, I64], fetch: Fetch) -> dict[str, list[bytes]]:
-        """Chunks of arrays by name, in the order wanted; ``fetch`` is asked, once, for those that are not kept."""
-        if not self.limit:
-            return fetch(wanted)
-        names = {name: [(name, chunk) for chunk in chunks.tolist()] for name, chunks in wanted.items()}
-        absent = {name: [key for key in keys if key not in self._kept] for name, keys in names.items()}
-        asked = {name: np.array([chunk for _, chunk in keys], np.int64) for name, keys in absent.items() if keys}
-        came = fetch(asked) if asked else {}
-        new = {key: part for name, parts in came.items() for key, part in zip(absent[name], parts, strict=True)}
-        found = {name: [self._part(key, new) for key in keys] for name, keys in names.items()}
-        for key, part in new.items():
+    def absent(self, wanted: Mapping[str, I64]) -> dict[str, I64]:
+        """Those of the chunks, by array, that are not kept; only arrays that lack any."""
+        lacking = {
+            name: [chunk for chunk in chunks.tolist() if (name, chunk) not in self._kept]
+            for name, chunks in wanted.items()
+        }
+        return {name: np.array(chunks, np.int64) for name, chunks in lacking.items() if chunks}
+
+    def complete(
+        self, wanted: Mapping[str, I64], read: Mapping[str, I64], came: Mapping[str, list[bytes]]
+    ) -> dict[str, list[bytes]]:
+        """Chunks of arrays in the order wanted: kept ones, and those that were just ``read`` and ``came``."""
+        new = {
+            (name, chunk): part
+            for name, chunks in read.items()
+            for chunk, part in zip(chunks.tolist(), came[name], strict=True)
+        }
+        found = {name: [self._part((name, chunk), new) for chunk in chunks.tolist()] for name, chunks in wanted.items()}
+        for key, part in new.items() if self.limit else ():
             self._kept[key] = part
             self._bytes += len(part) + ENTRY_BYTES
         while self._bytes > self.limit:

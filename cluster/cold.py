@@ -25,25 +25,26 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster import probing
-from cluster.chunk_cache import CACHE_BYTES, ChunkCache
+from cluster.chunk_cache import CACHE_BYTES
+from cluster.cold_reads import ColdReads
 from cluster.exact import pair_scores
 from cluster.index_kind import Overrides
 from cluster.probing import Probe
 from cluster.results import NO_ROW, similarity
-from cluster.split_work import in_parts
 from cluster.vectors import F32, I64, prepared
-from operators import rans_many
-from operators.coders import RansCoder
+from operators import rowtrellis
 from operators.errors import HilbertflowError
-from operators.rans_tables import Tables
-from operators.rowscan import RowScan, Turned
+from operators.rowscan import Index, RowScan, Turned
+from storage.chunks import spans
 from storage.collection import CollectionArchive
 
 GROUP = 16
 """Queries that share what they fetch; more would hold more rows in memory than they save in requests."""
 STEPS = 3
 KEPT = 2  # candidates of the last step, as a multiple of k
-GAP = 4096
+GAP, KEPT_GAP = 4096, 16384
+"""Bytes between two chunks that are read over rather than asked for apart: more where what is read over is kept. The
+first search reads no more than it needs, since many processes ask only once."""
 HELD_IDS = 4 << 20
 
 
@@ -66,36 +67,38 @@ class Effort:
 class _Held:
     """Rows whose coefficients are known down to some level: whole chunks, ascending.
 
-    rows: (n,) numbers; chunk: (n,) theirs; symbols: (n, width) by array; total: (n, r) float32 coefficients, None while
-    level 0 alone is known: most rows get no further.
+    rows: (n,) numbers; chunk: (n,) theirs; arrays: (n, width) by name, of levels the lattice indices; total: (n, r)
+    float32 coefficients, None while level 0 alone is known: most rows get no further.
     """
 
     rows: I64
     chunk: I64
-    symbols: dict[str, npt.NDArray[Any]]
+    arrays: dict[str, npt.NDArray[Any]]
     total: F32 | None = None
 
     def of(self, chunks: I64) -> _Held:
         """Only these chunks, which must be among them."""
-        keep = np.isin(self.chunk, chunks, kind="table")
-        if keep.all():
+        keep = self.places(chunks)
+        if len(keep) == len(self.rows):
             return self
-        symbols = {name: array[keep] for name, array in self.symbols.items()}
+        arrays = {name: array[keep] for name, array in self.arrays.items()}
         total = None if self.total is None else self.total[keep]
-        return _Held(self.rows[keep], self.chunk[keep], symbols, total)
+        return _Held(self.rows[keep], self.chunk[keep], arrays, total)
+
+    def places(self, chunks: I64) -> I64:
+        """Where the rows of these chunks, ascending, are."""
+        return spans(np.searchsorted(self.chunk, chunks), np.searchsorted(self.chunk, chunks, "right"))
 
 
 class Cold:
     """One open collection. Not safe for two searches at once: the bytes of both would be counted together.
 
-    cache: bytes of chunks that are kept for later searches.
+    cache: bytes of what it reads that may be kept for later searches.
     """
 
-    def __init__(
-        self, collection: CollectionArchive, tuned: Overrides | None = None, gap: int = GAP, cache: int = CACHE_BYTES
-    ) -> None:
-        self.collection, self.tuned, self.gap = collection, tuned or Overrides(), gap
-        self._cache = ChunkCache(cache)
+    def __init__(self, collection: CollectionArchive, tuned: Overrides | None = None, cache: int = CACHE_BYTES) -> None:
+        self.collection, self.tuned = collection, tuned or Overrides()
+        self._reads, self._gap, self._cache = ColdReads(collection, cache), GAP, cache
         self._frames: dict[int, bytes] = {}
 
     def open(self) -> None:
@@ -121,7 +124,7 @@ class Cold:
         small = "ids" in table.sizes and int(table.sizes["ids"].sum(dtype=np.int64)) <= HELD_IDS
         if small:
             every = np.arange(table.chunks)
-            frames = self.collection.fetch({"ids": every}, self.gap)["ids"]
+            frames = self.collection.fetch({"ids": every}, GAP)["ids"]
             self._frames = dict(zip(every.tolist(), frames, strict=True))
         return small
 
@@ -173,6 +176,7 @@ class Cold:
             efforts.append(effort)
         if not self._all_ids:
             self._frames = frames
+        self._gap = KEPT_GAP if self._cache else GAP
         return scores, rows, _sum(efforts)
 
     def _group(
@@ -187,7 +191,7 @@ class Cold:
         probed = [probe.lists(of_query, counts) for of_query in near]
         mine = [self._chunks_of(lists, matches) for lists in probed]
         steps = plan(level, code.depth)
-        held, rounds, kept = self._begun(np.unique(np.concatenate(mine))), 0, self._cache.hits
+        held, rounds, kept = self._begun(np.unique(np.concatenate(mine))), 0, self._reads.hits
         by_step: list[int] = []
         for number, names in enumerate(steps):
             union = np.unique(np.concatenate(mine))
@@ -196,17 +200,17 @@ class Cold:
             if last and not self._all_ids and "ids" in self.collection.chunks.sizes:
                 wanted["ids"] = union
             asked = self._traffic()[0]
-            fetched = self._fetch(wanted)
+            levels, others = self._read(wanted)
             rounds += self._traffic()[0] > asked
-            if "ids" in fetched:
-                frames.update(zip(union.tolist(), fetched.pop("ids"), strict=True))
-            held = self._deepened(held, union, fetched)
+            if "ids" in others:
+                frames.update(zip(union.tolist(), others.pop("ids"), strict=True))
+            held = self._deepened(held, union, levels, others)
             found = self._scores(held, queries, turned, products)
             by_step.append(len(held.rows))
             if last:
                 requests, read = np.subtract(self._traffic(), before).tolist()
                 rows = sum(int(counts[lists].sum()) for lists in probed)
-                effort = Effort(sum(map(len, probed)), rows, rounds, requests, read, self._cache.hits - kept,
+                effort = Effort(sum(map(len, probed)), rows, rounds, requests, read, self._reads.hits - kept,
                                 _level_name(level, code.depth), tuple(by_step))  # fmt: skip
                 return *self._best(held, found, turned, mine, matches, k), effort
             # Where a filter has many more lists read, their rows lie closer together as seen from the query.
@@ -217,9 +221,8 @@ class Cold:
             mine = [self._narrowed(held, found[:, q], mine[q], matches, keep) for q, keep in enumerate(keeps)]
         raise AssertionError("a plan has a last step")
 
-    def _fetch(self, wanted: Mapping[str, I64]) -> dict[str, list[bytes]]:
-        """Chunks of arrays by name, in one round of requests for those that are not kept."""
-        return self._cache.fetched(wanted, lambda some: self.collection.fetch(some, self.gap))
+    def _read(self, wanted: Mapping[str, I64]) -> tuple[dict[str, Index], dict[str, list[bytes]]]:
+        return self._reads.read(wanted, self._gap)
 
     def _chunks_of(self, lists: I64, matches: I64 | None) -> I64:
         """Chunks of lists that hold any row which may be answered."""
@@ -236,51 +239,37 @@ class Cold:
         starts, stops = table.first_row[chunks], table.first_row[chunks + 1]
         return _Held(spans(starts, stops), np.repeat(chunks, stops - starts), {})
 
-    def _deepened(self, held: _Held, chunks: I64, fetched: Mapping[str, Sequence[bytes]]) -> _Held:
-        """These chunks with the fetched arrays added."""
+    def _deepened(
+        self, held: _Held, chunks: I64, levels: Mapping[str, Index], others: Mapping[str, Sequence[bytes]]
+    ) -> _Held:
+        """These chunks with the arrays that were read added."""
         held, table = held.of(chunks), self.collection.chunks
-        heights = table.first_row[chunks + 1] - table.first_row[chunks]
-        if held.symbols and held.total is None:
+        if held.arrays and held.total is None:
             held = dataclasses.replace(held, total=self._total(held, np.arange(len(held.rows))))
-        elif not held.symbols:
-            held.symbols["level0"] = np.zeros((len(held.rows), 0), np.int16)  # where level 0 codes nothing
-        for name, parts in fetched.items():
-            held.symbols[name] = self._symbols(name, parts, heights)
-            if held.total is not None and name.startswith("level"):
-                self._scan.add(held.total, int(name[5:]), held.symbols[name])
+        elif not held.arrays:
+            held.arrays["level0"] = np.zeros((len(held.rows), 0), np.int8)  # where level 0 codes nothing
+        for name, index in levels.items():
+            held.arrays[name] = index
+            if held.total is not None:
+                self._scan.add(held.total, int(name[5:]), index)
+        heights = (table.first_row[chunks + 1] - table.first_row[chunks]).tolist()
+        for name, parts in others.items():
+            each = zip(parts, heights, strict=True)
+            held.arrays[name] = np.concatenate([self.collection.symbols(name, part, rows) for part, rows in each])
         return held
-
-    def _symbols(self, name: str, parts: Sequence[bytes], heights: I64) -> npt.NDArray[Any]:
-        """The integers of chunks of one array, one chunk below the other."""
-        coder, code = self.collection.coder(name), self.collection.code
-        if not name.startswith("level") or not isinstance(coder, RansCoder):
-            each = [self.collection.symbols(name, part, rows) for part, rows in zip(parts, heights, strict=True)]
-            return np.concatenate(each)
-        shared = Tables.from_bytes(coder.tables) if coder.tables else None
-        block, width = self.collection.chunks.block, code.width(name)
-
-        def decoded(part: slice) -> npt.NDArray[np.int16]:
-            return rans_many.decode(parts[part], heights[part], block, width, shared)
-
-        return np.concatenate(in_parts(decoded, len(parts), int(heights.sum()) * width))
 
     def _total(self, held: _Held, index: I64) -> F32:
         """Coefficients (m, r) of some of the rows, of which level 0 is known."""
         total = self._scan.centroids[self.collection.chunks.list_of[held.chunk[index]]]
-        self._scan.add(total, 0, held.symbols["level0"][index])
+        self._scan.add(total, 0, held.arrays["level0"][index])
         return total
 
     def _scores(self, held: _Held, queries: F32, turned: Turned, products: F32) -> F32:
         """(n, q), more is nearer: exact where the rows are. products: (q, K) of queries and the centroids of lists."""
-        if held.total is None and "exact" not in held.symbols:
-            symbols, lists = held.symbols["level0"], self.collection.chunks.list_of[held.chunk]
-            near, squares = products, self._lists[0]
-
-            def scored(part: slice) -> F32:
-                return self._scan.first(symbols[part], lists[part], near, squares, turned)
-
-            return np.concatenate(in_parts(scored, len(symbols), symbols.size))
-        if "exact" not in held.symbols:
+        if held.total is None and "exact" not in held.arrays:
+            index, lists = held.arrays["level0"], self.collection.chunks.list_of[held.chunk]
+            return self._scan.first(index, lists, products, self._lists[0], turned)
+        if "exact" not in held.arrays:
             assert held.total is not None
             return self._scan.scores(held.total, turned)
         vectors = prepared(self._vectors(held), self.collection.metric)
@@ -292,8 +281,10 @@ class Cold:
         """Rows as they were archived, checked."""
         collection, table = self.collection, self.collection.chunks
         chunks, starts = np.unique(held.chunk, return_index=True)
+        none = {name: np.zeros((len(held.rows), 0), np.int8) for name in collection.code.names}
         levels = {
-            name: held.symbols.get(name, np.zeros((len(held.rows), 0), np.int16)) for name in collection.code.names
+            name: rowtrellis.symbols(array) if name.startswith("level") else array
+            for name, array in (none | held.arrays).items()
         }
         lists = table.list_of[held.chunk] if len(collection.code.centroids) else None
         vectors = collection.code.decode(levels, lists, starts)
@@ -322,7 +313,7 @@ class Cold:
         for q, chunks in enumerate(mine):
             index = _members(held, chunks, matches)
             near = found[index, q]
-            if "exact" not in held.symbols:  # the best few once more, by their precise lengths
+            if "exact" not in held.arrays:  # the best few once more, by their precise lengths
                 index = index[np.argsort(-near, kind="stable")[: KEPT * k]]
                 total = self._total(held, index) if held.total is None else held.total[index]
                 near = self._scan.scores(total, turned.take(slice(q, q + 1)), precise=True)[:, 0]
@@ -353,20 +344,13 @@ def usual_nprobe(lists: int) -> int:
     return min(lists, max(8, round(2.1 * math.sqrt(lists))))
 
 
-def spans(starts: I64, stops: I64) -> I64:
-    """Whole numbers of ranges, one range after the other."""
-    sizes = stops - starts
-    shift: I64 = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    return np.arange(int(sizes.sum()), dtype=np.int64) + shift
-
-
 def _members(held: _Held, chunks: I64, matches: I64 | None) -> I64:
     """Places in `held` of the rows of these chunks that may be answered."""
-    inside = np.isin(held.chunk, chunks, kind="table")
-    if matches is not None:
-        at = np.minimum(np.searchsorted(matches, held.rows), max(len(matches) - 1, 0))
-        inside &= matches[at] == held.rows
-    return np.flatnonzero(inside)
+    places = held.places(chunks)
+    if matches is None:
+        return places
+    at = np.minimum(np.searchsorted(matches, held.rows[places]), max(len(matches) - 1, 0))
+    return np.asarray(places[matches[at] == held.rows[places]])
 
 
 def _level_name(level: int, depth: int) -> str:

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from operators import rowtrellis
 from operators.klt import AXIS
 from operators.rowcode import RowCode
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+Index = npt.NDArray[np.signedinteger[Any]]
+"""Lattice indices of the coded coefficients of rows, as :func:`operators.rowtrellis.index` gives them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +99,10 @@ class RowScan:
         _products(axes, queries, np.zeros_like(mean), mean, np.float32(0), turned, np.empty(len(axes), np.float32))
         return Turned(np.ascontiguousarray(turned.T), queries @ mean, np.einsum("ij,ij->i", queries, queries))
 
-    def add(self, total: F32, level: int, symbols: npt.NDArray[np.int16]) -> None:
-        """Add a level's symbols (n, c) to coefficients (n, r), which begin as those of the rows' centroids."""
+    def add(self, total: F32, level: int, index: Index) -> None:
+        """Add a level's indices (n, c) to coefficients (n, r), which begin as those of the rows' centroids."""
         columns, worth = self._columns[level]
-        rowtrellis.add(symbols, self.code.states, worth, columns, total)
+        _add(index, worth, columns, total)
 
     def scores(self, total: F32, queries: Turned, precise: bool = False) -> F32:
         """(n, q) float32, more is nearer, of coefficients (n, r).
@@ -121,21 +122,20 @@ class RowScan:
             squares = np.ones_like(squares)
         return 2 * out - squares[:, None] - queries.squares if self.metric == "l2" else out
 
-    def first(self, symbols: npt.NDArray[np.int16], lists: npt.NDArray[np.integer[Any]], near: F32, squares: F32,
-              queries: Turned) -> F32:  # fmt: skip
+    def first(self, index: Index, lists: npt.NDArray[np.integer[Any]], near: F32, squares: F32, queries: Turned) -> F32:
         """Scores (n, q), as :meth:`scores` gives them, of rows of which the first level alone is known.
 
-        symbols: int16 (n, c) of level 0; lists: (n,) the list of each row; near: float32 (q, K) inner products of the
-        queries and the lists' centroids; squares: (K,) squared lengths of those. The coefficients that level 0 leaves
-        out are the centroid's, so that a row costs what it codes, and no coefficients are laid out.
+        index: (n, c) of level 0; lists: (n,) the list of each row; near: float32 (q, K) inner products of the queries
+        and the lists' centroids; squares: (K,) squared lengths of those. The coefficients that level 0 leaves out are
+        the centroid's, so that a row costs what it codes, and no coefficients are laid out.
         """
         columns, worth = self._columns[0]
         around, own = self._first
         asked = np.ascontiguousarray(queries.turned[:, columns] * worth)
-        out, length = np.empty((len(symbols), len(asked)), np.float32), np.empty(len(symbols), np.float32)
-        of_lists = np.ascontiguousarray(near.T)
-        mine = np.asarray(lists, np.int64)
-        rowtrellis.products(symbols, self.code.states, mine, around, own, asked, of_lists, squares, out, length)
+        out, length = np.empty((len(index), len(asked)), np.float32), np.empty(len(index), np.float32)
+        _first(
+            index, np.asarray(lists, np.int64), around, own, asked, np.ascontiguousarray(near.T), squares, out, length
+        )
         if self.code.klt.unit:
             out /= np.sqrt(np.maximum(length, 1e-12))[:, None]
             length = np.ones_like(length)
@@ -181,3 +181,40 @@ def _squares(total, axes, mean, out):  # type: ignore[no-untyped-def]
         for d in range(row.size):
             length += row[d] * row[d]
         out[i] = length
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _first(index, lists, around, own, queries, near, squares, out, length):  # type: ignore[no-untyped-def]
+    """Inner products with queries (q, c), and squared lengths, of rows that are their list's and what indices add.
+
+    near: (K, q) products and squares: (K,) squared lengths of the lists; around: (K, c) what the squared length gains
+    with each index, own: (c,) with its square.
+    """
+    values = np.empty(index.shape[1], np.float32)
+    for row in range(index.shape[0]):
+        mine = lists[row]
+        gained, at = np.float32(0), around[mine]
+        for j in range(values.size):
+            value = np.float32(index[row, j])
+            values[j] = value
+            gained += value * (value * own[j] + at[j])
+        length[row] = squares[mine] + gained
+        for q in range(queries.shape[0]):
+            query, product = queries[q], np.float32(0)
+            for j in range(values.size):
+                product += values[j] * query[j]
+            out[row, q] = near[mine, q] + product
+
+
+@njit(cache=True, nogil=True)
+def _add(index, worth, columns, total):  # type: ignore[no-untyped-def]
+    width = columns.size
+    if width and columns[-1] == width - 1:  # the leading ones, as usual: the compiler can take them side by side
+        for row in range(index.shape[0]):
+            mine, asked = total[row], index[row]
+            for j in range(width):
+                mine[j] += np.float32(asked[j]) * worth[j]
+        return
+    for row in range(index.shape[0]):
+        for j in range(width):
+            total[row, columns[j]] += np.float32(index[row, j]) * worth[j]

@@ -92,12 +92,23 @@ def rate(deviation: F64, distortion: F64, states: int) -> F64:
     return np.where(coded, decibels / (20 * np.log10(2)) + _EXCESS, 0.0)
 
 
-def index(symbols: npt.NDArray[np.integer], states: int) -> I32:
-    """Odd lattice indices (n, c) int32 of symbols (n, c) of the coded columns; a value is ``index * spacing / 2``."""
+def index(
+    symbols: npt.NDArray[np.integer], states: int, dtype: npt.DTypeLike = np.int32
+) -> npt.NDArray[np.signedinteger]:
+    """Odd lattice indices (n, c) of symbols (n, c) of the coded columns; a value is ``index * spacing / 2``.
+
+    An index is at most four times its symbol, and one; ``dtype`` must hold it.
+    """
     h0, h1 = trellis.taps(states)
-    out = np.empty(symbols.shape, np.int32)
+    out = np.empty(symbols.shape, dtype)
     _follow(np.ascontiguousarray(symbols), h0, h1, out)
     return out
+
+
+def symbols(index: npt.NDArray[np.signedinteger]) -> npt.NDArray[np.int16]:
+    """The symbols of odd lattice indices: the inverse of :func:`index`, of any trellis."""
+    wide = index.astype(np.int32)
+    return (np.where(wide & 3 == 1, wide - 1, -wide - 1) >> 2).astype(np.int16)
 
 
 @njit(cache=True, nogil=True)
@@ -156,60 +167,3 @@ def _follow(symbols, h0, h1, out):  # type: ignore[no-untyped-def]
             half = -(s & 1)
             out[row, j] = ((4 * k + 1) ^ half) - half
             s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
-
-
-def add(symbols: npt.NDArray[np.int16], states: int, steps: F32, columns: npt.NDArray[np.int64], total: F32) -> None:
-    """Add the coefficients that symbols (n, c) stand for to ``columns`` of ``total`` (n, r) float32, in its units.
-
-    steps: float32 (c,), of half the lattice spacing.
-    """
-    h0, h1 = trellis.taps(states)
-    _accumulate(np.ascontiguousarray(symbols), h0, h1, steps, columns, total)
-
-
-@njit(cache=True, nogil=True)
-def _accumulate(symbols, h0, h1, steps, columns, total):  # type: ignore[no-untyped-def]
-    both = h0 ^ h1
-    for row in range(symbols.shape[0]):
-        s = 0
-        for j in range(symbols.shape[1]):
-            k = np.int32(symbols[row, j])
-            half = -(s & 1)
-            total[row, columns[j]] += np.float32(((4 * k + 1) ^ half) - half) * steps[j]
-            s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
-
-
-def products(
-    symbols: npt.NDArray[np.int16], states: int, lists: npt.NDArray[np.int64], around: F32, own: F32, queries: F32,
-    near: F32, squares: F32, out: F32, length: F32,
-) -> None:  # fmt: skip
-    """Inner products ``out`` (n, q) with queries (q, c), and squared lengths ``length`` (n,), of rows of symbols.
-
-    A row (n, c) is that of its list, of products ``near`` (K, q) and squared length ``squares`` (K,), and what the
-    indices of its symbols add: ``around`` (K, c) is what the squared length gains with each, ``own`` (c,) with its
-    square.
-    """
-    h0, h1 = trellis.taps(states)
-    _products(np.ascontiguousarray(symbols), h0, h1, lists, around, own, queries, near, squares, out, length)
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _products(symbols, h0, h1, lists, around, own, queries, near, squares, out, length):  # type: ignore[no-untyped-def]
-    both, columns = h0 ^ h1, symbols.shape[1]
-    index = np.empty(columns, np.float32)
-    for row in range(symbols.shape[0]):
-        s, mine = 0, lists[row]
-        for j in range(columns):
-            k = np.int32(symbols[row, j])
-            half = -(s & 1)
-            index[j] = np.float32(((4 * k + 1) ^ half) - half)
-            s = (s >> 1) ^ (half & both) ^ (-(k & 1) & h1)
-        gained, at = np.float32(0), around[mine]
-        for j in range(columns):
-            gained += index[j] * (index[j] * own[j] + at[j])
-        length[row] = squares[mine] + gained
-        for q in range(queries.shape[0]):
-            query, product = queries[q], np.float32(0)
-            for j in range(columns):
-                product += index[j] * query[j]
-            out[row, q] = near[mine, q] + product

@@ -112,3 +112,10 @@ def chunk_table(lists: Lists, per_unit: int, planes: pa.Table) -> ChunkTable:
         residual=planes.column("residual").to_numpy().astype(np.float32),
         crc_rows=planes.column("crc_rows").to_numpy().astype(np.uint32),
     )  # fmt: skip
+
+
+def spans(starts: I64, stops: I64) -> I64:
+    """Whole numbers of ranges, one range after the other."""
+    sizes = stops - starts
+    shift: I64 = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+    return np.arange(int(sizes.sum()), dtype=np.int64) + shift

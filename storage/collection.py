@@ -15,7 +15,7 @@ from operators.coders import Coder
 from operators.errors import HilbertflowError
 from operators.rowcode import RowCode
 from storage import code_arrays, id_frames
-from storage.chunks import ChunkTable, Lists, chunk_table
+from storage.chunks import ChunkTable, Lists, chunk_table, spans
 from storage.codecs import coder_of
 from storage.handle import Archive, Level, damaged, read_table
 from storage.ranges import coalesced
@@ -146,14 +146,14 @@ class CollectionArchive(Archive):
         Fetched in one round of a few coalesced requests.
         """
         level = self.check_level(level)
-        spans = [self.chunks.chunk_of(np.array([a, b - 1])) for a, b in ranges if b > a]
-        chunks = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in spans] or [np.empty(0, np.int64)]))
+        ends = [self.chunks.chunk_of(np.array([a, b - 1])) for a, b in ranges if b > a]
+        chunks = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in ends] or [np.empty(0, np.int64)]))
         return self.rows_of(chunks), self.decoded(chunks, level)
 
     def rows_of(self, chunks: I64) -> I64:
         """Numbers of the rows of chunks, one chunk after the other."""
         first = self.chunks.first_row
-        return _spans(first[chunks], first[chunks + 1])
+        return spans(first[chunks], first[chunks + 1])
 
     def decoded(self, chunks: I64, level: Level) -> F32:
         """Vectors (m, d) of all rows of the chunks (ascending numbers), one chunk after the other."""
@@ -347,10 +347,3 @@ class CollectionArchive(Archive):
 
 def _shown(table: pa.Table) -> pa.Table:
     return table.drop_columns(["row"]) if "row" in table.column_names else table
-
-
-def _spans(starts: I64, stops: I64) -> I64:
-    """Whole numbers of ranges, one range after the other."""
-    sizes = stops - starts
-    shift: I64 = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-    return np.arange(int(sizes.sum()), dtype=np.int64) + shift

@@ -129,9 +129,9 @@ class _Noting(Cold):
         super().__init__(collection)
         self.asked: list[Mapping[str, npt.NDArray[np.int64]]] = []
 
-    def _fetch(self, wanted: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, list[bytes]]:
+    def _read(self, wanted: Mapping[str, npt.NDArray[np.int64]]) -> Any:
         self.asked.append(wanted)
-        return super()._fetch(wanted)
+        return super()._read(wanted)
 
 
 def _orders(collection: CollectionArchive, data: Dataset, setting: Setting) -> Table:

@@ -2,58 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from cluster.chunk_cache import ENTRY_BYTES, ChunkCache
+from cluster.cold import GAP, Cold
 from cluster.engine import SearchEngine
-from cluster.vectors import I64
+from cluster.index_kind import Overrides
+from cluster.level_pool import LevelPool
 from tests.collection_fixtures import archive_vectors, clustered
+
+VECTORS, QUERIES = clustered(6000, 16), clustered(40, 16, seed=7)  # more than a group of queries
 
 
 def test_what_is_kept_is_bounded_and_what_was_used_last() -> None:
     asked: list[dict[str, list[int]]] = []
-
-    def fetch(wanted: Mapping[str, I64]) -> dict[str, list[bytes]]:
-        asked.append({name: chunks.tolist() for name, chunks in wanted.items()})
-        return {name: [bytes([chunk]) * 100 for chunk in chunks.tolist()] for name, chunks in wanted.items()}
-
     cache = ChunkCache(3 * (100 + ENTRY_BYTES))
 
-    def get(**wanted: list[int]) -> None:
+    def get(cache: ChunkCache, **wanted: list[int]) -> None:
         given = {name: np.array(chunks, np.int64) for name, chunks in wanted.items()}
-        found = cache.fetched(given, fetch)
+        read = cache.absent(given)
+        asked.append({name: chunks.tolist() for name, chunks in read.items()})
+        came = {name: [bytes([chunk]) * 100 for chunk in chunks.tolist()] for name, chunks in read.items()}
+        found = cache.complete(given, read, came)
         assert found == {name: [bytes([chunk]) * 100 for chunk in chunks] for name, chunks in wanted.items()}
 
-    get(level0=[1, 2])
-    get(level0=[2, 1], level1=[1])
-    assert asked == [{"level0": [1, 2]}, {"level1": [1]}] and cache.hits == 2
-    get(level0=[2])
-    get(level0=[9])  # in the place of the one that was used longest ago
-    get(level0=[1, 2, 9], level1=[1])
-    assert asked[2:] == [{"level0": [9]}, {"level0": [1]}] and cache.hits == 6
-    get(level0=list(range(20, 60)))  # more than it keeps
-    get(level0=list(range(57, 60)))
-    assert len(asked) == 5 and cache.hits == 9
+    get(cache, cells=[1, 2])
+    get(cache, cells=[2, 1], exact=[1])
+    assert asked == [{"cells": [1, 2]}, {"exact": [1]}] and cache.hits == 2
+    get(cache, cells=[2])
+    get(cache, cells=[9])  # in the place of the one that was used longest ago
+    get(cache, cells=[1, 2, 9], exact=[1])
+    assert asked[2:] == [{}, {"cells": [9]}, {"cells": [1]}] and cache.hits == 6
+    get(cache, cells=list(range(20, 60)))  # more than it keeps
+    get(cache, cells=list(range(57, 60)))
+    assert asked[6] == {} and cache.hits == 9
     nothing = ChunkCache(0)
     for _ in range(2):
-        nothing.fetched({"level0": np.array([1])}, fetch)
-    assert asked[5:] == [{"level0": [1]}] * 2
+        get(nothing, cells=[1])
+    assert asked[7:] == [{"cells": [1]}] * 2
+
+
+@pytest.mark.parametrize("slots", [0, 3, 50])
+def test_a_pool_gives_the_rows_of_chunks_whatever_it_keeps(slots: int) -> None:
+    """Against a dictionary: short chunks, chunks read beside those wanted, wide values, and room for few or all."""
+    rng = np.random.default_rng(slots)
+    heights = rng.integers(1, 5, 40)
+    rows = {chunk: rng.integers(-90, 90, (heights[chunk], 6)).astype(np.int8) for chunk in range(40)}
+    pool = LevelPool(40, 4, 6, np.int8, slots * 4 * 6)
+    assert pool.limit == min(slots, 40) * 4 * 6
+    for step in range(200):
+        wanted = np.sort(rng.choice(40, rng.integers(1, 9), replace=False))
+        absent = pool.absent(wanted)
+        assert not slots or step or len(absent) == len(wanted)
+        spare = pool.absent(np.setdiff1d(np.arange(40), wanted)[: rng.integers(0, 3)])
+        read = np.sort(np.concatenate([absent, spare if len(absent) else spare[:0]]))
+        came = np.concatenate([np.empty((0, 6), np.int8), *(rows[chunk] for chunk in read)])
+        wide = came.astype(np.int16) if step % 5 == 0 else came
+        found = pool.complete(wanted, heights[wanted], read, heights[read], wide)
+        np.testing.assert_array_equal(found, np.concatenate([rows[chunk] for chunk in wanted]))
+        if slots == 50 and step % 5:
+            assert not len(pool.absent(read))
+    kept = 40 - len(pool.absent(np.arange(40)))
+    assert kept <= slots and (kept == 40) == (slots == 50)
+
+
+def test_a_pool_keeps_what_was_used_last() -> None:
+    pool, one = LevelPool(9, 1, 1, np.int8, 2), np.ones(1, np.int64)
+    for chunk in (1, 2, 1, 3):
+        read = pool.absent(np.array([chunk]))
+        pool.complete(np.array([chunk]), one, read, one[: len(read)], np.full((len(read), 1), chunk, np.int8))
+    assert pool.absent(np.arange(9)).tolist() == [0, 2, 4, 5, 6, 7, 8]
 
 
 def test_a_query_that_was_asked_before_reads_nothing(tmp_path: Path) -> None:
-    """The same answers; rounds, requests and bytes tell it, and how many chunks were kept."""
-    vectors, queries = clustered(6000, 16), clustered(40, 16, seed=7)  # more than a group of queries
-    url = archive_vectors(tmp_path, vectors, "l2")
-    engine, without = SearchEngine.open(url), SearchEngine.open(url, cache=0)
-    expected = without.search(queries, 10, "cold")
-    first, again = (engine.search(queries, 10, "cold") for _ in range(2))
-    for found in (first, again, without.search(queries, 10, "cold")):
-        np.testing.assert_array_equal(found.rows, expected.rows)
-        np.testing.assert_array_equal(found.scores, expected.scores)
-        assert found.ids.tolist() == expected.ids.tolist()
-    told = again.explain
-    assert (told["rounds"], told["requests"], told["bytes_read"]) == (0, 0, 0) and told["cache_hits"] > 0
-    assert without.search(queries, 10, "cold").explain["bytes_read"] > 0
+    """The same answers, at every level; rounds, requests and bytes tell it, and how many chunks were kept."""
+    url = archive_vectors(tmp_path, VECTORS, "l2")
+    engine, without, little = (SearchEngine.open(url, cache=cache) for cache in (128 << 20, 0, 20_000))
+    for level in range(engine.collection.code.depth + 1):
+        expected = without.search(QUERIES, 10, "cold", level=level)
+        first, again = (engine.search(QUERIES, 10, "cold", level=level) for _ in range(2))
+        for found in (first, again, *(little.search(QUERIES, 10, "cold", level=level) for _ in range(2))):
+            np.testing.assert_array_equal(found.rows, expected.rows)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+            assert found.ids.tolist() == expected.ids.tolist()
+        told = again.explain
+        assert (told["rounds"], told["requests"], told["bytes_read"]) == (0, 0, 0) and told["cache_hits"] > 0
+        assert without.search(QUERIES, 10, "cold", level=level).explain["bytes_read"] > 0
+
+
+def test_only_later_searches_read_over_more(tmp_path: Path) -> None:
+    """What is read over is kept: queries that go on need fewer requests than with the first one's gap."""
+    collection = SearchEngine.open(archive_vectors(tmp_path, VECTORS, "l2")).collection
+    keeping, bare = Cold(collection), Cold(collection, cache=0)
+    first = [cold.search(QUERIES[:1], 10, Overrides())[2] for cold in (keeping, bare)]
+    assert (first[0].requests, first[0].bytes_read) == (first[1].requests, first[1].bytes_read)
+    later = [[cold.search(query[None], 10, Overrides())[2] for query in QUERIES[1:]] for cold in (keeping, bare)]
+    requests, read, hits = (
+        [sum(getattr(effort, name) for effort in efforts) for efforts in later]
+        for name in ("requests", "bytes_read", "cache_hits")
+    )
+    assert requests[0] < requests[1] / 2 and read[0] < read[1] and hits[0] > 0 == hits[1]
+    assert keeping._gap > bare._gap == GAP

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from operators import lists, rowcode
+from operators import lists, rowcode, rowtrellis
 from operators.rowscan import RowScan
 from tests.collection_fixtures import clustered
 
@@ -23,7 +23,7 @@ def test_scores_are_those_of_the_decoded_rows(metric: str, unit: bool, with_list
     levels, turned = code.encode(rows, own), scan.turn(queries)
     total = scan.centroids[own if own is not None else np.zeros(len(rows), np.int64)]
     for level in range(code.depth):
-        scan.add(total, level, levels[f"level{level}"])
+        scan.add(total, level, rowtrellis.index(levels[f"level{level}"], code.states, np.int16))
         decoded = code.decode({f"level{k}": levels[f"level{k}"] for k in range(level + 1)}, own)
         wanted = decoded @ queries.T if metric == "ip" else -((decoded[:, None] - queries[None]) ** 2).sum(axis=2)
         scale = np.abs(wanted).std()
@@ -31,9 +31,11 @@ def test_scores_are_those_of_the_decoded_rows(metric: str, unit: bool, with_list
         np.testing.assert_allclose(scan.scores(total, turned), wanted, atol=0.1 * scale)
     lists_of = own if own is not None else np.zeros(len(rows), np.int64)
     first = scan.centroids[lists_of]
-    scan.add(first, 0, levels["level0"])
+    index = rowtrellis.index(levels["level0"], code.states)
+    np.testing.assert_array_equal(rowtrellis.symbols(index), levels["level0"])
+    scan.add(first, 0, index)
     near, squares = np.ascontiguousarray(scan.products(scan.centroids, turned).T), scan.squares(scan.centroids)
-    found = scan.first(levels["level0"], lists_of, near, squares, turned)
+    found = scan.first(index, lists_of, near, squares, turned)
     np.testing.assert_allclose(found, scan.scores(first, turned), rtol=1e-4, atol=1e-4 * float(np.abs(found).std()))
     some = scan.scores(total, turned.take([2, 4]))
     np.testing.assert_allclose(some, scan.scores(total, turned)[:, [2, 4]], rtol=1e-5)

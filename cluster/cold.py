@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from cluster import probing
 from cluster.chunk_cache import CACHE_BYTES
-from cluster.cold_reads import ColdReads
+from cluster.cold_reads import GAP, ColdReads
 from cluster.exact import pair_scores
 from cluster.index_kind import Overrides
 from cluster.probing import Probe
@@ -42,9 +42,6 @@ GROUP = 16
 """Queries that share what they fetch; more would hold more rows in memory than they save in requests."""
 STEPS = 3
 KEPT = 2  # candidates of the last step, as a multiple of k
-GAP, KEPT_GAP = 4096, 16384
-"""Bytes between two chunks that are read over rather than asked for apart: more where what is read over is kept. The
-first search reads no more than it needs, since many processes ask only once."""
 HELD_IDS = 4 << 20
 
 
@@ -98,7 +95,7 @@ class Cold:
 
     def __init__(self, collection: CollectionArchive, tuned: Overrides | None = None, cache: int = CACHE_BYTES) -> None:
         self.collection, self.tuned = collection, tuned or Overrides()
-        self._reads, self._gap, self._cache = ColdReads(collection, cache), GAP, cache
+        self._reads, self._searched = ColdReads(collection, cache), False
         self._frames: dict[int, bytes] = {}
 
     def open(self) -> None:
@@ -176,7 +173,7 @@ class Cold:
             efforts.append(effort)
         if not self._all_ids:
             self._frames = frames
-        self._gap = KEPT_GAP if self._cache else GAP
+        self._searched = True
         return scores, rows, _sum(efforts)
 
     def _group(
@@ -191,10 +188,10 @@ class Cold:
         probed = [probe.lists(of_query, counts) for of_query in near]
         mine = [self._chunks_of(lists, matches) for lists in probed]
         steps = plan(level, code.depth)
-        held, rounds, kept = self._begun(np.unique(np.concatenate(mine))), 0, self._reads.hits
+        held, rounds, kept = self._begun(_union(mine)), 0, self._reads.hits
         by_step: list[int] = []
         for number, names in enumerate(steps):
-            union = np.unique(np.concatenate(mine))
+            union = _union(mine)
             wanted = {name: union for name in names if code.width(name)}
             last = number == len(steps) - 1
             if last and not self._all_ids and "ids" in self.collection.chunks.sizes:
@@ -222,7 +219,7 @@ class Cold:
         raise AssertionError("a plan has a last step")
 
     def _read(self, wanted: Mapping[str, I64]) -> tuple[dict[str, Index], dict[str, list[bytes]]]:
-        return self._reads.read(wanted, self._gap)
+        return self._reads.read(wanted, ahead=self._searched)  # many processes ask once
 
     def _chunks_of(self, lists: I64, matches: I64 | None) -> I64:
         """Chunks of lists that hold any row which may be answered."""
@@ -342,6 +339,11 @@ def plan(level: int, depth: int) -> tuple[tuple[str, ...], ...]:
 def usual_nprobe(lists: int) -> int:
     """Lists to read of so many when nothing was tuned: what recall@10 of .95 took on sentence embeddings."""
     return min(lists, max(8, round(2.1 * math.sqrt(lists))))
+
+
+def _union(parts: Sequence[I64]) -> I64:
+    """All chunks of some queries, each ascending."""
+    return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
 
 
 def _members(held: _Held, chunks: I64, matches: I64 | None) -> I64:

@@ -1,7 +1,7 @@
 """What searches in place read: chunks of a collection's arrays, decoded, from memory where they are kept.
 
-A level's rows are kept as they are scored (:mod:`cluster.level_pool`), the rest as it was read. Coarse levels are asked
-for most often and are smallest: each level may have half of what those before it left of the bound.
+A level's rows are kept as they are scored (:mod:`cluster.level_pool`), the rest as it was read. Where the bound cannot
+hold all levels, each may have half of what those before it left: coarse ones are asked for most often.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ from operators.rowscan import Index
 from storage.chunks import spans
 from storage.collection import CollectionArchive
 
+GAP, AHEAD = 4096, 65_536
+"""Bytes between two chunks that are read over rather than asked for apart, and where all will be kept in the end."""
+
+LEVELS_SHARE = 7 / 8
+"""Of the bound, that all levels together may take and leave enough for other arrays."""
+
 
 class ColdReads:
     """Reads of one collection. hits: chunks that were not read since they are kept.
@@ -40,14 +46,16 @@ class ColdReads:
         """Chunks that memory had."""
         return self._level_hits + self._others.hits
 
-    def read(self, wanted: Mapping[str, I64], gap: int) -> tuple[dict[str, Index], dict[str, list[bytes]]]:
+    def read(self, wanted: Mapping[str, I64], ahead: bool) -> tuple[dict[str, Index], dict[str, list[bytes]]]:
         """Chunks (ascending) of arrays by name, in one round of requests for what is not kept.
 
-        gap: bytes between two chunks that are read over rather than asked for apart. Returns the lattice indices of
-        levels, the rows of a level's chunks one below the other, and the chunks of all other arrays as archived.
+        ahead: read over more between two chunks, for later searches, where all of a level can be kept. Returns the
+        lattice indices of levels, the rows of a level's chunks one below the other, and the chunks of all other arrays
+        as archived.
         """
         levels = {name: chunks for name, chunks in wanted.items() if name.startswith("level")}
         others = {name: chunks for name, chunks in wanted.items() if name not in levels}
+        gap = AHEAD if ahead and not others and all(self._pools[name].whole for name in levels) else GAP
         asked = {name: self._asked(name, chunks, gap) for name, chunks in levels.items()}
         lacking = self._others.absent(others)
         ask = lacking | {name: chunks for name, chunks in asked.items() if len(chunks)}
@@ -61,11 +69,18 @@ class ColdReads:
 
     @cached_property
     def _pools(self) -> dict[str, LevelPool]:
-        table, code, left, pools = self._collection.chunks, self._collection.code, self._limit, {}
-        for name in code.names[: code.depth]:
-            if code.width(name):
-                pools[name] = LevelPool(table.chunks, table.block, code.width(name), self._dtype(name), left // 2)
-                left -= pools[name].limit
+        table, code = self._collection.chunks, self._collection.code
+        pools, left = {}, self._limit
+        need = {
+            name: table.chunks * table.block * code.width(name) * self._dtype(name).itemsize
+            for name in code.names[: code.depth]
+            if code.width(name)
+        }
+        all_fit = sum(need.values()) <= LEVELS_SHARE * left
+        for name, size in need.items():
+            limit = size if all_fit else min(size, left // 2)
+            pools[name] = LevelPool(table.chunks, table.block, code.width(name), self._dtype(name), limit)
+            left -= pools[name].limit
         return pools
 
     @cached_property

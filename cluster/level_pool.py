@@ -39,6 +39,11 @@ class LevelPool:
         """Bytes of all slots."""
         return self._rows.nbytes
 
+    @property
+    def whole(self) -> bool:
+        """Whether there is a slot for every chunk."""
+        return len(self._chunk) == len(self._slot)
+
     def absent(self, chunks: I64) -> I64:
         """Those of the chunks that are not kept."""
         return chunks[self._slot[chunks] < 0]
@@ -87,7 +92,7 @@ def _put(kept, each, slots, rows, first, heights, width):  # type: ignore[no-unt
     """Rows into slots of ``each`` values."""
     for i in range(slots.size):
         to, source, size = slots[i] * each, first[i] * width, heights[i] * width
-        kept[to : to + size] = rows[source : source + size]
+        _copy(rows[source : source + size], kept[to : to + size])
 
 
 @njit(cache=True, nogil=True)
@@ -97,8 +102,15 @@ def _gather(kept, each, slots, came, heights, width, out):  # type: ignore[no-un
     for i in range(slots.size):
         size, slot = heights[i] * width, slots[i]
         if slot >= 0:
-            out[at : at + size] = kept[slot * each : slot * each + size]
+            _copy(kept[slot * each : slot * each + size], out[at : at + size])
         else:
             source = (-1 - slot) * width
-            out[at : at + size] = came[source : source + size]
+            _copy(came[source : source + size], out[at : at + size])
         at += size
+
+
+@njit(inline="always")
+def _copy(source, to):  # type: ignore[no-untyped-def]
+    """An assignment of slices would look first whether they overlap."""
+    for j in range(to.size):
+        to[j] = source[j]

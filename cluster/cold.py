@@ -16,18 +16,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import google_crc32c
 import numpy as np
-import numpy.typing as npt
 
 from cluster import probing
 from cluster.chunk_cache import CACHE_BYTES
+from cluster.cold_plan import Effort, plan, together, usual_nprobe
 from cluster.cold_reads import GAP, ColdReads
 from cluster.exact import pair_scores
+from cluster.held_rows import Held
 from cluster.index_kind import Overrides
 from cluster.probing import Probe
 from cluster.results import NO_ROW, similarity
@@ -40,51 +39,8 @@ from storage.collection import CollectionArchive
 
 GROUP = 16
 """Queries that share what they fetch; more would hold more rows in memory than they save in requests."""
-STEPS = 3
 KEPT = 2  # candidates of the last step, as a multiple of k
 HELD_IDS = 4 << 20
-
-
-@dataclass(frozen=True)
-class Effort:
-    """What a search read: lists and rows of all queries together; requests, rounds of them that had to wait for one
-    another, and bytes; chunks that were not read since they are kept; rows by step."""
-
-    lists_probed: int = 0
-    rows_scanned: int = 0
-    rounds: int = 0
-    requests: int = 0
-    bytes_read: int = 0
-    cache_hits: int = 0
-    level: str = ""
-    by_step: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Rows whose coefficients are known down to some level: whole chunks, ascending.
-
-    rows: (n,) numbers; chunk: (n,) theirs; arrays: (n, width) by name, of levels the lattice indices; total: (n, r)
-    float32 coefficients, None while level 0 alone is known: most rows get no further.
-    """
-
-    rows: I64
-    chunk: I64
-    arrays: dict[str, npt.NDArray[Any]]
-    total: F32 | None = None
-
-    def of(self, chunks: I64) -> _Held:
-        """Only these chunks, which must be among them."""
-        keep = self.places(chunks)
-        if len(keep) == len(self.rows):
-            return self
-        arrays = {name: array[keep] for name, array in self.arrays.items()}
-        total = None if self.total is None else self.total[keep]
-        return _Held(self.rows[keep], self.chunk[keep], arrays, total)
-
-    def places(self, chunks: I64) -> I64:
-        """Where the rows of these chunks, ascending, are."""
-        return spans(np.searchsorted(self.chunk, chunks), np.searchsorted(self.chunk, chunks, "right"))
 
 
 class Cold:
@@ -174,7 +130,7 @@ class Cold:
         if not self._all_ids:
             self._frames = frames
         self._searched = True
-        return scores, rows, _sum(efforts)
+        return scores, rows, together(efforts)
 
     def _group(
         self, queries: F32, k: int, settings: Overrides, counts: I64, matches: I64 | None, frames: dict[int, bytes]
@@ -189,7 +145,6 @@ class Cold:
         mine = [self._chunks_of(lists, matches) for lists in probed]
         steps = plan(level, code.depth)
         held, rounds, kept = self._begun(_union(mine)), 0, self._reads.hits
-        by_step: list[int] = []
         for number, names in enumerate(steps):
             union = _union(mine)
             wanted = {name: union for name in names if code.width(name)}
@@ -203,12 +158,11 @@ class Cold:
                 frames.update(zip(union.tolist(), others.pop("ids"), strict=True))
             held = self._deepened(held, union, levels, others)
             found = self._scores(held, queries, turned, products)
-            by_step.append(len(held.rows))
             if last:
                 requests, read = np.subtract(self._traffic(), before).tolist()
                 rows = sum(int(counts[lists].sum()) for lists in probed)
                 effort = Effort(sum(map(len, probed)), rows, rounds, requests, read, self._reads.hits - kept,
-                                _level_name(level, code.depth), tuple(by_step))  # fmt: skip
+                                "exact" if level >= code.depth else f"level{level}")  # fmt: skip
                 return *self._best(held, found, turned, mine, matches, k), effort
             # Where a filter has many more lists read, their rows lie closer together as seen from the query.
             keeps = [
@@ -230,15 +184,15 @@ class Cold:
         low, high = (np.searchsorted(matches, table.first_row[chunks + end]) for end in (0, 1))
         return chunks[high > low]
 
-    def _begun(self, chunks: I64) -> _Held:
+    def _begun(self, chunks: I64) -> Held:
         """The rows of these chunks, known as far as their lists' centroids."""
         table = self.collection.chunks
         starts, stops = table.first_row[chunks], table.first_row[chunks + 1]
-        return _Held(spans(starts, stops), np.repeat(chunks, stops - starts), {})
+        return Held(spans(starts, stops), np.repeat(chunks, stops - starts), {})
 
     def _deepened(
-        self, held: _Held, chunks: I64, levels: Mapping[str, Index], others: Mapping[str, Sequence[bytes]]
-    ) -> _Held:
+        self, held: Held, chunks: I64, levels: Mapping[str, Index], others: Mapping[str, Sequence[bytes]]
+    ) -> Held:
         """These chunks with the arrays that were read added."""
         held, table = held.of(chunks), self.collection.chunks
         if held.arrays and held.total is None:
@@ -255,13 +209,13 @@ class Cold:
             held.arrays[name] = np.concatenate([self.collection.symbols(name, part, rows) for part, rows in each])
         return held
 
-    def _total(self, held: _Held, index: I64) -> F32:
+    def _total(self, held: Held, index: I64) -> F32:
         """Coefficients (m, r) of some of the rows, of which level 0 is known."""
         total = self._scan.centroids[self.collection.chunks.list_of[held.chunk[index]]]
         self._scan.add(total, 0, held.arrays["level0"][index])
         return total
 
-    def _scores(self, held: _Held, queries: F32, turned: Turned, products: F32) -> F32:
+    def _scores(self, held: Held, queries: F32, turned: Turned, products: F32) -> F32:
         """(n, q), more is nearer: exact where the rows are. products: (q, K) of queries and the centroids of lists."""
         if held.total is None and "exact" not in held.arrays:
             index, lists = held.arrays["level0"], self.collection.chunks.list_of[held.chunk]
@@ -274,7 +228,7 @@ class Cold:
         scores = pair_scores(queries[which], vectors[row], self.collection.metric)
         return scores.reshape(len(queries), -1).T * (1 if similarity(self.collection.metric) else -1)
 
-    def _vectors(self, held: _Held) -> F32:
+    def _vectors(self, held: Held) -> F32:
         """Rows as they were archived, checked."""
         collection, table = self.collection, self.collection.chunks
         chunks, starts = np.unique(held.chunk, return_index=True)
@@ -293,22 +247,22 @@ class Cold:
                 )  # fmt: skip
         return vectors
 
-    def _narrowed(self, held: _Held, scores: F32, chunks: I64, matches: I64 | None, keep: int) -> I64:
+    def _narrowed(self, held: Held, scores: F32, chunks: I64, matches: I64 | None, keep: int) -> I64:
         """Chunks that hold the best `keep` rows."""
-        index = _members(held, chunks, matches)
+        index = held.members(chunks, matches)
         if len(index) > keep:
             near = scores[index]
             index = index[np.argpartition(near, len(near) - keep)[len(near) - keep :]]
         return np.unique(held.chunk[index])
 
     def _best(
-        self, held: _Held, found: F32, turned: Turned, mine: Sequence[I64], matches: I64 | None, k: int
+        self, held: Held, found: F32, turned: Turned, mine: Sequence[I64], matches: I64 | None, k: int
     ) -> tuple[F32, I64]:
         scores = np.zeros((len(mine), k), np.float32)
         rows = np.full((len(mine), k), NO_ROW, np.int64)
         sign = 1 if similarity(self.collection.metric) else -1
         for q, chunks in enumerate(mine):
-            index = _members(held, chunks, matches)
+            index = held.members(chunks, matches)
             near = found[index, q]
             if "exact" not in held.arrays:  # the best few once more, by their precise lengths
                 index = index[np.argsort(-near, kind="stable")[: KEPT * k]]
@@ -323,49 +277,6 @@ class Cold:
         return traffic.requests, traffic.bytes_read
 
 
-def plan(level: int, depth: int) -> tuple[tuple[str, ...], ...]:
-    """Arrays that each step reads to answer from `level` of an archive of `depth` lossy levels; at `depth` exactly.
-
-    Never more than three steps: the last one takes all that is left.
-    """
-    names = [f"level{k}" for k in range(min(level, depth - 1) + 1)]
-    steps = [(name,) for name in names[: STEPS - 1]] + ([tuple(names[STEPS - 1 :])] if len(names) >= STEPS else [])
-    if level < depth:
-        return tuple(steps)
-    exact = ("cells", "exact")
-    return (*steps, exact) if len(steps) < STEPS else (*steps[:-1], (*steps[-1], *exact))
-
-
-def usual_nprobe(lists: int) -> int:
-    """Lists to read of so many when nothing was tuned: what recall@10 of .95 took on sentence embeddings."""
-    return min(lists, max(8, round(2.1 * math.sqrt(lists))))
-
-
 def _union(parts: Sequence[I64]) -> I64:
     """All chunks of some queries, each ascending."""
     return parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts))
-
-
-def _members(held: _Held, chunks: I64, matches: I64 | None) -> I64:
-    """Places in `held` of the rows of these chunks that may be answered."""
-    places = held.places(chunks)
-    if matches is None:
-        return places
-    at = np.minimum(np.searchsorted(matches, held.rows[places]), max(len(matches) - 1, 0))
-    return np.asarray(places[matches[at] == held.rows[places]])
-
-
-def _level_name(level: int, depth: int) -> str:
-    return "exact" if level >= depth else f"level{level}"
-
-
-def _sum(efforts: Sequence[Effort]) -> Effort:
-    if not efforts:
-        return Effort()
-    wide = max(len(effort.by_step) for effort in efforts)
-    steps = tuple(sum(e.by_step[i] for e in efforts if i < len(e.by_step)) for i in range(wide))
-    return Effort(
-        sum(e.lists_probed for e in efforts), sum(e.rows_scanned for e in efforts),
-        max(e.rounds for e in efforts), sum(e.requests for e in efforts), sum(e.bytes_read for e in efforts),
-        sum(e.cache_hits for e in efforts), efforts[0].level, steps,
-    )  # fmt: skip

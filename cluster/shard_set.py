@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.chunk_cache import CACHE_BYTES
-from cluster.cold import Cold, Effort
+from cluster.cold import Cold
+from cluster.cold_plan import Effort
 from cluster.device import Device
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.identity import Ids

@@ -10,7 +10,8 @@ from typing import Any, Self
 import numpy as np
 
 from cluster.artefact import SEED
-from cluster.cold import Cold, usual_nprobe
+from cluster.cold import Cold
+from cluster.cold_plan import usual_nprobe
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.index_kind import Overrides
 from cluster.index_store import Build

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.chunk_cache import CACHE_BYTES
-from cluster.cold import Cold, usual_nprobe
+from cluster.cold import Cold
+from cluster.cold_plan import usual_nprobe
 from cluster.engine import SearchEngine
 from cluster.index_kind import Overrides
 from operators import lists

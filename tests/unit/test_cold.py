@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.cold import Cold, plan
+from cluster.cold import Cold
+from cluster.cold_plan import plan
 from cluster.engine import SearchEngine
 from cluster.index_kind import Overrides
 from cluster.results import recall

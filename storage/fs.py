@@ -20,7 +20,7 @@ import stamina
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
-from storage import range_reads
+from storage import range_reads, s3_objects, s3_store
 from storage.fs_errors import EXTRAS, explained, is_storage_fault, is_transient
 from storage.fs_write import TEMPORARY, LocalPart, Part, RemotePart, UnconditionalStoreError, put_new
 from storage.references import package_path
@@ -132,12 +132,11 @@ class Location:
             raise HilbertflowError(f"no such byte range: {start} to {stop}", where=f"{self._url(path)}: byte {start}")
         if stop == start:
             return b""
-        whole = start == 0 and stop is None
-        data = self._try(path, "read", lambda fs, p: fs.cat_file(p) if whole else fs.cat_file(p, start=start, end=stop))
+        data = self._try(path, "read", s3_objects.reading(start, stop))
         self.traffic.add(0, read=len(data))
         if stop is not None and len(data) != stop - start:
             raise self._short(path, start, stop, len(data))
-        return bytes(data)
+        return data
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> tuple[bytes, ...]:
         """Many ``(path, start, stop)`` at once, concurrently where the store allows it, in the order asked."""
@@ -375,7 +374,7 @@ def _resolve(url: str, pid: int) -> tuple[Any, str]:
 def forget_connections() -> None:
     """Make file systems anew from now on: the settings of an object store have changed."""
     _resolve.cache_clear()
-    range_reads.forget()
+    s3_store.forget()
     for module, name in (("storage.s3_system", "S3"), ("storage.http_system", "Http")):
         if module in sys.modules:
             getattr(sys.modules[module], name).clear_instance_cache()

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
+from storage import s3_objects
 
 TEMPORARY = ".hfpart"
 _IN_MEMORY = 64 << 20
@@ -138,14 +139,11 @@ class RemotePart:
     def commit(self) -> None:
         """Put the object."""
 
-        def put(system: Any, path: str) -> None:
-            if self._spool is None:
-                system.pipe_file(path, self._buffer.getvalue())
-            else:
-                self._spool.flush()
-                system.put_file(self._spool.name, path)
+        def put_file(system: Any, path: str) -> None:
+            self._spool.flush()
+            system.put_file(self._spool.name, path)
 
-        self._attempt(put)
+        self._attempt(put_file if self._spool is not None else s3_objects.writing(self._buffer.getvalue()))
         self.abandon()
 
     def abandon(self) -> None:

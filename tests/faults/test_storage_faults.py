@@ -16,7 +16,7 @@ from pipelines.bench.s3_server import server
 from pipelines.cli import call
 from pipelines.recipe import Recipe, load
 from pipelines.run import run_here
-from storage import archive, fs, range_reads
+from storage import archive, fs, s3_store
 from storage.fs import Location, forget_connections
 from storage.fs_errors import UnreachableError
 from storage.s3_system import S3
@@ -43,7 +43,7 @@ def between(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     ):
         patch.setenv("AWS_ENDPOINT_URL", it.url)
         patch.setattr(S3, "read_timeout", READ_TIMEOUT_S)
-        patch.setattr(range_reads, "READ_TIMEOUT_S", READ_TIMEOUT_S)
+        patch.setattr(s3_store, "READ_TIMEOUT_S", READ_TIMEOUT_S)
         forget_connections()
         yield it
     patch.undo()
@@ -122,7 +122,8 @@ def test_what_lasts_is_one_line_within_the_budget(
     text = str(caught.value)
     assert f"{url}/{key}" in text and "\n" not in text and "; " in text
     path = f"{url}/{key}".removeprefix("s3://")
-    budget = {"expired": 1, "reset": 2 * fs._ATTEMPTS}  # on a kept connection aiohttp itself asks once more
+    # A refusal is asked for once more by s3fs, which can tell why; aiohttp itself does so on a kept connection.
+    budget = {"expired": 2, "reset": 2 * fs._ATTEMPTS}
     assert between.asked["GET", path] <= budget.get(kind, fs._ATTEMPTS)
     if kind == "expired":
         assert "the credentials have expired" in text

@@ -13,7 +13,7 @@ from cluster.engine import SearchEngine
 from cluster.results import recall
 from operators.errors import HilbertflowError
 from pipelines.bench.s3_server import WEED, server
-from storage import range_reads
+from storage import s3_store
 from storage.fs import Location
 from storage.fs_errors import MissingFileError
 from storage.upkeep import copy
@@ -65,7 +65,7 @@ def test_many_ranges_at_once(s3: dict[str, str]) -> None:
     asked = [("ab"[at % 2], at * 1000, at * 1000 + 1 + at) for at in range(150)]
     expected = [(data if name == "a" else data[::-1])[start:stop] for name, start, stop in asked]
     assert list(place.read_ranges(asked)) == expected
-    assert not range_reads._broken  # it was the fast client
+    assert not s3_store._broken  # it was the fast client
     assert (place.traffic.requests, place.traffic.bytes_read) == (152, sum(map(len, expected)))
     with pytest.raises(MissingFileError, match="archives/ranges/none"):
         place.read_ranges([("none", 0, 4)])

@@ -79,7 +79,7 @@ def test_a_collection_is_searched_where_it_lies(s3: dict[str, str], tmp_path: Pa
     far = copy(Location(archive_vectors(tmp_path, values, "l2")), Location("s3://archives/cold")).place
     engine = SearchEngine.open(far.url)
     oracle = engine.search(queries, 10, "exact")
-    opened = SearchEngine.open(far.url)
+    opened = SearchEngine.open(far.url, cache=0)
     found = opened.search(queries, 10, "cold", nprobe=60)
     told = found.explain
     assert recall(found, oracle) >= 0.95 and told["rounds"] == 3

@@ -2,9 +2,10 @@
 
 The text is parsed with `ast` and walked against a whitelist: column names, comparisons, `and`, `or`, `not`, `in` over a
 list of literals, a string contained in a column (`"svd" in name`; a whole item where the column is a list written with
-commas), `is None`, and literals. No call, attribute,
-subscript or arithmetic exists in the grammar, so there is nothing an injection could reach. A comparison with a missing
-value is unknown, and unknown rows do not match (as in SQL), `not` included.
+commas), `is None`, and literals. Names that Python would not read as one stand between backticks
+(`cluster.filter_names`). No call, attribute, subscript or arithmetic exists in the grammar, so there is nothing an
+injection could reach. A comparison with a missing value is unknown, and unknown rows do not match (as in SQL), `not`
+included.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.filter_names import named_in, set_apart, written
 from operators.errors import HilbertflowError
 
 MAX_CHARS = 4096
@@ -52,7 +54,9 @@ class Filter:
 
     def rows(self, table: pa.Table, count: int) -> npt.NDArray[np.int64]:
         """Positions, ascending, where it holds among the `count` rows of `table`, which has at least its columns."""
-        place = "\x00row"  # no column that a filter can name
+        place = "\x00row"
+        while place in table.column_names:
+            place += "\x00"
         numbered = table.append_column(place, pa.array(np.arange(count)))
         found: npt.NDArray[np.int64] = numbered.filter(self.expression).column(place).to_numpy()
         return found
@@ -87,21 +91,20 @@ def _example(schema: pa.Schema) -> str:
     """What can be written over these columns: the first text, the first list and the first number of theirs."""
     parts: dict[str, str] = {}
     for field in schema:
-        if not field.name.isidentifier():
-            continue
+        name = written(field.name)
         if _is_listed(field):
-            parts.setdefault("list", f'"item" in {field.name}')
+            parts.setdefault("list", f'"item" in {name}')
         elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            parts.setdefault("text", f'{field.name} == "text"')
+            parts.setdefault("text", f'{name} == "text"')
         elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            parts.setdefault("number", f"{field.name} > 20")
+            parts.setdefault("number", f"{name} > 20")
     return f"write for example: {' and '.join(parts.values())}" if parts else "there is no column to compare"
 
 
 def _told(names: list[str]) -> str:
     """Columns for an error, not without end."""
     more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
-    return f"the columns are {', '.join(names[:MOST_TOLD]) or '(none)'}{more}"
+    return f"the columns are {', '.join(map(written, names[:MOST_TOLD])) or '(none)'}{more}"
 
 
 class _Reader:
@@ -110,12 +113,17 @@ class _Reader:
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.text, self.schema = text, schema
         self.columns: dict[str, None] = {}  # an ordered set
+        self.quoted: dict[str, str] = {}
 
     def read(self) -> pc.Expression:
         if len(self.text) > MAX_CHARS:
             raise self.no(f"is {len(self.text)} characters long; the limit is {MAX_CHARS}", "shorten it")
         try:
-            tree = ast.parse(self.text.strip(), mode="eval")
+            text, self.quoted = set_apart(self.text)
+        except HilbertflowError as error:
+            raise self.no(error.what, error.remedy) from None
+        try:
+            tree = ast.parse(text.strip(), mode="eval")
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             raise self.no("is not an expression") from None
         if sum(1 for _ in ast.walk(tree)) > MAX_NODES:
@@ -123,7 +131,15 @@ class _Reader:
         return self.boolean(tree.body, 0)
 
     def no(self, what: str, remedy: str = "") -> HilbertflowError:
+        unread = [name for name in self.schema.names if name not in self.quoted.values()]
+        if not remedy and (name := named_in(self.text, unread)) is not None:
+            remedy = f"write the column between backticks: {written(name)}"
         return _refused(self.text, what, remedy or _example(self.schema))
+
+    def shown(self, node: ast.expr) -> str:
+        """A part of the filter as it was written."""
+        return re.sub(r"\w+", lambda word: written(self.quoted[word[0]]) if word[0] in self.quoted else word[0],
+                      ast.unparse(node))[:60]  # fmt: skip
 
     def boolean(self, node: ast.expr, depth: int) -> pc.Expression:
         if depth > MAX_DEPTH:
@@ -139,10 +155,11 @@ class _Reader:
                 parts = [self.comparison(a, op, b) for a, op, b in zip(sides, ops, rights, strict=False)]
                 return functools.reduce(operator.and_, parts)
             case ast.Name() if not self.is_literal(node):
-                if not pa.types.is_boolean(self.schema.field(self.column_name(node)).type):
-                    raise self.no(f"column {node.id!r} is not boolean, so it needs a comparison")
-                return pc.field(node.id)
-        raise self.no(f"{ast.unparse(node)[:60]!r} is not a comparison or a combination of comparisons")
+                name = self.column_name(node)
+                if not pa.types.is_boolean(self.schema.field(name).type):
+                    raise self.no(f"column {name!r} is not boolean, so it needs a comparison")
+                return pc.field(name)
+        raise self.no(f"{self.shown(node)!r} is not a comparison or a combination of comparisons")
 
     def comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> pc.Expression:
         if self.is_literal(left) and self.is_literal(right):
@@ -181,16 +198,16 @@ class _Reader:
 
     def column_name(self, node: ast.expr) -> str:
         if not isinstance(node, ast.Name):
-            raise self.no(f"{ast.unparse(node)[:60]!r} is neither a column nor a literal")
-        names = self.schema.names
-        if node.id not in names:
-            if f"{node.id}_" in names:  # see `storage.rows.RESERVED`
-                raise self.no(f"has no column {node.id[:80]!r}", f"the column is called {node.id}_ here")
-            near = difflib.get_close_matches(node.id, names, 1, 0.5)
-            guess = f"did you mean {near[0]!r}? " if near else ""
-            raise self.no(f"has no column {node.id[:80]!r}", guess + _told(names))
-        self.columns[node.id] = None
-        return node.id
+            raise self.no(f"{self.shown(node)!r} is neither a column nor a literal")
+        names, name = self.schema.names, self.quoted.get(node.id, node.id)
+        if name not in names:
+            if f"{name}_" in names:  # see `storage.rows.RESERVED`
+                raise self.no(f"has no column {name[:80]!r}", f"the column is called {name}_ here")
+            near = difflib.get_close_matches(name, names, 1, 0.5)
+            guess = f"did you mean {written(near[0])!r}? " if near else ""
+            raise self.no(f"has no column {name[:80]!r}", guess + _told(names))
+        self.columns[name] = None
+        return name
 
     def is_literal(self, node: ast.expr) -> bool:
         match node:
@@ -208,4 +225,4 @@ class _Reader:
                 return _NAMED_LITERALS[name]
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)) if value is not True:
                 return -value
-        raise self.no(f"{ast.unparse(node)[:60]!r} is not a string, number, bool or None")
+        raise self.no(f"{self.shown(node)!r} is not a string, number, bool or None")

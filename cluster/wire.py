@@ -52,7 +52,8 @@ class SearchOptions(BaseModel):
     )  # fmt: skip
     filter: str | None = Field(
         default=None, max_length=4096, examples=['package == "numpy" and lines > 20'],
-        description="Only rows whose metadata match: comparisons, and, or, not, in.",
+        description="Only rows whose metadata match: comparisons, and, or, not, in. A column whose name has blanks or"
+        " dashes, or is a word of the grammar, stands between backticks: `` `release date` > 2019 ``.",
     )  # fmt: skip
     radius: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         default=None, examples=[0.8],

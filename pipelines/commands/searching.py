@@ -36,7 +36,7 @@ def search(
     tier: Annotated[Tier, typer.Option(help="Where to look; auto leaves it to the planner.")] = Tier.auto,
     where: Annotated[
         str | None,
-        typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy'."),
+        typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy' or `my col` > 3."),
     ] = None,
     radius: Annotated[
         float | None, typer.Option(help="Only rows within this squared distance, or of at least this similarity.")

@@ -133,7 +133,8 @@ def recommend(
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="How many rows.")] = 10,
     tier: Annotated[Tier, typer.Option(help="Where to look; auto leaves it to the planner.")] = Tier.auto,
     where: Annotated[
-        str | None, typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy'.")
+        str | None,
+        typer.Option("--filter", metavar="EXPR", help="Only rows such as package == 'numpy' or `my col` > 3."),
     ] = None,
     as_json: Json = False,
 ) -> None:

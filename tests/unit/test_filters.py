@@ -62,6 +62,7 @@ def chosen(text: str) -> str:
         ("lines == 3.0", "a"),
         ("  lines == 3  ", "a"),
         ("lines > score", "ab"),
+        ("`lines` > 3 and `package` == 'numpy'", "b"),
     ],
 )
 def test_rows_are_chosen(text: str, ids: str) -> None:
@@ -98,6 +99,44 @@ def test_an_unknown_column_names_the_nearest() -> None:
     wide = pa.schema([(f"c{number}", pa.int64()) for number in range(100)])
     with pytest.raises(HilbertflowError, match=r"c0, c1, .*, c59 and 40 more"):
         parse_filter("zzzz == 3", wide)
+
+
+ODD = ["class", "release date", "my-col", "a`b", "ﬁle", "true", "quoted0", "x' or 'y", "# no"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_any_name_can_stand_between_backticks(name: str) -> None:
+    """Keywords, blanks, dashes, quotes, backticks, and names that the parser would fold: to the letter."""
+    table = pa.table({"quoted0": [9, 9, 9]} | {name: [1, 2, 3], "text": ["`class`", "b", "`"]})
+    quoted = "`" + name.replace("`", "``") + "`"
+    with pytest.raises(HilbertflowError, match="no column 'quoted1'"):  # no name of the parser's own can be reached
+        parse_filter(f"{quoted} >= 2 and quoted1 == 3", table.schema)
+    assert parse_filter(f"{quoted} >= 2", table.schema).rows(table, 3).tolist() == [1, 2]
+    assert parse_filter(f"1<{quoted}<3", table.schema).columns == (name,)
+    assert parse_filter(f'{quoted} in [1, 2] and text == "`class`"', table.schema).rows(table, 3).tolist() == [0]
+    assert parse_filter(f"{quoted} == 3 and '`' in text", table.schema).rows(table, 3).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("class == 3", "write the column between backticks: `class`"),
+        ("release date > 3", "write the column between backticks: `release date`"),
+        ("my-col > 3", "write the column between backticks: `my-col`"),
+        ("`my-cols` > 3", r"has no column 'my-cols'; did you mean '`my-col`'\?"),
+        ("`my-col` + 3 > 3", r"'`my-col` \+ 3' is neither a column"),
+        ("`my-col > 3", "backtick without another"),
+        ("`` > 3", "no name between two backticks"),
+        ("zzzzzz > 3", "the columns are `class`, `release date`, `my-col`"),
+        ("`1 == 1 or __import__('os').system('true')` == 3", "has no column"),
+    ],
+)
+def test_an_error_shows_how_to_write_a_name(text: str, told: str) -> None:
+    """Where the text names a column that Python reads otherwise, and wherever columns are told."""
+    schema = pa.schema([(name, pa.int64()) for name in ODD[:3]])
+    with pytest.raises(HilbertflowError, match=told) as caught:
+        parse_filter(text, schema)
+    assert "quoted" not in str(caught.value)
 
 
 def test_the_example_is_of_the_columns_there_are() -> None:

@@ -121,7 +121,8 @@ class SearchEngine:
         as `package == "numpy" and lines > 20`; whenever k rows match, k rows come back. overrides: `nprobe` and
         `refine` (ivfpq, cold), `ef` (hnsw), `level` (cold, exact: the finest level compared), and for every tier
         `radius`: only rows within that squared distance, or of at least that similarity, at most k of them. `exact`
-        finds all within it, the other tiers those that they find at their recall as k grows.
+        finds all within it, the other tiers those that they find at their recall as k grows. Where `nprobe` or `ef` is
+        left out, an index looks further for a k above 10, so that recall holds.
 
         Scores are similarities for `ip` and `cosine` (higher is better) and squared distances for `l2` (lower is
         better); equal scores are ordered by row number. Index tiers score by the vectors they keep (float16 or 8 bits a

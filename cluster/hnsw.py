@@ -6,6 +6,8 @@ beside them in a store that the nearest are compared by. Any FAISS can search th
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from cluster.graph import Graph, eight_bits
 from cluster.index_kind import FAISS_METRIC, Effort, IndexKind, Overrides
+from cluster.probing import TUNED_K
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
@@ -92,6 +95,12 @@ class Hnsw(IndexKind):
     def defaults(self, index: Any) -> Overrides:
         """From the recipe."""
         return Overrides(ef=self.ef, refine=self.refine_factor)
+
+    def for_rows(self, tuned: Overrides, k: int, count: int) -> Overrides:
+        """A graph search of width k is at its worst near its rim, so it is a quarter wider than the rows wanted."""
+        if tuned.ef is None or k <= TUNED_K:
+            return tuned
+        return dataclasses.replace(tuned, ef=max(tuned.ef, k + math.ceil((k - TUNED_K) / 4)))
 
     def search(
         self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,

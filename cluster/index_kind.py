@@ -127,6 +127,13 @@ class IndexKind(ABC):
         """Search settings in force when a query names none."""
 
     @abstractmethod
+    def for_rows(self, tuned: Overrides, k: int, count: int) -> Overrides:
+        """Settings that were tuned to find the best 10, widened so that of `count` rows the best k are found as well.
+
+        None stays None, and at 10 or fewer nothing changes. What a caller asks for is laid over it.
+        """
+
+    @abstractmethod
     def search(
         self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
         own: I64 | None = None,

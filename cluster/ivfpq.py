@@ -21,6 +21,7 @@ import numpy.typing as npt
 from cluster.device import codes_of, gpu_copy, gpu_means, gpu_search, takes
 from cluster.index_kind import FAISS_METRIC, Effort, IndexKind, Overrides, selector
 from cluster.inverted import Inverted
+from cluster.probing import lists_for
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
@@ -44,7 +45,7 @@ class IvfPq(IndexKind):
     rotation: rotate at random before coding; default only where codes do not divide the dimension (it then pads it).
     refine: what candidates are re-ranked by: fp16 (2 bytes a value), sq8 (1 byte), archive (read at the exact level),
     none.
-    nprobe: lists a query reads; refine_factor: candidates re-ranked as a multiple of k.
+    nprobe: lists a query for 10 rows reads, more for more; refine_factor: candidates re-ranked as a multiple of k.
     """
 
     kind: Literal["ivfpq"] = "ivfpq"
@@ -128,6 +129,12 @@ class IvfPq(IndexKind):
     def defaults(self, index: Any) -> Overrides:
         """From the recipe, or as resolved."""
         return Overrides(nprobe=self.nprobe, refine=None if self.refine == "none" else self.refine_factor)
+
+    def for_rows(self, tuned: Overrides, k: int, count: int) -> Overrides:
+        """More lists, see `cluster.probing.lists_for`; candidates are a multiple of k as it is."""
+        if tuned.nprobe is None:
+            return tuned
+        return dataclasses.replace(tuned, nprobe=lists_for(tuned.nprobe, k, self.lists or 1, count))
 
     def search(
         self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,

@@ -68,7 +68,8 @@ class Shard:
         if local is not None and eligible <= max(FEW_ROWS, k, int(count * FEW_SHARE)):
             scores, rows = self._compare(queries, width, local)
             return scores, rows + self.start, Effort(0, len(queries) * eligible)
-        effective = overlaid(self.build.kind.defaults(self.index), self.build.tuned, overrides)
+        usual = overlaid(self.build.kind.defaults(self.index), self.build.tuned)
+        effective = overlaid(self.build.kind.for_rows(usual, k, self.build.count), overrides)
         if own is not None:
             own = np.where((own >= self.start) & (own < self.stop), own - self.start, NO_ROW)
         scores, rows, effort = self._indexed(queries, width, effective, local, own)

@@ -15,13 +15,14 @@ from cluster.cold_plan import usual_nprobe
 from cluster.exact import BATCH_ROWS, ExactScan
 from cluster.index_kind import Overrides
 from cluster.index_store import Build
+from cluster.probing import TUNED_K
 from cluster.results import NO_ROW, merge, recall
 from cluster.shard import Shard
 from cluster.vectors import F32, I64, prepared
 from storage.collection import CollectionArchive
 
 QUERIES = 256
-NEIGHBOURS = 10
+NEIGHBOURS = TUNED_K
 COLD_SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2.25, 3.5)  # of the usual number of lists
 COLD_REFINES, COLD_EXACT = (4, 8, 16), (16, 48)
 MARGIN = 0.01  # two standard errors of a recall near 0.95 over 256 queries: fresh queries should reach the target too

@@ -60,10 +60,16 @@ class SearchOptions(BaseModel):
         description="Only rows of at least this similarity (ip, cosine), or within this squared distance (l2).",
     )  # fmt: skip
     nprobe: Whole | None = Field(
-        default=None, le=1_000_000, examples=[16], description="Inverted lists read (tiers ivfpq and cold)."
+        default=None,
+        le=1_000_000,
+        examples=[16],
+        description="Inverted lists read (tiers ivfpq and cold); left out, as tuned, and more for a k above 10.",
     )
     ef: Whole | None = Field(
-        default=None, le=1_000_000, examples=[64], description="Width of the graph search in rows (tier hnsw)."
+        default=None,
+        le=1_000_000,
+        examples=[64],
+        description="Width of the graph search in rows (tier hnsw); left out, as tuned.",
     )
     refine: Whole | None = Field(
         default=None, le=1_000_000, examples=[4],

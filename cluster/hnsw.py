@@ -126,9 +126,9 @@ class Hnsw(IndexKind):
         return widths
 
     def resident(self, trained: Any, count: int, dim: int) -> int:
-        """Links, heads, vectors, and three numbers a row."""
+        """Links, heads, vectors, and three numbers a row; each shard's axes of the heads."""
         head = int(faiss.downcast_index(trained.base_index).index.d)
-        return count * (2 * self.links * 4 + head + BYTES[self.store] * dim + 12)
+        return count * (2 * self.links * 4 + head + BYTES[self.store] * dim + 12) + self.shards * 4 * dim * head
 
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Heads of the nodes visited, stored vectors of those compared again."""

@@ -133,6 +133,10 @@ class IndexKind(ABC):
         None stays None, and at 10 or fewer nothing changes. What a caller asks for is laid over it.
         """
 
+    def wider(self, settings: Overrides) -> Overrides | None:
+        """Settings for queries that these found too few rows for; None where every row should be compared instead."""
+        return None
+
     @abstractmethod
     def search(
         self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
@@ -147,7 +151,7 @@ class IndexKind(ABC):
 
     @abstractmethod
     def resident(self, trained: Any, count: int, dim: int) -> int:
-        """Bytes of memory that `count` rows of `dim` values take, given the trained, empty index."""
+        """Bytes of memory that `count` rows of `dim` values take in all shards, given the trained, empty index."""
 
     @abstractmethod
     def stored(self, index: Any, rows: I64) -> F32 | None:

@@ -28,6 +28,8 @@ from operators.errors import HilbertflowError
 CENTROID_ROWS = 64  # training rows a list: FAISS warns below 39 and gains little above 64
 SMALL_DIM = 16  # up to it, codes of 8 bits lose less than those of 4 and cost little
 FEW_GONE = 0.01  # of the rows: so many that were deleted or replaced are sifted out of what a GPU finds
+WIDER = 4  # times the lists are read again for queries that met too few rows
+FAST_ROWS = 32  # of a block of codes for the fast scan
 MIN_CANDIDATES = 64  # a short list of answers is re-ranked from at least so many candidates
 
 
@@ -136,6 +138,11 @@ class IvfPq(IndexKind):
             return tuned
         return dataclasses.replace(tuned, nprobe=lists_for(tuned.nprobe, k, self.lists or 1, count))
 
+    def wider(self, settings: Overrides) -> Overrides | None:
+        """Four times the lists, until all are read: another shard holds the lists near some queries."""
+        nprobe, lists = settings.nprobe or 1, self.lists or 1
+        return None if nprobe >= lists else dataclasses.replace(settings, nprobe=min(lists, WIDER * nprobe))
+
     def search(
         self, index: Any, queries: F32, k: int, overrides: Overrides, allowed: npt.NDArray[np.uint8] | None,
         own: I64 | None = None,
@@ -223,10 +230,17 @@ class IvfPq(IndexKind):
         return [Overrides(nprobe=p, refine=f) for p in probes for f in factors]
 
     def resident(self, trained: Any, count: int, dim: int) -> int:
-        """Codes, numbers and finer vectors of the rows; centroids and tables of the lists."""
-        codes, bits = self.codes(dim), self.bits or 4
-        row = codes * bits / 8 + 12 + {"fp16": 2, "sq8": 1}.get(self.refine, 0) * dim
-        return int(count * row) + (self.lists or 1) * 4 * (dim + (codes << bits))
+        """Codes, numbers and finer vectors of the rows; each shard's centroids and codebooks.
+
+        FAISS lays codes for its fast scan in blocks of 32 rows, the last one of a list half full on average, and gives
+        every list a power of two of bytes, which is 1 / ln 2 times what it needs on average.
+        """
+        codes, bits, lists = self.codes(dim), self.bits or 4, self.shards * (self.lists or 1)
+        row = codes * bits / 8
+        held = (count + lists * FAST_ROWS / 2) * row / math.log(2) if bits == 4 else count * row
+        tabulated = bits == 8 and self.residual and trained.metric_type == faiss.METRIC_L2
+        learned = lists * 4 * (dim + (codes << bits if tabulated else 0)) + self.shards * 4 * (self.width(dim) << bits)
+        return int(held + count * (12 + {"fp16": 2, "sq8": 1}.get(self.refine, 0) * dim) + learned)
 
     def cost(self, dim: int, scanned: float, k: int, setting: Overrides, shards: int) -> float:
         """Centroids, codes of the probed lists, vectors of the candidates (an archived row costs its block)."""

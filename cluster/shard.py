@@ -52,8 +52,9 @@ class Shard:
         `matches` holds the global numbers, ascending, of the rows that a filter lets through; None lets all through.
         `own` holds the global number of each query's own row, where queries are rows (see `IndexKind.search`).
 
-        Where the index reaches fewer than w rows (few lists probed, a filter, a graph in pieces), those queries are
-        answered by comparing every row that matches.
+        Where the index reaches fewer than w rows, those queries look further: rows of a shard lie near one another, so
+        it may hold none of a query's nearest lists, and reads the next ones (`IndexKind.wider`). Where that does not
+        help (a filter, a graph in pieces) they are answered by comparing every row that matches.
         """
         count = self.stop - self.start
         local = (
@@ -74,6 +75,11 @@ class Shard:
             own = np.where((own >= self.start) & (own < self.stop), own - self.start, NO_ROW)
         scores, rows, effort = self._indexed(queries, width, effective, local, own)
         short = np.flatnonzero(rows[:, -1] == NO_ROW)  # where there are fewer, the last are missing
+        while len(short) and (wider := self.build.kind.wider(effective)) is not None:
+            effective, some = wider, None if own is None else own[short]
+            scores[short], rows[short], more = self._indexed(queries[short], width, effective, local, some)
+            effort = Effort(effort.lists_probed + more.lists_probed, effort.rows_scanned + more.rows_scanned)
+            short = short[rows[short, -1] == NO_ROW]
         if len(short):
             scores[short], rows[short] = self._compare(queries[short], width, local)
             effort = Effort(effort.lists_probed, effort.rows_scanned + len(short) * eligible)

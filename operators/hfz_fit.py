@@ -30,6 +30,7 @@ _WIDEST = 2048  # of a transform with axes: finding more takes minutes
 _BLOCK = 2048  # columns that are coded together where rows are wider
 _LEAST, _MOST = 0.01, 20.0  # bits a value
 _STATES = 32
+_FEW = 1 << 16  # bytes of values: so few are packed exactly in no time, and often in less than a code takes
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def within(values: npt.NDArray[Any], size: float) -> bytes:
     rows = checked(values)
     count, dim = rows.values.shape
     budget = int(size * count)
-    if budget > values.nbytes / 8 and len(exact := lossless(values)) <= budget:
+    exact = lossless(values) if budget > values.nbytes / 8 or values.nbytes <= _FEW else None
+    if exact is not None and len(exact) <= budget:
         return exact
     bits = min(max(0.9 * 8 * budget / rows.values.size, _LEAST), _MOST)
     transform = rows.best(bits, 0.0)
@@ -139,15 +141,17 @@ def within(values: npt.NDArray[Any], size: float) -> bytes:
         if bits < _LEAST:
             break
     if found is None:
+        least = least if exact is None else min(least, len(exact))  # a handful of rows is less than a code of them
         what = f"{count} vectors of {dim} values do not fit in {size:g} bytes each"
         raise HilbertflowError(what, remedy=f"allow at least {int(np.ceil(least / count))} bytes a vector")
     return found
 
 
 def reaching(values: npt.NDArray[Any], recall: float, metric: str = "l2") -> bytes:
-    """A lossy file whose vectors, searched exhaustively with the originals, give at least this recall@10.
+    """The smallest file found whose vectors, searched exhaustively with the originals, give at least this recall@10.
 
-    Rows of the set itself ask for their nearest others; up to 1,000 of them, chosen by a fixed seed.
+    Rows of the set itself ask for their nearest others; up to 1,000 of them, chosen by a fixed seed. A row is left out
+    of what it should find and of what it finds. Exact where that is no larger.
     """
     if not 0 < recall <= 1:
         raise HilbertflowError(f"recall {recall:g}", remedy="a number above 0 and at most 1")
@@ -174,7 +178,10 @@ def reaching(values: npt.NDArray[Any], recall: float, metric: str = "l2") -> byt
         inside = low + 0.05 * (high - low) <= guess <= high - 0.05 * (high - low)
         bits = min(max(guess if inside or high > _MOST else (low + high) / 2, _LEAST), _MOST)
     good = [entry for entry in tried if entry[1] <= 1 - recall + 1e-12]
-    return min(good)[2] if good else lossless(values)
+    if not good:
+        return lossless(values)
+    found = min(good)[2]
+    return min(found, lossless(values), key=len) if len(found) > values.nbytes / 4 else found
 
 
 @dataclass(frozen=True, eq=False)

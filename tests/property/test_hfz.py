@@ -74,6 +74,29 @@ def test_a_recall_is_reached_for_fewer_bytes_than_more_of_it(metric: str) -> Non
     assert sizes[0] < sizes[1] < sizes[2] < len(compress(rows))
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 8), (2, 8), (3, 16), (5, 64), (10, 384)])
+def test_a_few_vectors_take_no_more_than_exactly(shape: tuple[int, int]) -> None:
+    """The smaller form is chosen, and the size that an error advises is enough."""
+    vectors = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    exact = len(compress(vectors))
+    assert all(len(compress(vectors, recall=recall)) <= exact for recall in (0.5, 0.9, 1.0))
+    with pytest.raises(HilbertflowError, match="allow at least") as caught:
+        compress(vectors, size=4)
+    advised = int(caught.value.remedy.split()[3])
+    assert advised <= -(-exact // len(vectors))
+    assert len(compress(vectors, size=advised)) <= advised * len(vectors)
+
+
+def test_recall_is_that_of_queries_from_elsewhere() -> None:
+    """Rows ask for others, never for themselves, so vectors that are not in the set find as much."""
+    rows, asked = np.split(embeddings(3300), [3000])
+    near = [np.argsort(np.square(rows - q).sum(axis=1))[:10] for q in asked]
+    packed = decompress(compress(rows, recall=0.9))
+    found = [np.argsort(np.square(packed - q).sum(axis=1))[:10] for q in asked]
+    held_out = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(near, found, strict=True)])
+    assert 0.88 <= held_out <= 0.93
+
+
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.4e38, 1e-45])
 @pytest.mark.parametrize("n", [1, 2, 300])
 def test_constants(value: float, n: int) -> None:

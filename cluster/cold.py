@@ -28,7 +28,7 @@ from cluster.cold_reads import GAP, ColdReads
 from cluster.exact import pair_scores
 from cluster.held_rows import Held
 from cluster.index_kind import Overrides
-from cluster.probing import Probe
+from cluster.probing import Probe, lists_for
 from cluster.results import NO_ROW, similarity
 from cluster.vectors import F32, I64, prepared
 from operators import rowtrellis
@@ -94,12 +94,16 @@ class Cold:
         return self._scan.squares(self._scan.centroids), np.sqrt(each).astype(np.float32)
 
     def settings(self, asked: Overrides, k: int) -> Overrides:
-        """What a search goes by: what was asked, over what was tuned, over what suits most collections."""
-        code = self.collection.code
+        """What a search goes by: what was asked, over what was tuned, over what suits most collections.
+
+        Lists are tuned, and usual, for the best 10 rows: more are read for more.
+        """
+        code, lists = self.collection.code, len(self.collection.borders) - 1
         # On a grid the exact level is a few bits a value, and levels above it may be too thin to answer from.
         finest = code.depth - 1 if code.low is None else code.depth
-        usual = {"nprobe": usual_nprobe(len(self.collection.borders) - 1), "refine": 8, "level": finest}
-        chosen = Overrides(**(usual | self.tuned.given() | asked.given()))
+        usual = Overrides(**({"nprobe": usual_nprobe(lists), "refine": 8, "level": finest} | self.tuned.given()))
+        wide = lists_for(usual.nprobe or 1, k, lists, self.collection.count)
+        chosen = Overrides(**(usual.given() | {"nprobe": wide} | asked.given()))
         if chosen.level is not None and chosen.level > code.depth:
             raise HilbertflowError(
                 f"there is no level {chosen.level}", where="search",

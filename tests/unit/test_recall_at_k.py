@@ -38,6 +38,17 @@ def test_recall_holds_as_k_grows(engine: SearchEngine, tier: str, k: int) -> Non
     assert engine.search(QUERIES, 10, tier).explain["settings"] == tuned
 
 
+@pytest.mark.parametrize("k", [100, 1000])
+def test_recall_in_place_holds_too(engine: SearchEngine, k: int) -> None:
+    """By exact scores, so that lists alone decide; a caller's `nprobe` stands."""
+    few, many, every = (engine.search(QUERIES, n, tier, **asked) for n, tier, asked in
+                        ((10, "cold", {"level": 3}), (k, "cold", {"level": 3}), (k, "exact", {})))  # fmt: skip
+    assert recall(many, every) >= recall(few, engine.search(QUERIES, 10, "exact")) - 0.03
+    assert many.explain["lists_probed"] > few.explain["lists_probed"]
+    asked = engine.search(QUERIES, k, "cold", level=3, nprobe=1)
+    assert asked.explain["lists_probed"] < many.explain["lists_probed"]
+
+
 def test_what_the_caller_asks_for_is_what_is_done(engine: SearchEngine) -> None:
     """`nprobe` and `ef` of a query stand at any k."""
     found, tuned = engine.search(QUERIES, 100, "ivfpq", nprobe=3), engine.search(QUERIES, 100, "ivfpq")

@@ -19,6 +19,7 @@ import faiss
 import numpy as np
 
 from cluster.device import Device, runs_on_gpu
+from cluster.faiss_errors import useful
 from cluster.index_kind import FAISS_METRIC, IndexKind
 from cluster.vectors import F32, prepared
 from operators.errors import HilbertflowError
@@ -28,6 +29,7 @@ SEED = 20260101
 SAMPLE_RUN = 16  # neighbouring rows taken together: fewer requests, still spread over the whole collection
 READ_ROWS = 8192
 _LIMITS = threading.Lock()  # FAISS's deserialization limits are global to the process
+_METRICS = {faiss.METRIC_L2: "squared distance", faiss.METRIC_INNER_PRODUCT: "inner product"}
 _SPARE = 512 << 20  # beyond the file: FAISS tabulates distances between codebooks and centroids on loading
 
 
@@ -97,9 +99,8 @@ def read_index(file: BinaryIO, size: int, where: str) -> Any:
         except Exception as error:  # FAISS raises RuntimeError, MemoryError or what the reader raised
             if isinstance(error, HilbertflowError):
                 raise
-            reason = str(error).splitlines()[0][-120:] if str(error) else type(error).__name__
             raise HilbertflowError(
-                f"not a readable index ({reason})", where=where, remedy="build the index again"
+                f"not a readable index ({useful(error)})", where=where, remedy="build the index again"
             ) from None
         finally:
             faiss.set_deserialization_vector_byte_limit(before[0])
@@ -116,8 +117,14 @@ def content_hash(index: Any) -> str:
 def check_shard(index: Any, artefact_hash: str, rows: int, dim: int, metric: str, where: str) -> None:
     """Refuse an index of another artefact, size or collection, and one whose numbers point outside its rows."""
     again = "build the index again"
-    if index.d != dim or index.metric_type != FAISS_METRIC[metric]:
-        raise HilbertflowError(f"is an index of {index.d} dimensions, not {dim} by {metric}", where=where, remedy=again)
+    if index.d != dim:
+        raise HilbertflowError(f"is an index of {index.d} values a row, not of {dim}", where=where, remedy=again)
+    if index.metric_type != FAISS_METRIC[metric]:
+        found = _METRICS.get(index.metric_type, f"FAISS's metric {index.metric_type}")
+        raise HilbertflowError(
+            f"compares by {found}, and the collection's metric is {metric}: it is not this collection's index",
+            where=where, remedy=again,
+        )  # fmt: skip
     if index.ntotal != rows:
         raise HilbertflowError(f"holds {index.ntotal} rows where {rows} are expected", where=where, remedy=again)
     try:

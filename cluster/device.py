@@ -18,6 +18,7 @@ from typing import Any, Literal
 import faiss
 import numpy.typing as npt
 
+from cluster.faiss_errors import useful
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 
@@ -128,9 +129,8 @@ def _to_gpu(index: Any) -> Any:
         with _one_at_a_time:
             return faiss.index_cpu_to_gpu(_resources(), 0, index, options)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][-200:]
         raise HilbertflowError(
-            f"the GPU does not take the index ({reason})", where="device",
+            f"the GPU does not take the index ({useful(error)})", where="device",
             remedy="use more shards, each on a GPU of its own, or device: cpu",
         ) from error  # fmt: skip
 

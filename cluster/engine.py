@@ -119,7 +119,8 @@ class SearchEngine:
         compares every row, `cold` reads lists of them where they lie, `ivfpq` and `hnsw` search an index; None or
         `auto` takes the best one built, or what is quickest without any. filter: an expression over the metadata, such
         as `package == "numpy" and lines > 20`; whenever k rows match, k rows come back. overrides: `nprobe` and
-        `refine` (ivfpq, cold), `ef` (hnsw), `level` (cold, exact: the finest level compared), and for every tier
+        `refine` (ivfpq, cold), `ef` (hnsw), `level` (cold, exact: the finest level compared, a
+        number from 0 or `exact`), and for every tier
         `radius`: only rows within that squared distance, or of at least that similarity, at most k of them. `exact`
         finds all within it, the other tiers those that they find at their recall as k grows. Where `nprobe` or `ef` is
         left out, an index looks further for a k above 10, so that recall holds.
@@ -129,8 +130,8 @@ class SearchEngine:
         value unless built otherwise), `cold` by the finest level that it reads. Raises `HilbertflowError` for whatever
         cannot be asked.
         """
-        query = Query.of(k, tier, filter, overrides)
-        vectors = checked_vectors(queries, self.collection.dim)
+        query = Query.of(k, tier, filter, self._numbered(overrides))
+        vectors = checked_vectors(queries, self.collection.dim, self.collection.metric)
         found = self.answer(vectors, query)
         self._recent.add(vectors)
         return found
@@ -155,7 +156,9 @@ class SearchEngine:
         queries: (q, dim); None takes the last ``count`` that this engine was asked, and rows of the collection while it
         was asked fewer. overrides: as of `search`. Costs one exact scan.
         """
-        return estimate_recall(self, self._recent, Query.of(k, tier, None, overrides), queries, count, seed)
+        return estimate_recall(
+            self, self._recent, Query.of(k, tier, None, self._numbered(overrides)), queries, count, seed
+        )
 
     def sample(self, count: int, seed: int = 0) -> I64:
         """Rows that stand, at most ``count`` of them, drawn by ``seed``; ascending."""
@@ -164,6 +167,11 @@ class SearchEngine:
         if not len(every):
             raise HilbertflowError("the collection is empty", where=self.collection.url, remedy="add rows first")
         return np.sort(np.random.default_rng(seed).choice(every, min(count, len(every)), replace=False))
+
+    def _numbered(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Overrides whose level is a number: the exact one comes behind the last lossy one."""
+        exact = overrides.get("level") == "exact"
+        return overrides | {"level": len(self.collection.levels) - 1} if exact else overrides
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
         builds = fresh(collection, builds)

@@ -66,7 +66,7 @@ def estimate_recall(
         raise HilbertflowError(f"count is {count!r}", where="estimate_recall", remedy="give 1 to 10,000 queries")
     of, own = "queries", np.empty(0, np.int64)
     if queries is not None:
-        asked = checked_vectors(queries, engine.collection.dim)
+        asked = checked_vectors(queries, engine.collection.dim, engine.collection.metric)
     elif (last := recent.last(count)) is not None:
         of, asked = "recent", last
     else:

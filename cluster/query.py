@@ -14,6 +14,8 @@ from cluster.vectors import F32
 from operators.errors import HilbertflowError
 
 MAX_K = 10_000
+LONGEST = {"l2": 1e18, "ip": 1e30}
+"""Length of a query up to which scores are finite: squared distances, products with vectors of up to 1e8."""
 TIERS = ("exact", "cold", "ivfpq", "hnsw")
 
 
@@ -66,11 +68,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def checked_vectors(vectors: Any, dim: int) -> F32:
+def checked_vectors(vectors: Any, dim: int, metric: str) -> F32:
     """Query vectors as (q, dim) float32, contiguous; (dim,) is one query.
 
-    Raises for another dimension, for NaN and Inf (also those that appear only in float32), and for what is no array of
-    numbers.
+    Raises for another dimension, for NaN and Inf (also those that appear only in float32), for vectors so long that
+    their scores by `metric` would be infinite, and for what is no array of numbers.
     """
     try:
         array = np.asarray(vectors)
@@ -90,4 +92,12 @@ def checked_vectors(vectors: Any, dim: int) -> F32:
     if not finite.all():
         bad = np.flatnonzero(~finite.all(axis=1))
         raise HilbertflowError("the query holds NaN or infinity", where=f"search, query {bad[0]}")
+    longest = LONGEST.get(metric)
+    if longest is not None and float(np.abs(array).max(initial=0)) * dim**0.5 > longest:
+        lengths = np.linalg.norm(array.astype(np.float64), axis=1)
+        if (long := np.flatnonzero(lengths > longest)).size:
+            raise HilbertflowError(
+                f"the query has length {lengths[long[0]]:.3g}, and its scores by {metric} may go beyond what float32 "
+                "holds", where=f"search, query {long[0]}", remedy=f"scale it to {longest:g} at most",
+            )  # fmt: skip
     return array

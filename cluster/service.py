@@ -117,7 +117,7 @@ class CollectionService:
     def checked(self, vectors: Any, query: Query) -> tuple[F32, Query, Choice]:
         """Everything that can be wrong with a query, found before any shard is asked: raises `HilbertflowError`."""
         query, choice = self._planned(query)
-        return checked_vectors(vectors, self.collection.dim), query, choice
+        return checked_vectors(vectors, self.collection.dim, self.collection.metric), query, choice
 
     def _plan(self, query: Query) -> tuple[Query, Choice]:
         """The query with its tier; clients ask in the same way again and again."""

@@ -34,6 +34,7 @@ from storage.row_units import RowUnits
 from storage.rows import RowSource, encoder_digest
 from storage.scratch import EmbeddedRows, EmbeddedWriter, SortedWriter, gather, segment_edges
 from storage.spec import ArchiveSpec, ArraySpec
+from storage.vectors import VectorRows
 
 F32 = npt.NDArray[np.float32]
 
@@ -56,6 +57,8 @@ def collection_plan(recipe: Recipe) -> Plan:
     metric = recipe.source.metric or getattr(source, "metric", "ip")
     if metric == "cosine" and getattr(source, "metric", "") != "cosine":  # rows of such a collection have unit length
         blocks = dataclasses.replace(blocks, normalize=True)
+    if blocks.normalize and isinstance(source, VectorRows):
+        source = dataclasses.replace(source, directed=True)
     operators = tuple(
         blocks if isinstance(o, RowBlocks) else _located(o) if isinstance(o, Embed) and not source.dim else o
         for o in recipe.operators

@@ -75,10 +75,12 @@ class VectorRows:
     ----------
     url: as the user gave it.
     files: at least one, all of one dimension and with the same columns.
+    directed: whether a vector of zeros is refused, as one that is to be scaled to unit length must be.
     """
 
     url: str
     files: tuple[VectorFile, ...]
+    directed: bool = False
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -113,6 +115,12 @@ class VectorRows:
             values = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.dim)
             ids = table.column("id").to_pylist() if file.has_ids else None
             check_finite(values, ids, functools.partial(_shifted, file, low))
+            if self.directed and not (some := values.any(axis=1)).all():
+                row = int(np.argmin(some))
+                raise HilbertflowError(
+                    f"the vector of {f'id {ids[row][:80]!r}' if ids else 'this row'} is zero and has no direction",
+                    where=file.place(low + row), remedy="drop the row, or archive with metric l2 or ip",
+                )  # fmt: skip
             tables.append(table.select(["id", "vector", *file.columns]).rename_columns(["id", "vector", *self.columns]))
         if not tables:
             return self.read(0, 1).slice(0, 0)

@@ -24,12 +24,16 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of a verification."""
+    """Result of a verification.
+
+    unused: what is sound and serves nothing, as an index over other rows than these.
+    """
 
     url: str
     objects: int
     bytes: int
     damaged: tuple[Damage, ...]
+    unused: tuple[Damage, ...] = ()
 
     @property
     def sound(self) -> bool:

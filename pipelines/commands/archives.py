@@ -198,9 +198,16 @@ def describe(handle: Any) -> dict[str, Any]:
             told |= {"parent": handle.link.url, "chain": handle.link.depth}
     else:
         from cluster.index_store import current_builds, current_choice, indexes_of
+        from storage.rowlog import RowLog
 
         builds = current_builds(indexes_of(handle))
-        told |= {"rows": handle.count, "dim": handle.dim, "metric": handle.metric, "encoder": handle.encoder}
+        told |= {
+            "rows": handle.count,
+            "live_rows": RowLog(handle).view.count,
+            "dim": handle.dim,
+            "metric": handle.metric,
+            "encoder": handle.encoder,
+        }
         told |= {"order": handle.attributes["order"], "lists": handle.attributes["lists"]}
         told["indexes"] = {kind: {"bytes": build.bytes, "shards": len(build.shards)} for kind, build in builds.items()}
         told["chosen"] = current_choice(indexes_of(handle)) or {}

@@ -30,7 +30,7 @@ def upsert(
     batch: Annotated[int, typer.Option(min=1, max=65_536, help="Rows a batch; each batch is taken whole.")] = 8192,
     as_json: Json = False,
 ) -> None:
-    """Put rows into a collection; a row whose id exists is replaced.
+    """Put rows into a collection; a row whose id exists is replaced whole, and columns that ROWS lacks are null.
 
     On storage when the command ends, and seen by the next search; no index is built again. Safe beside other writers.
     """
@@ -48,6 +48,7 @@ def upsert(
             f"has columns that the collection has not: {', '.join(unknown)[:200]}", where=rows,
             remedy=f"leave them out; it has {', '.join(sorted(known - {'id'})) or 'no metadata'}",
         )  # fmt: skip
+    absent = sorted(known - {"id", *source.columns})
     change, version, repeated = (log.append if only_new else log.upsert), log.version, 0
     with console.progress("writing") as tick:
         for number, start in enumerate(range(0, source.count, batch)):
@@ -62,11 +63,13 @@ def upsert(
     if as_json:
         console.print_json(
             {"url": log.home.url, "rows": source.count, "repeated": repeated, "version": version,
-             "count": log.view.count}
+             "count": log.view.count, "null_columns": absent}
         )  # fmt: skip
         return
     again = f", {repeated:,} of them before" if repeated else ""
     console.say(f"{source.count:,} rows taken{again}; version {version}, {log.view.count:,} rows")
+    if absent:
+        console.note(f"{rows} has no {', '.join(absent)[:200]}: null in these rows, also where they replaced others")
 
 
 def delete(

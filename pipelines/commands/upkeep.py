@@ -146,6 +146,8 @@ def verify(url: Root, as_json: Json = False) -> None:
         told = verdicts[-1]
         if told.sound and not as_json:
             console.say(f"{told.url}: all {told.objects:,} objects are sound ({console.size(told.bytes)} read)")
+        for item in () if as_json else told.unused:
+            console.note(f"{told.url}/{item.key}: {item.what}")
         for item in told.damaged:
             console.fail(f"{told.url}/{item.key}: {item.what}; `hilbertflow repair` makes it again")
     if as_json:
@@ -159,8 +161,9 @@ def verify(url: Root, as_json: Json = False) -> None:
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:
     damaged = [{"object": item.key, "what": item.what} for item in verdict.damaged]
+    unused = [{"object": item.key, "what": item.what} for item in verdict.unused]
     return {"url": verdict.url, "sound": verdict.sound, "objects": verdict.objects, "bytes": verdict.bytes,
-            "damaged": damaged}  # fmt: skip
+            "damaged": damaged, "unused": unused}  # fmt: skip
 
 
 def _verdict(handle: Archive, tick: Tick) -> Verdict:
@@ -172,7 +175,26 @@ def _verdict(handle: Archive, tick: Tick) -> Verdict:
     found = check(handle.place, tick)
     if not isinstance(handle, CollectionArchive):
         return found
-    return dataclasses.replace(found, damaged=(*found.damaged, *_damaged_beside(handle)))
+    damaged = (*found.damaged, *_damaged_beside(handle))
+    return dataclasses.replace(found, damaged=damaged, unused=tuple(_unused(handle)))
+
+
+def _unused(handle: CollectionArchive) -> Iterator[Damage]:
+    """Indexes beside a collection that were built over other rows: another collection's, or of rows that were."""
+    from cluster.index_store import current_builds, indexes_of
+    from cluster.planner import fresh
+    from operators.errors import HilbertflowError
+    from storage.verify import Damage
+
+    try:
+        builds = current_builds(indexes_of(handle))
+    except HilbertflowError:
+        return  # told as damage
+    used = fresh(handle, builds)
+    for kind, build in builds.items():
+        if kind not in used:
+            yield Damage(f"indexes/{build.build}", "is an index over other rows than these, which no search uses; "
+                         f"`hilbertflow run` with index.kind={kind} builds one")  # fmt: skip
 
 
 def _damaged_beside(handle: CollectionArchive) -> Iterator[Damage]:

@@ -55,6 +55,26 @@ def test_every_tier_answers_like_the_oracle(engine: SearchEngine) -> None:
     assert "recall@10" in engine.search(QUERIES, 10).explain["reason"]
 
 
+def test_the_exact_level_has_its_name_in_python_too(engine: SearchEngine) -> None:
+    """`level="exact"` is the number behind the last lossy level."""
+    number = len(engine.collection.levels) - 1
+    named, numbered = (engine.search(QUERIES, 5, "exact", level=level) for level in ("exact", number))
+    assert (named.rows == numbered.rows).all() and named.explain["level"] == "exact"
+    assert engine.estimate_recall("exact", QUERIES, level="exact").recall == 1.0
+    with pytest.raises(HilbertflowError, match="level is 'exakt'"):
+        engine.search(QUERIES, 5, "exact", level="exakt")
+
+
+@pytest.mark.parametrize(("metric", "length"), [("l2", 1e19), ("l2", 3e38), ("ip", 3e38)])
+def test_a_query_whose_scores_would_be_infinite_is_refused(tmp_path: Path, metric: str, length: float) -> None:
+    """Told before any row is compared, with the query's number; lengths below give finite scores."""
+    engine = SearchEngine.open(archive_vectors(tmp_path, clustered(300, DIM), metric))
+    one = np.full((1, DIM), DIM**-0.5, np.float32)
+    with pytest.raises(HilbertflowError, match=r"search, query 1: the query has length .* scale it to"):
+        engine.search(np.concatenate([one, one * np.float32(length)]), 3, "exact")
+    assert np.isfinite(engine.search(one * np.float32(1e17 if metric == "l2" else 1e29), 3, "exact").scores).all()
+
+
 def test_overrides_choose_the_tier_that_takes_them(engine: SearchEngine) -> None:
     """Without a tier, `ef` means the graph and `nprobe` the lists."""
     assert engine.search(QUERIES, 10, ef=99).explain["tier"] == "hnsw"

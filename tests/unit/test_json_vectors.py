@@ -75,7 +75,7 @@ def outcome(sent: bytes) -> tuple[str, object]:
     """Vectors and options, or what is wrong."""
     try:
         asked = parse_request(JSON, sent, {}, 2)
-        return asked.options.model_dump_json(exclude={"vectors"}), checked_vectors(asked.vectors, 2).tolist()
+        return asked.options.model_dump_json(exclude={"vectors"}), checked_vectors(asked.vectors, 2, "l2").tolist()
     except HilbertflowError as error:
         return "refused", str(error)
 

@@ -1,11 +1,15 @@
-"""Time what a worker does to a unit, and tell it: to Ray's metrics, and to the tally of the run."""
+"""Time what a worker does to a unit, and tell it: to Ray's metrics, and to the tally of the run.
+
+A call of an actor takes two milliseconds of a core, half of them on either side: what a process has to say of a unit
+waits until the unit is written, and goes in one.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +27,9 @@ from storage import s3_meter
 def worker() -> str:
     """This process among those of the cluster."""
     return f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+
+
+_NOTHING = s3_meter.Used()
 
 
 class _Meter:
@@ -46,7 +53,24 @@ class _Meter:
             return more
 
 
-_meter = _Meter()
+class _Outbox:
+    """What this process has not told yet, by tally and pass: its calls read and write units of a pass together."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: dict[tuple[Any, str], tuple[tuple[Span, ...], s3_meter.Used]] = {}
+
+    def put(self, whose: tuple[Any, str], spans: Iterable[Span] = (), used: s3_meter.Used = _NOTHING) -> None:
+        with self._lock:
+            before, asked = self._held.get(whose, ((), _NOTHING))
+            self._held[whose] = (*before, *spans), asked + used
+
+    def take(self, whose: tuple[Any, str]) -> tuple[tuple[Span, ...], s3_meter.Used]:
+        with self._lock:
+            return self._held.pop(whose, ((), _NOTHING))
+
+
+_meter, _outbox = _Meter(), _Outbox()
 
 
 @dataclass
@@ -87,6 +111,7 @@ class Observer:
         except Exception as error:
             run_metrics.stopped(self.archive, kind)
             said = str(error) if isinstance(error, HilbertflowError) else f"{type(error).__name__}: {error}"
+            self.flush()
             self.tally.failed.remote(self.step, kind, unit, said[:500], worker())
             raise
         seconds = time.perf_counter() - clock
@@ -95,7 +120,7 @@ class Observer:
 
     @contextmanager
     def counted(self, url: str) -> Iterator[None]:
-        """Tell what the block asks of S3; ``url`` is the source's. Of blocks at once each request is told by one."""
+        """Count what the block asks of S3; ``url`` is the source's. Of blocks at once each request is told by one."""
         if self.tally is None:
             yield
             return
@@ -104,16 +129,33 @@ class Observer:
             yield
         finally:
             used = _meter.end()
-            if used.total or used.read:  # an answer may come after its request was told by another block
-                self.tally.used.remote(used)
+            if used.total or used.read:  # an answer may come after its request was counted by another block
+                _outbox.put((self.tally, self.step), used=used)
+
+    def keep(self, spans: list[Span]) -> None:
+        """Have spans told with what this process says next; the list is empty afterwards."""
+        if self.tally is not None:
+            _outbox.put((self.tally, self.step), spans)
+        spans.clear()
 
     def tell(self, spans: list[Span]) -> None:
-        """Hand spans to the tally, with the memory that this process has taken; the list is empty afterwards."""
-        if self.tally is not None and spans:
-            self.tally.spans.remote(self.step, tuple(spans), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-            spans.clear()
+        """Hand spans to the tally, and what was kept; the list is empty afterwards."""
+        self.keep(spans)
+        self.flush()
 
-    def written(self, unit: int, source_bytes: int, archive_bytes: int) -> None:
-        """A unit is written and journalled."""
-        if self.tally is not None:
-            self.tally.done.remote(self.step, unit, time.time(), source_bytes, archive_bytes)
+    def written(self, spans: list[Span], unit: int, source_bytes: int, archive_bytes: int) -> None:
+        """A unit is written and journalled: tell it with its spans, and what was kept."""
+        self.keep(spans)
+        self._send((unit, time.time(), source_bytes, archive_bytes))
+
+    def flush(self) -> None:
+        """Tell what was kept, if anything was."""
+        self._send(None)
+
+    def _send(self, done: tuple[int, float, int, int] | None) -> None:
+        if self.tally is None:
+            return
+        spans, used = _outbox.take((self.tally, self.step))
+        if spans or used != _NOTHING or done is not None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            self.tally.told.remote(self.step, spans, peak, used, done)

@@ -29,7 +29,7 @@ from pipelines import console
 from pipelines.ledger import Ledger
 from pipelines.tally import Failure, Tally, Watched, Written
 
-POLL_S = 0.25
+POLL_S = 0.5
 
 
 def job_id() -> str:
@@ -58,10 +58,11 @@ class Reporter:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._began = self._step_began = time.monotonic()
         self.seconds = 0.0
+        shown = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("units"),
             TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=Console(stderr=True), disable=json_log,
+            console=shown, disable=json_log, auto_refresh=shown.is_terminal, refresh_per_second=4,
         )  # fmt: skip
         self._task: TaskID | None = None
         self._lock = threading.Lock()

@@ -131,13 +131,16 @@ def _read(
     source: Units, pending: Pending, *, observer: Observer, url: str, written: Callable[[], set[int]] | None
 ) -> Iterator[pa.Table]:
     committed = Committed(written) if written is not None else ()
-    for unit in pending:
-        if unit in committed:
-            yield stage.written(unit)
-            continue
-        spans: list[Span] = []
-        with observer.counted(url), observer.operator("read", unit, spans) as amounts:
-            table = source.read(unit)
-            amounts.bytes_out = table.nbytes
-        observer.tell(spans)
-        yield table
+    try:
+        for unit in pending:
+            if unit in committed:
+                yield stage.written(unit)
+                continue
+            spans: list[Span] = []
+            with observer.counted(url), observer.operator("read", unit, spans) as amounts:
+                table = source.read(unit)
+                amounts.bytes_out = table.nbytes
+            observer.keep(spans)  # told with what the same process does to the unit
+            yield table
+    finally:
+        observer.flush()

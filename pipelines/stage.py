@@ -85,5 +85,4 @@ def write(writer: UnitWriter, table: pa.Table, unit: int, observer: Observer, sp
     with observer.counted(url), observer.operator("write", unit, spans) as amounts:
         receipt = writer.write(table)
         amounts.bytes_in, amounts.bytes_out = table.nbytes, sum(o.size for o in receipt.objects)
-    observer.tell(spans)
-    observer.written(receipt.unit, receipt.source_bytes, amounts.bytes_out)
+    observer.written(spans, receipt.unit, receipt.source_bytes, amounts.bytes_out)

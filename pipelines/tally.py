@@ -88,24 +88,35 @@ class Tally:
         """A pass begins; its operators by stage."""
         self.flows[step] = stages
 
-    def spans(self, step: str, spans: tuple[Span, ...], peak: int) -> None:
-        """A stage is through with a part of its work on a unit; ``peak`` is the most bytes its process has held."""
+    def told(
+        self, step: str, spans: tuple[Span, ...], peak: int, used: Used, done: tuple[int, float, int, int] | None
+    ) -> None:
+        """What a worker has to say since it last spoke.
+
+        spans: of parts of its work on units; ``peak`` is the most bytes that its process has held. used: what it asked
+        of S3. done: a unit that is written and journalled, when in seconds since 1970, its bytes in the source and in
+        the archive.
+        """
+        self.s3 += used
         for span in spans:
             self.ledger.add(step, span)
-        stages, first = self.flows.get(step, []), spans[0].operator
-        stage = stages[1][0] if first == "read" and len(stages) > 2 else first  # who reads codes, too
-        self.peaks[stage] = max(peak, self.peaks.get(stage, 0))
-        told = {span.operator for span in spans}
+        if spans:
+            self._seen(step, spans, peak)
+        if done is not None:
+            self._done(step, *done)
+
+    def _seen(self, step: str, spans: tuple[Span, ...], peak: int) -> None:
+        """Keep the memory of a stage, under its first operator, and say how many units wait for others."""
+        stages, told = self.flows.get(step, []), {span.operator for span in spans}
+        own = [stage[0] for stage in stages[1:-1] if told & {*stage}]
+        if not own:
+            own = [stages[1][0] if "read" in told and len(stages) > 2 else spans[0].operator]  # who reads codes, too
+        self.peaks[own[0]] = max(peak, self.peaks.get(own[0], 0))
         for before, after in pairwise(stages):
             if before[-1] in told or after[0] in told:
                 run_metrics.waiting(self.archive, after[0], self.ledger.waiting(step, before[-1], after[0]))
 
-    def used(self, more: Used) -> None:
-        """What a worker has asked of S3 since it last told."""
-        self.s3 += more
-
-    def done(self, step: str, unit: int, at: float, source_bytes: int, archive_bytes: int) -> None:
-        """A unit is written and journalled."""
+    def _done(self, step: str, unit: int, at: float, source_bytes: int, archive_bytes: int) -> None:
         spans = self.ledger.done(step, unit, at, source_bytes)
         operators = {span.operator: span.seconds for span in spans}
         workers = tuple(dict.fromkeys(span.worker for span in spans))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import secrets
 import tempfile
@@ -122,7 +121,8 @@ class RemotePart:
 
     def __init__(self, attempt: Callable[[Callable[[Any, str], None]], None]) -> None:
         self._attempt = attempt
-        self._buffer = io.BytesIO()
+        self._parts: list[bytes] = []  # as they came: an object that is written at once is not copied
+        self._held = 0
         self._spool: Any = None
 
     def begin(self) -> None:
@@ -130,11 +130,16 @@ class RemotePart:
 
     def write(self, data: Any) -> int:
         """Append bytes."""
-        if self._spool is None and self._buffer.tell() + memoryview(data).nbytes > _IN_MEMORY:
+        size = memoryview(data).nbytes
+        if self._spool is None and self._held + size > _IN_MEMORY:
             self._spool = tempfile.NamedTemporaryFile(suffix=TEMPORARY)  # noqa: SIM115 - abandon() closes it
-            self._spool.write(self._buffer.getbuffer())
-            self._buffer = io.BytesIO()
-        return int((self._buffer if self._spool is None else self._spool).write(data))
+            self._spool.writelines(self._parts)
+            self._parts = []
+        if self._spool is not None:
+            return int(self._spool.write(data))
+        self._parts.append(bytes(data))
+        self._held += size
+        return size
 
     def commit(self) -> None:
         """Put the object."""
@@ -143,12 +148,15 @@ class RemotePart:
             self._spool.flush()
             system.put_file(self._spool.name, path)
 
-        self._attempt(put_file if self._spool is not None else s3_objects.writing(self._buffer.getvalue()))
+        if self._spool is not None:
+            self._attempt(put_file)
+        else:
+            self._attempt(s3_objects.writing(self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)))
         self.abandon()
 
     def abandon(self) -> None:
         """Forget the bytes."""
-        self._buffer = io.BytesIO()
+        self._parts, self._held = [], 0
         if self._spool is not None:
             self._spool.close()
             self._spool = None

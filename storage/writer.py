@@ -6,8 +6,9 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -91,9 +92,16 @@ def _write_all(place: Location, payloads: Mapping[str, bytes]) -> None:
         for key, data in payloads.items():
             place.write_atomic(key, data, durable=False)
         return
-    with ThreadPoolExecutor(max(1, len(payloads)), "put") as pool:
-        for done in [pool.submit(place.write_atomic, key, data, durable=False) for key, data in payloads.items()]:
-            done.result()
+    pool = _putting(os.getpid())
+    for put in wait([pool.submit(place.write_atomic, *item, durable=False) for item in payloads.items()]).done:
+        put.result()
+
+
+@lru_cache(maxsize=1)
+def _putting(pid: int) -> ThreadPoolExecutor:
+    """Threads that wait for a store, of this process, which writes two units at once: a thread a put costs more."""
+    del pid
+    return ThreadPoolExecutor(16, "put")
 
 
 def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:
@@ -105,9 +113,12 @@ def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:
 
 def coded_unit(spec: ArchiveSpec, table: pa.Table) -> tuple[Receipt, dict[str, bytes]]:
     """What the journal keeps of a whole unit, and its objects by key."""
-    table = table.combine_chunks().sort_by("plane")
-    unit = int(table.column("unit")[0].as_py())
+    table = table.combine_chunks()
     planes = table.column("plane").to_pylist()
+    if planes != sorted(planes):
+        table = table.sort_by("plane")
+        planes = table.column("plane").to_pylist()
+    unit = int(table.column("unit")[0].as_py())
     expected = table.column("planes")[0].as_py()
     if planes != list(range(planes[0], planes[0] + expected)):
         raise HilbertflowError(f"unit {unit} arrived in pieces: planes {planes} of {expected}", where=spec.url)

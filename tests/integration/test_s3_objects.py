@@ -13,7 +13,7 @@ from obstore.exceptions import GenericError
 
 from operators.errors import HilbertflowError
 from pipelines.bench.s3_server import server
-from storage import s3_meter, s3_objects, s3_store
+from storage import fs_write, s3_meter, s3_objects, s3_store
 from storage.fs import Location, file_system, forget_connections
 from storage.fs_errors import MissingFileError, UnreachableError
 from tests.faults.proxy import Fault, Proxy, proxy
@@ -113,6 +113,21 @@ def test_a_large_object_stays_with_s3fs(place: Location, slow: list[str], monkey
     assert len(slow) == 1
     place.write_atomic("small", noise(1000))
     assert len(slow) == 1 and place.read("large") == noise(1001)
+
+
+def test_a_stream_is_put_whole_from_memory_or_from_a_file(
+    place: Location, slow: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fs_write, "_IN_MEMORY", 5000)
+    data = noise(9000)
+    for name, size in (("streamed", 4500), ("spooled", 9000)):
+        with place.create(name) as file:
+            for at in range(0, size, 1000):
+                part = bytearray(data[at : min(at + 1000, size)])
+                assert file.write(part) == len(part)
+                part[:] = bytes(len(part))  # it was taken, not looked at later
+        assert place.read(name) == data[:size]
+    assert slow == []  # a file goes up by another method of s3fs
 
 
 def test_what_is_there_is_not_created(place: Location) -> None:

@@ -82,7 +82,7 @@ def factories(dim: int, quick: bool) -> list[str]:
     more = dim // 3 if dim % 3 == 0 else half
     made = ["SQ4", "SQ6", "SQ8", "RaBitQ", *(f"RaBitQ{b}" for b in range(2, 9))]
     made += [f"{turned}RaBitQ{b}" for b in (2, 3, 4, 5)] + [f"IVF256,RaBitQ{b}" for b in (3, 4)]
-    made += [f"PQ{m}" for m in (dim // 8, quarter, half)] + [f"PQ{half}x4fsr"]
+    made += [f"PQ{m}" for m in (dim // 8, quarter, half)] + [f"PQ{half}x4"]
     made += [f"OPQ{m},PQ{m}" for m in (dim // 8, quarter, more)]
     return [*made, f"PRQ{dim // 8}x2x8"]
 

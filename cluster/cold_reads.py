@@ -62,9 +62,9 @@ class ColdReads:
         came = self._collection.fetch(ask, gap) if ask else {}
         found = {}
         for name, chunks in levels.items():
-            new = self._index(name, came.get(name, ()), self._heights(asked[name]))
-            pool, heights = self._pools[name], self._heights(asked[name])
-            found[name] = pool.complete(chunks, self._heights(chunks), asked[name], heights, new)
+            heights = self._heights(asked[name])
+            new = self._index(name, came.get(name, ()), heights)
+            found[name] = self._pools[name].complete(chunks, self._heights(chunks), asked[name], heights, new)
         return found, self._others.complete(others, lacking, came)
 
     @cached_property

@@ -60,6 +60,9 @@ class LevelPool:
         first = np.cumsum(tall) - tall
         if came.dtype == self.dtype:
             self._keep(read, tall, first, came)
+        elif len(read):
+            fits = np.maximum.reduceat(np.abs(came).max(axis=1, initial=0), first) <= np.iinfo(self.dtype).max
+            self._keep(read[fits], tall[fits], first[fits], came.astype(self.dtype))
         if len(read) == len(wanted) and (slots < 0).all():
             return came
         slots = self._slot[wanted]
@@ -73,6 +76,7 @@ class LevelPool:
     def _keep(self, chunks: I64, heights: I64, first: I64, rows: Index) -> None:
         free = np.arange(self._filled, min(self._filled + len(chunks), len(self._used)))
         self._filled += len(free)
+        self._used[free] = self._searches
         slots = np.concatenate([free, self._oldest(min(len(chunks) - len(free), len(self._used) - len(free)))])
         chunks = chunks[: len(slots)]
         self._slot[self._chunk[slots[len(free) :]]] = -1

@@ -69,7 +69,7 @@ class SearchOptions(BaseModel):
         default=None,
         le=1_000_000,
         examples=[64],
-        description="Width of the graph search in rows (tier hnsw); left out, as tuned.",
+        description="Width of the graph search in rows (tier hnsw); left out, as tuned, and more for a k above 10.",
     )
     refine: Whole | None = Field(
         default=None, le=1_000_000, examples=[4],

@@ -125,12 +125,16 @@ class Observer:
             yield
             return
         _meter.begin(url)
+        failed = True
         try:
             yield
+            failed = False
         finally:
             used = _meter.end()
             if used.total or used.read:  # an answer may come after its request was counted by another block
                 _outbox.put((self.tally, self.step), used=used)
+            if failed:  # nothing may be told after it
+                self.flush()
 
     def keep(self, spans: list[Span]) -> None:
         """Have spans told with what this process says next; the list is empty afterwards."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -113,9 +113,14 @@ def _read_store(store: S3Store, ranges: Sequence[Range]) -> list[bytes]:
 
     first, *others = wanted
     waiting = [_asking(os.getpid()).submit(one, path) for path in others]
-    one(first)
-    for each in waiting:
-        each.result()
+    try:
+        one(first)
+        for each in waiting:
+            each.result()
+    finally:  # after a fault nothing is on its way while another client asks
+        for each in waiting:
+            each.cancel()
+        wait(waiting)
     return out
 
 

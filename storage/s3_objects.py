@@ -62,7 +62,7 @@ class _Request(Generic[_T]):
         except BaseException as error:  # a panic of Rust is no Exception
             if not s3_store.is_fault(error) and not isinstance(error, WrongReplyError):
                 raise
-            self._failed = True
+            self._failed = "status code: 416" not in str(error)  # of an empty object: no fault of obstore's
             if not s3_store.may_pass(error):
                 return self(system, path)
             raise OSError(errno.EREMOTEIO, str(error).partition("\n")[0]) from error

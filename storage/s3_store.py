@@ -111,7 +111,7 @@ def _made(system: Any, bucket: str) -> S3Store | None:
             bucket, endpoint=client.meta.endpoint_url, region=client.meta.region_name,
             virtual_hosted_style_request=False, unsigned_payload=False, credential_provider=credentials,
             client_options={"allow_http": True, "read_timeout": timedelta(seconds=READ_TIMEOUT_S),
-                            "timeout": timedelta(minutes=5)},
+                            "timeout": timedelta(days=1)},
             retry_config={"max_retries": 0},
         )  # fmt: skip
     except Exception as error:  # an address that obstore does not take

@@ -59,16 +59,17 @@ def test_what_the_caller_asks_for_is_what_is_done(engine: SearchEngine) -> None:
 
 def test_lists_grow_more_slowly_than_k_and_have_room_for_it() -> None:
     """As the root of k beside the rows of a list; never more lists than there are, never fewer than were tuned."""
-    assert [lists_for(20, k, 367, 60_000) for k in (1, 10, 100, 1000)] == [20, 20, 29, 69]
-    assert lists_for(5, 1000, 134, 8000) == 51
+    assert [lists_for(20, k, 367, 60_000) for k in (1, 10, 100, 1000)] == [20, 20, 28, 69]
+    assert lists_for(5, 1000, 134, 8000) == 50
     assert lists_for(5, 10_000, 134, 8000) == 134
+    assert [lists_for(n, 11, 1000, 8000) for n in (1, 2, 4, 8)] == [1, 2, 4, 8]  # where a query leaves its own row out
     assert lists_for(1, 1000, 1, 8000) == 1
 
 
 def test_kinds_widen_only_what_is_set() -> None:
     """None stays the kind's own default; candidates are a multiple of k as it is."""
     assert IvfPq(lists=134).for_rows(Overrides(refine=2), 1000, 8000) == Overrides(refine=2)
-    assert IvfPq(lists=134).for_rows(Overrides(nprobe=5, refine=2), 1000, 8000) == Overrides(nprobe=51, refine=2)
+    assert IvfPq(lists=134).for_rows(Overrides(nprobe=5, refine=2), 1000, 8000) == Overrides(nprobe=50, refine=2)
     assert Hnsw().for_rows(Overrides(ef=22, refine=2), 1000, 8000) == Overrides(ef=1248, refine=2)
     assert Hnsw().for_rows(Overrides(ef=22), 10, 8000) == Overrides(ef=22)
     assert Hnsw().for_rows(Overrides(refine=2), 100, 8000) == Overrides(refine=2)

@@ -183,7 +183,8 @@ class CollectionService:
         """Whether the shards of a group are loaded."""
         try:
             return await asyncio.wait_for(self._backends[group].ready(), self._timeout)
-        except Exception:
+        except Exception as error:  # whatever keeps it from saying so: it is not ready
+            _log.debug("shard group %d of %s is not ready: %s: %s", group, self.name, type(error).__name__, error)
             return False
 
     def about(self) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def reaching(values: npt.NDArray[Any], recall: float, metric: str = "l2") -> byt
     """The smallest file found whose vectors, searched exhaustively with the originals, give at least this recall@10.
 
     Rows of the set itself ask for their nearest others; up to 1,000 of them, chosen by a fixed seed. A row is left out
-    of what it should find and of what it finds. Exact where that is no larger.
+    of what it should find and of what it finds. Exact where a lossy file is larger than that.
     """
     if not 0 < recall <= 1:
         raise HilbertflowError(f"recall {recall:g}", remedy="a number above 0 and at most 1")

@@ -24,7 +24,7 @@ _TRANSIENT_NAMES = frozenset(
      "ClientConnectorError", "ClientOSError", "ServerTimeoutError", "ConnectError", "ConnectTimeout", "ReadTimeout",
      "ReadError", "RemoteProtocolError", "PoolTimeout", "ResponseParserError"}
 )  # fmt: skip
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _LIBRARIES = frozenset(
     {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "fsspec", "gcsfs", "google", "httpcore", "httpcore2",
      "httpx", "httpx2", "huggingface_hub", "paramiko", "requests", "s3fs", "urllib3"}
@@ -120,7 +120,7 @@ def explained(error: BaseException, where: str, doing: str) -> HilbertflowError:
         )  # fmt: skip
     if isinstance(error, FileNotFoundError):
         return MissingFileError("does not exist", where=where, remedy="check the path, the bucket and the spelling")
-    if _code(error) in _EXPIRED:
+    if _code(error) in EXPIRED:
         return UnreachableError(
             f"cannot be {doing}: the credentials have expired", where=where,
             remedy="renew them, then run again: it goes on where it stopped",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from storage import s3_meter, s3_store
+from storage.fs_errors import EXPIRED
 from storage.replies import WrongReplyError
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ def writing(data: bytes) -> Callable[[Any, str], None]:
     return _Request(lambda store, bucket, key: _put(store, bucket, key, data), slow)
 
 
+class RefusedError(PermissionError):
+    """The server says why it refuses for good: asking it again, through s3fs, would tell no more."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}  # where botocore's errors have it
+
+
 class _Request(Generic[_T]):
     def __init__(self, fast: Callable[[S3Store, str, str], _T], slow: Callable[[Any, str], _T]) -> None:
         self._fast, self._slow = fast, slow
@@ -63,6 +72,8 @@ class _Request(Generic[_T]):
             if not s3_store.is_fault(error) and not isinstance(error, WrongReplyError):
                 raise
             self._failed = "status code: 416" not in str(error)  # of an empty object: no fault of obstore's
+            if code := next((code for code in EXPIRED if f"<Code>{code}</Code>" in str(error)), ""):
+                raise RefusedError(code) from error
             if not s3_store.may_pass(error):
                 return self(system, path)
             raise OSError(errno.EREMOTEIO, str(error).partition("\n")[0]) from error

@@ -34,9 +34,19 @@ def arrays(batch: pa.Table, column: str, dtype: npt.DTypeLike) -> list[npt.NDArr
 
 
 def with_arrays(batch: pa.Table, column: str, rows: Iterable[npt.NDArray[Any] | bytes]) -> pa.Table:
-    """The table with a binary column set to the bytes of ``rows``."""
-    values = pa.array([row if isinstance(row, bytes) else row.tobytes() for row in rows], pa.binary())
-    return with_column(batch, column, values)
+    """The table with a binary column set to the bytes of ``rows``, which are copied once."""
+    parts = [np.frombuffer(row, np.uint8) if isinstance(row, bytes) else _bytes_of(row) for row in rows]
+    offsets = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([part.size for part in parts], out=offsets[1:])
+    data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise OverflowError(f"{offsets[-1]:,} bytes in a binary column")
+    return with_column(batch, column, pa.Array.from_buffers(pa.binary(), len(parts), buffers))
+
+
+def _bytes_of(row: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(row).reshape(-1).view(np.uint8)
 
 
 def with_column(batch: pa.Table, column: str, values: pa.Array) -> pa.Table:

@@ -73,6 +73,7 @@ def execute(
     context = DataContext.get_current()
     context.target_max_block_size = int(2.5 * step.source.unit_bytes)
     context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # a thread a call, for a figure that nobody asks for
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its progress is ours to tell, and what it raises
     cores = int(ray.cluster_resources().get("CPU", 1))
     context.execution_options.resource_limits = ExecutionResources.for_limits(

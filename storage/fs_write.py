@@ -59,12 +59,14 @@ class LocalPart:
     def begin(self) -> None:
         """Create the temporary file, and the directory when there is none."""
         folder, name = os.path.split(self._path)
-        os.makedirs(folder, exist_ok=True)
         if os.path.isdir(self._path):
             raise IsADirectoryError(self._path)
         self._part = os.path.join(folder, f".{name[:100]}.{secrets.token_hex(8)}{TEMPORARY}")
-        # Not mkstemp: its mode 0600 would hide an archive from the other users of a shared disk.
-        self._file = os.fdopen(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
+        try:
+            self._file = _created(self._part)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            self._file = _created(self._part)
 
     def write(self, data: Any) -> int:
         """Append bytes."""
@@ -195,6 +197,11 @@ def put_new(system: Any, path: str, data: bytes) -> bool:
             raise
         return False
     return True
+
+
+def _created(path: str) -> BinaryIO:
+    # Not mkstemp: its mode 0600 would hide an archive from the other users of a shared disk.
+    return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
 
 
 @lru_cache(maxsize=1)

@@ -8,9 +8,8 @@ on cache lines.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Self
 
 import faiss
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from cluster import walk
 from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
+from operators.threads import thread_pool
 
 ENTRIES = 16
 SCAN_WIDTH = 5  # a walk that keeps so many times the root of the rows costs more than comparing all of them
@@ -130,7 +130,7 @@ class Graph:
         borders = [len(queries) * i // parts for i in range(parts + 1)]
         if parts == 1:
             return scores, rows, part(0, len(queries))
-        return scores, rows, sum(_pool().map(part, borders[:-1], borders[1:]))
+        return scores, rows, sum(thread_pool("walk", 32, _alone).map(part, borders[:-1], borders[1:]))
 
     def vectors(self, rows: I64) -> F32:
         """Stored vectors (n, d) of these rows."""
@@ -165,10 +165,9 @@ def eight_bits(quantizer: Any, sample: F32) -> None:
     faiss.copy_array_to_vector(np.concatenate([low - span / 510, span]).astype(np.float32), quantizer.sq.trained)
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads that walk; in each, FAISS turns its own queries only."""
-    return ThreadPoolExecutor(thread_name_prefix="walk", initializer=faiss.omp_set_num_threads, initargs=(1,))
+def _alone() -> None:
+    """In a thread that walks, FAISS turns the thread's own queries only."""
+    faiss.omp_set_num_threads(1)
 
 
 def _inverse(order: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

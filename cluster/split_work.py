@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 from typing import TypeVar
+
+from operators.threads import thread_pool
 
 _T = TypeVar("_T")
 
@@ -18,17 +18,11 @@ MOST = 4
 
 def in_parts(work: Callable[[slice], _T], count: int, numbers: int) -> list[_T]:
     """What ``work`` makes of slices of ``count`` things that hold so many ``numbers`` in all, in order."""
-    threads = min(_cores(), count, numbers // LEAST)
-    if threads < 2:
+    parts = min(_cores(), count, numbers // LEAST)
+    if parts < 2:
         return [work(slice(0, count))]
-    edges = [count * part // threads for part in range(threads + 1)]
-    return list(_pool(os.getpid()).map(work, (slice(low, high) for low, high in pairwise(edges))))
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: a fork has none of its parent's."""
-    return ThreadPoolExecutor(_cores(), f"search-{process}")
+    edges = [count * part // parts for part in range(parts + 1)]
+    return list(thread_pool("search", _cores()).map(work, (slice(low, high) for low, high in pairwise(edges))))
 
 
 def _cores() -> int:

@@ -7,13 +7,13 @@ import os
 import secrets
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from concurrent.futures import Future
 from typing import Any, BinaryIO, Protocol
 
 from fsspec.implementations.local import LocalFileSystem
 
 from operators.errors import HilbertflowError
+from operators.threads import thread_pool
 from storage import s3_objects
 
 TEMPORARY = ".hfpart"
@@ -76,7 +76,7 @@ class LocalPart:
         if self._durable and self._since >= _FLUSHED and (self._flush is None or self._flush.done()):
             self._flushed()
             self._file.flush()
-            self._flush, self._since = _flushing().submit(os.fdatasync, self._file.fileno()), 0
+            self._flush, self._since = thread_pool("flush", 2).submit(os.fdatasync, self._file.fileno()), 0
         return written
 
     def commit(self) -> None:
@@ -202,12 +202,6 @@ def put_new(system: Any, path: str, data: bytes) -> bool:
 def _created(path: str) -> BinaryIO:
     # Not mkstemp: its mode 0600 would hide an archive from the other users of a shared disk.
     return os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb")
-
-
-@lru_cache(maxsize=1)
-def _flushing() -> ThreadPoolExecutor:
-    """Threads that wait for the disk."""
-    return ThreadPoolExecutor(2, "flush")
 
 
 def _sync_folder(folder: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -26,6 +26,7 @@ from operators.errors import HilbertflowError
 from operators.hilbert_map import from_layout
 from operators.scales import loaded, row_steps
 from operators.scratch import scratch
+from operators.threads import thread_pool
 from storage.codecs import PlaneCodec
 from storage.shard import unpack, unsealed
 from storage.spec import TOGETHER
@@ -115,7 +116,8 @@ def _ahead(started: Iterator[list[Future[list[_T]]]]) -> Iterator[_T]:
 def _side_by_side(decode: Callable[[range], list[_T]], span: Span) -> list[Future[list[_T]]]:
     count = span.stop - span.start
     some = max(1, min(AT_ONCE, count // _threads()))  # few planes are for all threads
-    return [_pool().submit(decode, range(at, min(at + some, count))) for at in range(0, count, some)]
+    pool = thread_pool("planes", _threads())
+    return [pool.submit(decode, range(at, min(at + some, count))) for at in range(0, count, some)]
 
 
 @lru_cache(maxsize=1)
@@ -124,18 +126,6 @@ def _threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores, int(told))) if told.isdigit() else cores
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    """Threads for the kernels, which release the interpreter's lock."""
-    return ThreadPoolExecutor(_threads(), "planes")
-
-
-@lru_cache(maxsize=1)
-def _fetching() -> ThreadPoolExecutor:
-    """Threads that wait for objects."""
-    return ThreadPoolExecutor(4, "objects")
 
 
 def _spans(handle: ModelArchive, first: int, stop: int) -> Iterator[Span]:
@@ -216,14 +206,14 @@ def _scales(handle: ModelArchive, span: Span) -> Future[Rows]:
         codes = loaded(np.stack([fetched.decode(at, None) for at in range(span.stop - span.start)]))
         return codes, row_steps(codes, handle.ladder.step)
 
-    return _fetching().submit(get)
+    return thread_pool("objects", 4).submit(get)
 
 
 def _fetched(handle: ModelArchive, names: Sequence[str], span: Span) -> list[Future[Fetched]]:
     """The chunks of some arrays for a span, on their way, at once: an object store takes its time for each."""
     for name in names:
         handle.array(name)  # what zarr.json says is read once, and here
-    return [_fetching().submit(_fetch, handle, name, span) for name in names]
+    return [thread_pool("objects", 4).submit(_fetch, handle, name, span) for name in names]
 
 
 def _fetch(handle: ModelArchive, name: str, span: Span) -> Fetched:

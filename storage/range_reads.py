@@ -8,14 +8,14 @@ repeats.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from operators.threads import thread_pool
 from storage import s3_meter, s3_store
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _read_store(store: S3Store, ranges: Sequence[Range]) -> list[bytes]:
             out[at] = bytes(part)
 
     first, *others = wanted
-    waiting = [_asking(os.getpid()).submit(one, path) for path in others]
+    waiting = [thread_pool("ranges", 16).submit(one, path) for path in others]
     try:
         one(first)
         for each in waiting:
@@ -122,9 +122,3 @@ def _read_store(store: S3Store, ranges: Sequence[Range]) -> list[bytes]:
             each.cancel()
         wait(waiting)
     return out
-
-
-@functools.cache
-def _asking(process: int) -> ThreadPoolExecutor:
-    """Threads of this process that wait for answers: a fork has none of its parent's."""
-    return ThreadPoolExecutor(16, f"ranges-{process}")

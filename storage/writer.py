@@ -6,9 +6,8 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -18,6 +17,7 @@ import pyarrow as pa
 from operators.coders import CODERS
 from operators.errors import HilbertflowError
 from operators.scales import stored
+from operators.threads import thread_pool
 from storage import id_frames, signatures
 from storage import manifest as manifests
 from storage.fs import Location
@@ -92,16 +92,9 @@ def _write_all(place: Location, payloads: Mapping[str, bytes]) -> None:
         for key, data in payloads.items():
             place.write_atomic(key, data, durable=False)
         return
-    pool = _putting(os.getpid())
+    pool = thread_pool("put", 16)  # a worker writes two units at once
     for put in wait([pool.submit(place.write_atomic, *item, durable=False) for item in payloads.items()]).done:
         put.result()
-
-
-@lru_cache(maxsize=1)
-def _putting(pid: int) -> ThreadPoolExecutor:
-    """Threads that wait for a store, of this process, which writes two units at once: a thread a put costs more."""
-    del pid
-    return ThreadPoolExecutor(16, "put")
 
 
 def journalled(spec: ArchiveSpec, receipt: Receipt) -> None:

@@ -24,7 +24,7 @@ from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
-from storage.rowlog import RowLog
+from storage.rowlog import RowLog, View
 
 
 class SearchEngine:
@@ -38,6 +38,8 @@ class SearchEngine:
         device: Device = "cpu",
         cache: int = CACHE_BYTES,
     ) -> None:
+        if isinstance(cache, bool) or not isinstance(cache, int) or cache < 0:
+            raise HilbertflowError(f"cache is {cache!r}", where="search", remedy="give a number of bytes from 0")
         if device == "cuda":
             runs_on_gpu(device, "device")  # refused now, not by the first query
         self._threads, self._device, self._cache = threads, device, cache
@@ -69,12 +71,12 @@ class SearchEngine:
     @property
     def version(self) -> int:
         """Version of the collection that searches see: 0 as archived, one more with each batch of changes."""
-        return self._set.view.version
+        return self._seen().view.version
 
     def refresh(self) -> bool:
         """See what others changed since: True when there was something. Reads the new batches only."""
         with self._lock:
-            before = self._set.view
+            before = self._set.view if self._set.looked else None
             self._set.refresh()
             if self._set.stale:
                 now = self._log.view.base
@@ -95,15 +97,18 @@ class SearchEngine:
 
     def rows(self, ids: Sequence[str]) -> I64:
         """Row number of every id, -1 where there is none."""
+        self._seen()
         return self._log.rows(ids)
 
     def take(self, rows: I64) -> F32:
         """Exact vectors of rows, as `Results.rows` numbers them: (n, dim)."""
-        return self._set.view.take(rows)
+        view = self._seen().view
+        return view.take(_in_range(rows, view))
 
     def metadata(self, rows: I64) -> pa.Table:
         """Ids and metadata of rows, as `Results.rows` numbers them, in this order."""
-        return self._set.metadata(rows)
+        held = self._seen()
+        return held.metadata(_in_range(rows, held.view))
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -138,7 +143,7 @@ class SearchEngine:
 
     def answer(self, vectors: F32, query: Query) -> Results:
         """The same for checked vectors and a query that is made."""
-        held = self._set  # another one may take its place meanwhile
+        held = self._seen()  # another one may take its place meanwhile
         choice = choose(query, held.builds, held.collection)
         answer = held.search(vectors, query)
         began = time.perf_counter()
@@ -162,11 +167,19 @@ class SearchEngine:
 
     def sample(self, count: int, seed: int = 0) -> I64:
         """Rows that stand, at most ``count`` of them, drawn by ``seed``; ascending."""
-        view = self._set.view
+        view = self._seen().view
         every = np.concatenate([np.setdiff1d(np.arange(view.base.count), view.gone), view.base.count + view.live])
         if not len(every):
             raise HilbertflowError("the collection is empty", where=self.collection.url, remedy="add rows first")
         return np.sort(np.random.default_rng(seed).choice(every, min(count, len(every)), replace=False))
+
+    def _seen(self) -> ShardSet:
+        """What is searched. Where nobody has looked yet, the collection as it is now: after a compaction that came
+        between, what was opened would answer as if no row had ever changed.
+        """
+        if not self._set.looked:
+            self.refresh()
+        return self._set
 
     def _numbered(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Overrides whose level is a number: the exact one comes behind the last lossy one."""
@@ -182,3 +195,12 @@ class SearchEngine:
     def _changed(self, receipt: Receipt) -> Receipt:
         self.refresh()
         return receipt
+
+
+def _in_range(rows: I64, view: View) -> I64:
+    """Row numbers that a view has."""
+    numbers, count = np.asarray(rows), view.base.count + len(view.vectors)
+    if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= count):
+        bad = next((n for n in numbers.reshape(-1).tolist() if not isinstance(n, int) or not 0 <= n < count), None)
+        raise HilbertflowError(f"there is no row {bad}", where=view.base.url, remedy=f"give 0 to {count - 1}")
+    return numbers.astype(np.int64)

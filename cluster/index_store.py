@@ -75,6 +75,11 @@ class Build:
         """Bytes of all its files."""
         return self.artefact_file.bytes + sum(shard.bytes for shard in self.shards)
 
+    @property
+    def reached(self) -> float | None:
+        """Recall@10 of the settings that tuning chose; None where nothing was tuned."""
+        return next((float(trial["recall"]) for trial in self.trials if trial.get("chosen")), None)
+
 
 class HashingWriter:
     """A file that hashes and counts what passes through it."""

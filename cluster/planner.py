@@ -97,5 +97,5 @@ def choose(query: Query, builds: Mapping[str, Build], collection: CollectionArch
 
 
 def _praise(build: Build) -> str:
-    measured = [trial["recall"] for trial in build.trials if trial.get("chosen")]
-    return f"the best that is built (recall@10 {measured[0]:.3f} when tuned)" if measured else "the best that is built"
+    found = "" if build.reached is None else f" (recall@10 {build.reached:.3f} when tuned)"
+    return f"the best that is built{found}"

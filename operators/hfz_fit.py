@@ -63,6 +63,11 @@ class _Rows:
             return self.values
         return self.values[np.sort(np.random.default_rng(0).permutation(len(self.values))[:_SAMPLE])]
 
+    @property
+    def room(self) -> float:
+        """How many times as far out as the sample other rows may lie."""
+        return 1.25 if len(self.values) <= _SAMPLE else 4.0  # a step is rounded to a few bits
+
     def code(self, transform: _Transform, bits: float, emphasis: float) -> bytes:
         """A lossy file at about this many bits a value."""
         count, dim = self.values.shape
@@ -71,7 +76,7 @@ class _Rows:
             part = slice(start, start + step)
             turn = _made(self.sample[:, part], transform, bits)
             made = rowcode.fit(self.sample[:, part], (bits,), states=_STATES, klt=turn, pooled=transform.pooled,
-                               emphasis=0.0 if turn.plain else emphasis, block=1)  # fmt: skip
+                               emphasis=0.0 if turn.plain else emphasis, block=1, room=self.room)  # fmt: skip
             files.append(hfz.from_rows(made, self.values[:, part], self.dtype))
         return files[0] if len(files) == 1 else hfz.from_columns(files, count, dim, self.dtype)
 

@@ -269,6 +269,7 @@ def fit(
     seed: int = 0,
     klt: Klt | None = None,
     pooled: bool = False,
+    room: float = 4.0,
 ) -> RowCode:
     """A code made for rows like the sample.
 
@@ -282,6 +283,7 @@ def fit(
     emphasis: how far the error is shaped for nearest neighbours: 0 for least squared error.
     klt: the transform, where it is known already; else one is made for the sample.
     pooled: one step for all coefficients, where the rows are too few to tell their deviations apart.
+    room: how many times as far out as the sample rows may lie before they are clipped; it bounds how fine a level is.
     """
     if not bits or any(b <= a for a, b in zip((0.0, *bits), bits, strict=False)):
         raise HilbertflowError(f"bits {list(bits)}", where="rowcode", remedy="ascending numbers above 0")
@@ -303,7 +305,10 @@ def fit(
         if pooled:
             deviation[:] = np.sqrt(np.mean(deviation**2))
         distortion = _distortion(deviation, spread, emphasis, (budget - spent) * klt.dim, states)
-        columns = rowtrellis.allocate(deviation, distortion, states)
+        furthest = room * np.abs(left).max(axis=0, initial=0.0)
+        if pooled:
+            furthest[:] = furthest.max()
+        columns = rowtrellis.reaching(rowtrellis.allocate(deviation, distortion, states), furthest)
         symbols = rowtrellis.quantize(left.astype(np.float32), columns, states)
         coded = np.flatnonzero(columns.spacing > 0)
         points = rowtrellis.index(symbols[:, coded], states).astype(np.float64)

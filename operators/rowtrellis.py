@@ -7,7 +7,7 @@ and every coefficient has its own step and its own rate, since coefficients of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
+MOST = 32000
+"""The largest symbol."""
 _LANES = 32
 _TAIL = np.float32(3.5)  # deviations beyond which a Gaussian's quadratic rate is continued as a straight line
 _EXCESS = 0.07  # bits a coefficient above the rate-distortion bound
@@ -59,10 +61,19 @@ def allocate(deviation: F64, distortion: F64 | float, states: int) -> Columns:
     )
 
 
-def quantize(values: F32, columns: Columns, states: int, most: int = 32000) -> npt.NDArray[np.int16]:
-    """Symbols (n, r) int16, within ±``most``, of the best path of each row; 0 where a column is not coded.
+def reaching(columns: Columns, largest: F64) -> Columns:
+    """The columns with spacings wide enough for magnitudes of up to ``largest`` (r,).
 
-    ``values`` (n, r) float32, finite.
+    A rate that asks for finer ones is not met: values that the symbols do not reach would lose far more than it gains.
+    """
+    least = largest / (2 * MOST)
+    return replace(columns, spacing=np.where(columns.spacing > 0, np.maximum(columns.spacing, least), 0.0))
+
+
+def quantize(values: F32, columns: Columns, states: int) -> npt.NDArray[np.int16]:
+    """Symbols (n, r) int16, within ±:data:`MOST`, of the best path of each row; 0 where a column is not coded.
+
+    ``values`` (n, r) float32, finite; beyond ``2 * MOST`` spacings they are clipped (:func:`reaching`).
     """
     h0, h1 = trellis.taps(states)
     n, r = values.shape
@@ -72,7 +83,7 @@ def quantize(values: F32, columns: Columns, states: int, most: int = 32000) -> n
         return out
     spacing = columns.spacing[coded]
     u = np.zeros((-(-n // _LANES), coded.size, _LANES), np.float32)
-    scaled = np.clip(values[:, coded] / spacing.astype(np.float32), -2.0 * most, 2.0 * most)
+    scaled = np.clip(values[:, coded] / spacing.astype(np.float32), -2.0 * MOST, 2.0 * MOST)
     _deal(np.ascontiguousarray(scaled, np.float32), u)
     ratio = spacing / columns.deviation[coded]
     pull = columns.weight[coded] * ratio**2 * _HALF_BIT

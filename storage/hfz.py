@@ -59,8 +59,8 @@ def compress(
     if size is not None and recall is not None:
         raise HilbertflowError("both bytes and recall are given", remedy="ask for one of them")
     if size is not None:
-        if not 0 < size < float("inf"):
-            raise HilbertflowError(f"{size:g} bytes a vector", remedy="a number above 0")
+        if isinstance(size, str) or not 0 < size < float("inf"):
+            raise HilbertflowError(f"{size} bytes a vector", remedy="a number above 0")
         return hfz_fit.within(values, size)
     return hfz_fit.lossless(values) if recall is None else hfz_fit.reaching(values, recall, metric)
 

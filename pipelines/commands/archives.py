@@ -9,6 +9,7 @@ import typer
 from operators.amounts import in_order
 from pipelines import console
 from pipelines.commands.options import Json, Root, Url, level
+from pipelines.commands.tuned import recall_told
 
 if TYPE_CHECKING:
     from storage.handle import Archive
@@ -111,7 +112,9 @@ def info(
             [(row["name"], row["kind"], row["dtype"], shape) for row, shape in zip(listed, shapes, strict=True)],
         )
     for kind, index in described.get("indexes", {}).items():
-        console.say(f"{kind}: {index['shards']} shards, {console.size(index['bytes'])}")
+        found = recall_told(index["recall"], index["target_recall"])
+        size = f"{console.count(index['shards'], 'shard')}, {console.size(index['bytes'])}"
+        console.say(f"{kind}: {size}{f'; {found}' if found else ''}")
     if described.get("chosen"):
         _tried(described["chosen"])
     if recall:
@@ -209,7 +212,11 @@ def describe(handle: Any) -> dict[str, Any]:
             "encoder": handle.encoder,
         }
         told |= {"order": handle.attributes["order"], "lists": handle.attributes["lists"]}
-        told["indexes"] = {kind: {"bytes": build.bytes, "shards": len(build.shards)} for kind, build in builds.items()}
+        told["indexes"] = {
+            kind: {"bytes": build.bytes, "shards": len(build.shards), "recall": build.reached,
+                   "target_recall": build.kind.target_recall}
+            for kind, build in builds.items()
+        }  # fmt: skip
         told["chosen"] = current_choice(indexes_of(handle)) or {}
     return told | {
         "units": manifest.units, "source_bytes": manifest.source_bytes,

@@ -9,6 +9,7 @@ import typer
 from operators.amounts import in_order
 from pipelines import console
 from pipelines.commands.options import Json, Sets
+from pipelines.commands.tuned import built_lines
 
 if TYPE_CHECKING:
     from pipelines.plan import Plan
@@ -157,8 +158,10 @@ def _show(report: Report) -> None:
         return
     _show_parent(report.plan)
     if not report.written:
-        built = f"; built {', '.join(report.indexes)}" if report.indexes else ": nothing to do"
+        built = "" if report.indexes else ": nothing to do"
         console.say(f"{report.url} is finished ({console.count(done['units'], 'unit')}){built}")
+        for line in built_lines(report.url, report.indexes) if report.indexes else ():
+            console.say(line)
         return
     rate = done["source_bytes"] * report.written / done["units"] / 1e6 / max(report.seconds, 1e-9)
     went_on = f", {report.skipped} from an earlier run" if report.skipped else ""
@@ -175,7 +178,8 @@ def _show(report: Report) -> None:
                     f"{console.size(s3['bytes_written'])} written{source}")  # fmt: skip
     _show_sampled(report.plan)
     if report.indexes:
-        console.say(f"indexes: {', '.join(report.indexes)}")
+        for line in built_lines(report.url, report.indexes):
+            console.say(line)
     if report.page:
         console.say(f"how it went: {report.page}")
 

@@ -9,6 +9,7 @@ import typer
 from operators.errors import HilbertflowError
 from pipelines import console
 from pipelines.commands.options import GRACE_HOURS, Json, Url
+from pipelines.commands.tuned import built_lines
 
 Key = Annotated[
     str | None, typer.Option(metavar="TEXT", help="Idempotency key: sent again with the same rows it changes nothing.")
@@ -147,7 +148,8 @@ def compact(
         console.print_json(told)
         return
     console.say(f"{home.url}: {len(before.gone):,} rows out, {len(before.live):,} in; {log.view.count:,} rows")
-    console.say(f"indexes: {', '.join(report.indexes) or 'none'}")
+    for line in built_lines(home.url, report.indexes) if report.indexes else ("indexes: none",):
+        console.say(line)
     console.say(
         f"the old archive may still be read: `hilbertflow gc {home.url}` removes it once {GRACE_HOURS:g} h have "
         "passed, with `--grace HOURS` sooner"

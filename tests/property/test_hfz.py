@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -61,6 +62,19 @@ def test_more_bytes_less_error() -> None:
     rows = embeddings(600)
     errors = [float(np.mean((decompress(compress(rows, size=size)) - rows) ** 2)) for size in (6, 12, 24)]
     assert errors[0] > 3 * errors[1] > 9 * errors[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "tails"), [((600, 48), "normal"), ((600, 2), "t"), ((600, 1), "t"), ((40, 300), "t")]
+)
+def test_more_bytes_than_a_code_can_use_do_no_harm(shape: tuple[int, int], tails: str) -> None:
+    """A level is as fine as its symbols reach the furthest value, and no finer."""
+    random = np.random.default_rng(0)
+    values = (random.normal(size=shape) if tails == "normal" else random.standard_t(2, size=shape)).astype(np.float32)
+    sizes = [share * shape[1] for share in (1.5, 1.75, 2, 2.5, 3)]
+    errors = [float(np.mean(np.square(decompress(compress(values, size=size)) - values))) for size in sizes]
+    assert all(more <= 1.1 * less for less, more in itertools.pairwise(errors))
+    assert errors[-1] < 1e-6 * float(np.mean(np.square(values)))
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])

@@ -16,8 +16,10 @@ from cluster.artefact import check_shard
 from cluster.build import build_indexes
 from cluster.engine import SearchEngine
 from cluster.faiss_errors import useful
+from cluster.ivfpq import IvfPq
 from operators.errors import HilbertflowError
 from pipelines.cli import call
+from pipelines.commands.tuned import built_lines
 from tests.collection_fixtures import archive_vectors, clustered
 
 VECTORS = clustered(600, 8)
@@ -101,3 +103,15 @@ def test_of_an_error_of_faiss_the_useful_part_is_told() -> None:
     assert "not recognized" in useful(caught.value)
     assert useful(RuntimeError("x" * 500)) == "x" * 157 + "..."
     assert useful(MemoryError()) == "MemoryError"
+
+
+def test_an_index_that_misses_its_target_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Short codes alone do not tell the nearest rows, at any setting; whoever built them is told, and `info` tells."""
+    for refine, missed in (("fp16", False), ("none", True)):
+        build_indexes(url, [IvfPq(refine=refine, target_recall=0.97)], actors=0)  # type: ignore[arg-type]
+        index = told(capsys, "info", url)["indexes"]["ivfpq"]  # type: ignore[index]
+        assert (index["recall"] < index["target_recall"]) == missed
+        lines = built_lines(url, ["ivfpq"])
+        assert ("0.97 was asked for" in lines[0]) == (len(lines) == 2) == missed
+        assert call(["info", url]) == 0
+        assert ("0.97 was asked for" in " ".join(capsys.readouterr().out.split())) == missed

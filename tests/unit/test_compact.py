@@ -155,6 +155,18 @@ def test_a_stopped_compaction_goes_on_at_its_version(tmp_path: Path, monkeypatch
     assert len(list(Path(url, "generations").iterdir())) == 1
 
 
+def test_an_engine_that_looks_after_a_compaction_sees_the_rows_as_they_are(tmp_path: Path) -> None:
+    """Opened before it, first asked after it: no row that was deleted, each that was put in."""
+    url = changed(tmp_path)
+    engine, numbered = SearchEngine.open(url), SearchEngine.open(url)
+    compact(url)
+    gone, new = clustered(ROWS, DIM)[1000], clustered(70, DIM, seed=6)[:1]
+    assert engine.search(gone, 1, "exact").ids[0, 0] != "row-1000"
+    assert engine.search(new, 1, "exact").ids[0, 0] == "new-0"
+    rows = numbered.rows(["row-1000", "new-0"])
+    assert rows[0] == -1 and np.array_equal(numbered.take(rows[1:]), new)
+
+
 def test_of_two_compactions_one_counts(tmp_path: Path) -> None:
     """The same rows give the same archive; an older one that ends later is told so."""
     url = changed(tmp_path)

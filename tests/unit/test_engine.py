@@ -152,6 +152,17 @@ def test_bad_vectors(engine: SearchEngine, queries: Any) -> None:
         engine.search(queries)
 
 
+def test_rows_that_are_not_there_and_caches_that_cannot_be(engine: SearchEngine) -> None:
+    count = engine.collection.count
+    for rows in ([count], [-1], [10**12], [0, 10**9], [0.5]):
+        for ask in (engine.take, engine.metadata):
+            with pytest.raises(HilbertflowError, match=rf"there is no row .*give 0 to {count - 1}"):
+                ask(np.array(rows))
+    for cache in (-1, 1.5, None, "1MB", True):
+        with pytest.raises(HilbertflowError, match="cache is"):
+            SearchEngine.open(engine.collection.url, cache=cache)  # type: ignore[arg-type]
+
+
 def test_no_queries_give_no_answers(engine: SearchEngine) -> None:
     """An empty batch is answered by an empty result in every tier."""
     for tier in engine.tiers:

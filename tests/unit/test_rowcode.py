@@ -136,6 +136,16 @@ def test_coefficients_of_small_variance_are_left_out() -> None:
     assert not rowtrellis.quantize(np.ones((5, 3), np.float32), plan, 8)[:, 2].any()
 
 
+def test_a_level_finer_than_its_symbols_reach_loses_nothing() -> None:
+    """Twenty bits a value are not to be had in symbols of sixteen: the level is as fine as it can be."""
+    vectors = np.random.default_rng(0).normal(size=(2000, 48)).astype(np.float32)
+    code = rowcode.fit(vectors, (1.0, 20.0))
+    levels = code.encode(vectors)
+    lossy = code.decode({name: levels[name] for name in ("level0", "level1")})
+    assert np.mean(np.square(lossy - vectors)) < 1e-6
+    assert np.array_equal(code.decode(levels), vectors)
+
+
 def test_bad_input_is_named() -> None:
     vectors = rows(70)
     vectors[66, 5] = np.inf

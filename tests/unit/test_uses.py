@@ -183,6 +183,11 @@ def test_recommendations_refuse(tastes: str) -> None:
     ):  # fmt: skip
         with pytest.raises(HilbertflowError, match=says):
             recommend(tastes, like, unlike)
+    with pytest.raises(HilbertflowError, match="not a list of ids"):
+        recommend(tastes, "row-5")
+    for k in (0, -3, 10**9, 1.5):
+        with pytest.raises(HilbertflowError, match=f"k is {k}"):
+            recommend(tastes, ["row-5"], k=k)  # type: ignore[arg-type]
 
 
 def test_commands(tastes: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,7 +150,7 @@ def _sharded(url: str, queries: F32, truth: I64) -> Table:
 
 
 def _workers(url: str, quick: bool) -> Table:
-    """One worker and two over four shards, in turns; the time of adding, once actors are up."""
+    """One worker and two over four shards, in turns; with the time that actors take to start."""
     collection = open_collection(url)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     kind = Hnsw(shards=4)
@@ -184,11 +184,11 @@ def _pooled(url: str, artefact: Artefact, kind: IndexKind, workers: int, name: s
 
     collection = open_collection(url)
     place = indexes_of(collection)
-    pids: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
 
     def started(actor: Any) -> None:
-        if (key := str(actor)) not in pids:
-            pids[key] = ray.get(actor.process.remote())
+        if (key := str(actor)) not in asked:  # not waited for: the next actor would start later than it does in a build
+            asked[key] = actor.process.remote()
 
     with local_ray(None):
         work = [(artefact, task) for task in shard_tasks(name, collection.count, kind.shards)]
@@ -196,7 +196,8 @@ def _pooled(url: str, artefact: Artefact, kind: IndexKind, workers: int, name: s
         began = time.perf_counter()
         for _, stored in build_shards(url, work, workers, started):
             largest = max(largest, stored.bytes)
-            peak = max([peak, *map(_peak, pids.values())])
+            up, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=0)
+            peak = max([peak, *map(_peak, ray.get(up))])
         taken = time.perf_counter() - began
     shutil.rmtree(Path(place.url) / name, ignore_errors=True)
     return taken, peak, largest

@@ -38,13 +38,14 @@ class SearchEngine:
         device: Device = "cpu",
         cache: int = CACHE_BYTES,
     ) -> None:
-        if isinstance(cache, bool) or not isinstance(cache, int) or cache < 0:
+        if isinstance(cache, bool) or not isinstance(cache, int | np.integer) or cache < 0:
             raise HilbertflowError(f"cache is {cache!r}", where="search", remedy="give a number of bytes from 0")
         if device == "cuda":
             runs_on_gpu(device, "device")  # refused now, not by the first query
-        self._threads, self._device, self._cache = threads, device, cache
+        self._threads, self._device, self._cache = threads, device, int(cache)
         self._log, self._lock = RowLog(collection), threading.Lock()
         self._set, self._recent = self._over(collection, builds), Recent()
+        self._looked = False
 
     @classmethod
     def open(
@@ -60,7 +61,7 @@ class SearchEngine:
 
     @property
     def collection(self) -> CollectionArchive:
-        """The archive that is searched; another one after a compaction and `refresh`."""
+        """The archive that is searched; another one after a compaction and `refresh`, or the first search."""
         return self._set.collection
 
     @property
@@ -76,12 +77,15 @@ class SearchEngine:
     def refresh(self) -> bool:
         """See what others changed since: True when there was something. Reads the new batches only."""
         with self._lock:
-            before = self._set.view if self._set.looked else None
+            url, version = self._set.collection.url, self._set.view.version if self._looked else None
             self._set.refresh()
-            if self._set.stale:
+            while self._set.stale:
                 now = self._log.view.base
-                self._set = self._over(now, current_builds(indexes_of(now)))
-            return self._set.view is not before
+                held = self._over(now, current_builds(indexes_of(now)))
+                held.refresh()
+                self._set = held
+            view, self._looked = self._set.view, True
+            return view.base.url != url or version not in (None, view.version)
 
     def upsert(self, ids: Any, vectors: Any, metadata: Any = None, key: str | None = None) -> Receipt:
         """Put rows in, replacing those whose id exists; see `storage.rowlog.RowLog.upsert`. Seen by the next search."""
@@ -113,7 +117,8 @@ class SearchEngine:
     @property
     def tiers(self) -> tuple[str, ...]:
         """Tiers that can answer now."""
-        return available(self.builds, self.collection)
+        held = self._seen()
+        return available(held.builds, held.collection)
 
     def search(
         self, queries: Any, k: int = 10, tier: str | None = None, filter: str | None = None, **overrides: Any
@@ -177,14 +182,14 @@ class SearchEngine:
         """What is searched. Where nobody has looked yet, the collection as it is now: after a compaction that came
         between, what was opened would answer as if no row had ever changed.
         """
-        if not self._set.looked:
+        if not self._looked:
             self.refresh()
         return self._set
 
     def _numbered(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Overrides whose level is a number: the exact one comes behind the last lossy one."""
         exact = overrides.get("level") == "exact"
-        return overrides | {"level": len(self.collection.levels) - 1} if exact else overrides
+        return overrides | {"level": len(self._seen().collection.levels) - 1} if exact else overrides
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
         builds = fresh(collection, builds)
@@ -198,9 +203,12 @@ class SearchEngine:
 
 
 def _in_range(rows: I64, view: View) -> I64:
-    """Row numbers that a view has."""
+    """Row numbers (n,) that a view has."""
     numbers, count = np.asarray(rows), view.base.count + len(view.vectors)
-    if numbers.size and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= count):
-        bad = next((n for n in numbers.reshape(-1).tolist() if not isinstance(n, int) or not 0 <= n < count), None)
-        raise HilbertflowError(f"there is no row {bad}", where=view.base.url, remedy=f"give 0 to {count - 1}")
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        what = f"rows have shape {numbers.shape} and type {numbers.dtype}"
+        raise HilbertflowError(what, where=view.base.url, remedy="give whole numbers in one dimension")
+    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
+        bad = next(n for n in numbers.tolist() if not 0 <= n < count)
+        raise HilbertflowError(f"there is no row {bad}", where=view.base.url, remedy=f"there are {count}, from 0")
     return numbers.astype(np.int64)

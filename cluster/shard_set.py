@@ -100,11 +100,6 @@ class ShardSet:
         self._tier_of: Callable[[Query], str] = lru_cache(maxsize=1024)(lambda q: choose(q, known, collection).tier)
 
     @property
-    def looked(self) -> bool:
-        """Whether it knows a version already."""
-        return self._view is not None
-
-    @property
     def view(self) -> View:
         """The version that is answered."""
         if self._view is None:

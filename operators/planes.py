@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from operators.errors import HilbertflowError
+
 
 def arrays(batch: pa.Table, column: str, dtype: npt.DTypeLike) -> list[npt.NDArray[Any]]:
     """Each row of a binary column as a read-only 1-D array of ``dtype``, without copying."""
@@ -38,10 +40,11 @@ def with_arrays(batch: pa.Table, column: str, rows: Iterable[npt.NDArray[Any] | 
     parts = [np.frombuffer(row, np.uint8) if isinstance(row, bytes) else _bytes_of(row) for row in rows]
     offsets = np.zeros(len(parts) + 1, np.int64)
     np.cumsum([part.size for part in parts], out=offsets[1:])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        what = f"{offsets[-1]:,} bytes of {column} in one unit, more than Arrow's columns hold"
+        raise HilbertflowError(what, where="compute", remedy="make planes_per_unit or rows_per_unit smaller")
     data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
     buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(data)]
-    if offsets[-1] > np.iinfo(np.int32).max:
-        raise OverflowError(f"{offsets[-1]:,} bytes in a binary column")
     return with_column(batch, column, pa.Array.from_buffers(pa.binary(), len(parts), buffers))
 
 

@@ -308,7 +308,8 @@ def fit(
         furthest = room * np.abs(left).max(axis=0, initial=0.0)
         if pooled:
             furthest[:] = furthest.max()
-        columns = rowtrellis.reaching(rowtrellis.allocate(deviation, distortion, states), furthest)
+        wanted = rowtrellis.allocate(deviation, distortion, states)
+        columns = rowtrellis.reaching(wanted, furthest)
         symbols = rowtrellis.quantize(left.astype(np.float32), columns, states)
         coded = np.flatnonzero(columns.spacing > 0)
         points = rowtrellis.index(symbols[:, coded], states).astype(np.float64)
@@ -316,7 +317,8 @@ def fit(
         best = (points * left[:, coded]).sum(axis=0) / np.maximum((points * points).sum(axis=0), 1)
         if pooled and coded.size:
             best[:] = np.median(best)
-        step[coded] = _short(best)
+        short, finest = _short(best), columns.spacing[coded] > wanted.spacing[coded]
+        step[coded] = np.where(finest & (room * short < best), np.ceil(best), short)  # rounded down it would not reach
         columns.spacing[coded] *= np.where(best > 0, step[coded] / np.where(best > 0, best, 1), 1)
         left[:, coded] -= points * step[coded]
         steps.append(step)

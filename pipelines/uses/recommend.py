@@ -49,14 +49,14 @@ def recommend(
 
     like, unlike: ids. tier, filter: as in a search.
     """
+    if isinstance(like, str) or isinstance(unlike, str):
+        raise HilbertflowError("one text is not a list of ids", where="recommend", remedy="give [id]")
     if not like or len(like) + len(unlike) > MOST_LIKED:
         raise HilbertflowError(
             f"{len(like)} liked and {len(unlike)} disliked ids", where="recommend",
             remedy=f"give at least one liked, {MOST_LIKED} in all at most",
         )  # fmt: skip
-    if isinstance(like, str) or isinstance(unlike, str):
-        raise HilbertflowError("one text is not a list of ids", where="recommend", remedy="give [id]")
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
         raise HilbertflowError(f"k is {k!r}", where="recommend", remedy=f"give 1 to {MAX_K:,}")
     if both := sorted(set(like) & set(unlike)):
         raise HilbertflowError(f"{both[0]!r} is liked and disliked", where="recommend", remedy="say one of both")

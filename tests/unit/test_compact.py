@@ -6,11 +6,13 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import cluster.engine
 import pipelines.run
 from cluster.build import build_indexes
 from cluster.engine import SearchEngine
@@ -105,6 +107,7 @@ def test_what_stood_stands_bit_for_bit(tmp_path: Path, metric: str) -> None:
     """Also after more changes and a second compaction; versions go on; keys are remembered; nothing is damaged."""
     url = changed(tmp_path, metric)
     engine, stood = SearchEngine.open(url), standing(RowLog(archive.open(url)).view)
+    assert engine.version == 3
     held = engine._set.view
     build_indexes(url, ["hnsw"], actors=0)
     report = compact(url)
@@ -165,6 +168,29 @@ def test_an_engine_that_looks_after_a_compaction_sees_the_rows_as_they_are(tmp_p
     assert engine.search(new, 1, "exact").ids[0, 0] == "new-0"
     rows = numbered.rows(["row-1000", "new-0"])
     assert rows[0] == -1 and np.array_equal(numbered.take(rows[1:]), new)
+    assert not engine.refresh() and not numbered.refresh()
+
+
+def test_a_first_look_that_fails_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not answered from the archive as it was before all changes."""
+    url = changed(tmp_path)
+    engine, gone = SearchEngine.open(url), clustered(ROWS, DIM)[1000]
+    compact(url)
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster.engine, "current_builds", Mock(side_effect=HilbertflowError("no answer")))
+        with pytest.raises(HilbertflowError, match="no answer"):
+            engine.search(gone, 1, "exact")
+    assert engine.search(gone, 1, "exact").ids[0, 0] != "row-1000"
+
+
+def test_looking_tells_whether_there_was_something(tmp_path: Path) -> None:
+    url = changed(tmp_path)
+    engine = SearchEngine.open(url)
+    assert not engine.refresh() and not engine.refresh()
+    SearchEngine.open(url).delete(["row-5"])
+    assert engine.refresh() and not engine.refresh()
+    compact(url)
+    assert engine.refresh() and not engine.refresh()
 
 
 def test_of_two_compactions_one_counts(tmp_path: Path) -> None:

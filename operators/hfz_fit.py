@@ -131,17 +131,19 @@ def within(values: npt.NDArray[Any], size: float) -> bytes:
         return exact
     bits = min(max(0.9 * 8 * budget / rows.values.size, _LEAST), _MOST)
     transform = rows.best(bits, 0.0)
-    found, least, low, high = None, budget + 1, 0.0, 2 * _MOST
+    found, least, low, high, over = None, budget + 1, 0.0, 2 * _MOST, 0
     for _ in range(8):
         file = rows.code(transform, bits, 0.0)
         least = min(least, len(file)) if found is None and least <= budget else len(file)
         if len(file) <= budget:
-            found, low = file, bits
+            found, low, over = file, bits, 0
             if len(file) > 0.99 * budget or bits >= _MOST:
                 break
         else:
-            high = bits
+            high, over = bits, over + 1
         guess = bits + 8 * (0.996 * budget - len(file)) / rows.values.size
+        if over > 1:  # as fine as symbols reach, a code does not shrink at the first bits less
+            guess = min(guess, max((low + high) / 2, 0.75 * bits))
         bits = min(guess if low < guess < high else (low + high) / 2, _MOST)
         if bits < _LEAST:
             break

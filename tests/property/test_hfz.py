@@ -58,6 +58,15 @@ def test_a_size_is_kept_to_or_refused(shape: tuple[int, int], seed: int, dtype: 
         compress(values, size=20 / shape[0])
 
 
+@pytest.mark.parametrize("shape", [(8, 10), (9, 12), (12, 7)])
+def test_a_size_is_found_below_that_of_the_finest_code(shape: tuple[int, int]) -> None:
+    """Files of codes finer than symbols reach are all as long: the search leaves them for coarser ones."""
+    values = np.random.default_rng(0).normal(size=shape)
+    for bits in (1.5, 2.0, 3.3):
+        size = shape[1] * bits / 8 + 330 / shape[0]
+        assert len(compress(values, size=size)) <= size * shape[0]
+
+
 def test_more_bytes_less_error() -> None:
     rows = embeddings(600)
     errors = [float(np.mean((decompress(compress(rows, size=size)) - rows) ** 2)) for size in (6, 12, 24)]

@@ -24,7 +24,7 @@ from cluster.vectors import F32, I64
 from operators.errors import HilbertflowError
 from storage.batch_log import Receipt
 from storage.collection import CollectionArchive
-from storage.rowlog import RowLog, View
+from storage.rowlog import RowLog
 
 
 class SearchEngine:
@@ -44,7 +44,7 @@ class SearchEngine:
             runs_on_gpu(device, "device")  # refused now, not by the first query
         self._threads, self._device, self._cache = threads, device, int(cache)
         self._log, self._lock = RowLog(collection), threading.Lock()
-        self._set, self._recent = self._over(collection, builds), Recent()
+        self._held, self._recent = self._over(collection, builds), Recent()
         self._looked = False
 
     @classmethod
@@ -61,7 +61,7 @@ class SearchEngine:
 
     @property
     def collection(self) -> CollectionArchive:
-        """The archive that is searched; another one after a compaction and `refresh`, or the first search."""
+        """The archive that is searched; another one after a compaction and `refresh`."""
         return self._set.collection
 
     @property
@@ -72,19 +72,19 @@ class SearchEngine:
     @property
     def version(self) -> int:
         """Version of the collection that searches see: 0 as archived, one more with each batch of changes."""
-        return self._seen().view.version
+        return self._set.view.version
 
     def refresh(self) -> bool:
         """See what others changed since: True when there was something. Reads the new batches only."""
         with self._lock:
-            url, version = self._set.collection.url, self._set.view.version if self._looked else None
-            self._set.refresh()
-            while self._set.stale:
+            url, version = self._held.collection.url, self._held.view.version if self._looked else None
+            self._held.refresh()
+            while self._held.stale:
                 now = self._log.view.base
                 held = self._over(now, current_builds(indexes_of(now)))
                 held.refresh()
-                self._set = held
-            view, self._looked = self._set.view, True
+                self._held = held
+            view, self._looked = self._held.view, True
             return view.base.url != url or version not in (None, view.version)
 
     def upsert(self, ids: Any, vectors: Any, metadata: Any = None, key: str | None = None) -> Receipt:
@@ -101,24 +101,20 @@ class SearchEngine:
 
     def rows(self, ids: Sequence[str]) -> I64:
         """Row number of every id, -1 where there is none."""
-        self._seen()
-        return self._log.rows(ids)
+        return self._set.log.rows(ids)
 
     def take(self, rows: I64) -> F32:
         """Exact vectors of rows, as `Results.rows` numbers them: (n, dim)."""
-        view = self._seen().view
-        return view.take(_in_range(rows, view))
+        return self._set.view.take(rows)
 
     def metadata(self, rows: I64) -> pa.Table:
         """Ids and metadata of rows, as `Results.rows` numbers them, in this order."""
-        held = self._seen()
-        return held.metadata(_in_range(rows, held.view))
+        return self._set.metadata(rows)
 
     @property
     def tiers(self) -> tuple[str, ...]:
         """Tiers that can answer now."""
-        held = self._seen()
-        return available(held.builds, held.collection)
+        return available(self.builds, self.collection)
 
     def search(
         self, queries: Any, k: int = 10, tier: str | None = None, filter: str | None = None, **overrides: Any
@@ -148,7 +144,7 @@ class SearchEngine:
 
     def answer(self, vectors: F32, query: Query) -> Results:
         """The same for checked vectors and a query that is made."""
-        held = self._seen()  # another one may take its place meanwhile
+        held = self._set  # another one may take its place meanwhile
         choice = choose(query, held.builds, held.collection)
         answer = held.search(vectors, query)
         began = time.perf_counter()
@@ -172,24 +168,25 @@ class SearchEngine:
 
     def sample(self, count: int, seed: int = 0) -> I64:
         """Rows that stand, at most ``count`` of them, drawn by ``seed``; ascending."""
-        view = self._seen().view
+        view = self._set.view
         every = np.concatenate([np.setdiff1d(np.arange(view.base.count), view.gone), view.base.count + view.live])
         if not len(every):
             raise HilbertflowError("the collection is empty", where=self.collection.url, remedy="add rows first")
         return np.sort(np.random.default_rng(seed).choice(every, min(count, len(every)), replace=False))
 
-    def _seen(self) -> ShardSet:
+    @property
+    def _set(self) -> ShardSet:
         """What is searched. Where nobody has looked yet, the collection as it is now: after a compaction that came
         between, what was opened would answer as if no row had ever changed.
         """
         if not self._looked:
             self.refresh()
-        return self._set
+        return self._held
 
     def _numbered(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Overrides whose level is a number: the exact one comes behind the last lossy one."""
         exact = overrides.get("level") == "exact"
-        return overrides | {"level": len(self._seen().collection.levels) - 1} if exact else overrides
+        return overrides | {"level": len(self.collection.levels) - 1} if exact else overrides
 
     def _over(self, collection: CollectionArchive, builds: dict[str, Build]) -> ShardSet:
         builds = fresh(collection, builds)
@@ -200,15 +197,3 @@ class SearchEngine:
     def _changed(self, receipt: Receipt) -> Receipt:
         self.refresh()
         return receipt
-
-
-def _in_range(rows: I64, view: View) -> I64:
-    """Row numbers (n,) that a view has."""
-    numbers, count = np.asarray(rows), view.base.count + len(view.vectors)
-    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
-        what = f"rows have shape {numbers.shape} and type {numbers.dtype}"
-        raise HilbertflowError(what, where=view.base.url, remedy="give whole numbers in one dimension")
-    if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
-        bad = next(n for n in numbers.tolist() if not 0 <= n < count)
-        raise HilbertflowError(f"there is no row {bad}", where=view.base.url, remedy=f"there are {count}, from 0")
-    return numbers.astype(np.int64)

@@ -89,8 +89,8 @@ class View:
         return pa.table(columns)
 
     def take(self, rows: I64) -> F32:
-        """Vectors of rows of either kind, in this order: (n, dim) float32."""
-        rows = np.asarray(rows, np.int64)
+        """Vectors of rows of either kind, in this order: (n, dim) float32. Raises for rows that are not there."""
+        rows = self._checked(rows)
         late = rows >= self.base.count
         out = np.empty((len(rows), self.base.dim), np.float32)
         out[late] = self.vectors[rows[late] - self.base.count]
@@ -99,8 +99,8 @@ class View:
         return out
 
     def table(self, rows: I64) -> pa.Table:
-        """Ids and metadata of rows of either kind, in this order."""
-        rows = np.asarray(rows, np.int64)
+        """Ids and metadata of rows of either kind, in this order. Raises for rows that are not there."""
+        rows = self._checked(rows)
         late = rows >= self.base.count
         if not late.any():
             return self.base.metadata(rows)
@@ -109,6 +109,16 @@ class View:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         return pa.concat_tables(parts, promote_options="permissive").take(pa.array(back))
+
+    def _checked(self, rows: npt.ArrayLike) -> I64:
+        numbers, count = np.asarray(rows), self.base.count + len(self.vectors)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            what = f"rows have shape {numbers.shape} and type {numbers.dtype}"
+            raise HilbertflowError(what, where=self.base.url, remedy="give whole numbers in one dimension")
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
+            bad = next(n for n in numbers.tolist() if not 0 <= n < count)
+            raise HilbertflowError(f"there is no row {bad}", where=self.base.url, remedy=f"there are {count}, from 0")
+        return numbers.astype(np.int64)
 
 
 class RowLog:
